@@ -1,0 +1,54 @@
+"""Examples made of random codes and text states, for tests that need no audio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.batches import Examples
+
+
+class RandomCodes:
+    """Codes in memory: one array (V, K, T) a clip."""
+
+    def __init__(self, lengths: Sequence[int], views: int = 2, codebooks: int = 4, seed: int = 0):
+        draw = np.random.default_rng(seed)
+        self.clips = [draw.integers(0, 2048, (views, codebooks, length), dtype=np.int16) for length in lengths]
+        self.frames = np.array([[length] * views for length in lengths], dtype=np.int64)
+
+    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
+        return self.clips[clip][view, :, start : start + frames]
+
+
+class RandomText:
+    """States in memory: a caption of n words has n tokens."""
+
+    def __init__(self, width: int = 512):
+        self.width = width
+
+    def states(self, caption: str) -> np.ndarray:
+        draw = np.random.default_rng(list(caption.encode()))
+        return draw.standard_normal((len(caption.split()), self.width), dtype=np.float32) * 0.2
+
+
+def random_examples(
+    lengths: Sequence[int],
+    captions: Sequence[str | None] | None = None,
+    *,
+    segment_frames: int = 40,
+    seed: int = 0,
+) -> Examples:
+    """Clips of these lengths in frames; every third has no caption unless captions are given."""
+    if captions is None:
+        captions = [None if clip % 3 == 2 else "word " * (1 + clip % 5) + str(clip) for clip in range(len(lengths))]
+    return Examples(
+        codes=RandomCodes(lengths, seed=seed),
+        text=RandomText(),
+        captions=captions,
+        names=[f"clip{clip}.wav" for clip in range(len(lengths))],
+        codebooks=4,
+        special_token=2048,
+        segment_frames=segment_frames,
+        text_width=512,
+    )

@@ -1,0 +1,131 @@
+"""Micro-batches of tensors from the cached codes and text states, made ahead of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.order import Row
+from trainer.patterns import inputs_and_labels, steps_of
+
+
+class Codes(Protocol):
+    """Cached codes by clip index; `frames` is (clips, views) int64."""
+
+    @property
+    def frames(self) -> np.ndarray: ...
+
+    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray: ...
+
+
+class Text(Protocol):
+    """Cached T5 states by caption."""
+
+    def states(self, caption: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch on one device; see LanguageModel.forward for the four inputs."""
+
+    inputs_BKT: Tensor
+    labels_BKT: Tensor
+    text_BSD: Tensor
+    text_mask_BS: Tensor
+    attention_BS: Tensor | None
+    frames: int  # of the clips themselves, without padding and fillers
+    padded_frames: int  # steps x rows that are computed
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change` applied to each tensor."""
+        return replace(
+            self,
+            inputs_BKT=change(self.inputs_BKT),
+            labels_BKT=change(self.labels_BKT),
+            text_BSD=change(self.text_BSD),
+            text_mask_BS=change(self.text_mask_BS),
+            attention_BS=None if self.attention_BS is None else change(self.attention_BS),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
+    condition, `names[clip]` is its file, for messages."""
+
+    codes: Codes
+    text: Text
+    captions: Sequence[str | None]
+    names: Sequence[str]
+    codebooks: int
+    special_token: int
+    segment_frames: int
+    text_width: int
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """The micro-batch of these rows, in CPU memory, pinned where there is a CUDA device."""
+        codes = [self.codes.crop(row.clip, row.view, row.start, row.frames) for row in rows]
+        captions = [None if row.drop_caption else self.captions[row.clip] for row in rows]
+        states = [None if caption is None else self.text.states(caption) for caption in captions]
+        steps = max(steps_of(row.frames, self.codebooks, self.segment_frames) for row in rows)
+        inputs, labels = inputs_and_labels(self._padded_codes(codes, steps), self.special_token)
+        for index, row in enumerate(rows):
+            if row.weight == 0:
+                labels[index] = -100
+        text, mask, attention = self._padded_text(states)
+        batch = Batch(
+            inputs_BKT=inputs,
+            labels_BKT=labels,
+            text_BSD=text,
+            text_mask_BS=mask,
+            attention_BS=attention,
+            frames=sum(row.frames for row in rows if row.weight),
+            padded_frames=steps * len(rows),
+        )
+        return batch.map(Tensor.pin_memory) if torch.cuda.is_available() else batch
+
+    def _padded_codes(self, codes: Sequence[np.ndarray], steps: int) -> Tensor:
+        padded = torch.full((len(codes), self.codebooks, steps), self.special_token, dtype=torch.int64)
+        for index, clip_KT in enumerate(codes):
+            padded[index, :, : clip_KT.shape[1]] = torch.from_numpy(clip_KT.astype(np.int64))
+        return padded
+
+    def _padded_text(self, states: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Text (B, S, D), mask (B, S) float, and what may be attended to (B, S) bool or None.
+
+        A null row attends to its zero keys, wherever its batch-mates have text: any of them gives zero.
+        """
+        lengths = [0 if row is None else len(row) for row in states]
+        longest = max(1, *lengths)
+        text = torch.zeros(len(states), longest, self.text_width)
+        mask = torch.zeros(len(states), longest)
+        for index, row in enumerate(states):
+            if row is not None:
+                text[index, : len(row)] = torch.from_numpy(row)
+                mask[index, : len(row)] = 1
+        padded = any(0 < length < longest for length in lengths)
+        attention = mask.bool() | ~mask.bool().any(dim=1, keepdim=True) if padded else None
+        return text, mask, attention
+
+
+def prefetched(
+    shares: Iterable[Sequence[Row]], make: Callable[[Sequence[Row]], Batch], ahead: int = 2
+) -> Iterator[Batch]:
+    """`make` of each share, in order, computed by one thread up to `ahead` batches before it is asked for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        pending = []
+        for share in shares:
+            pending.append(pool.submit(make, share))
+            if len(pending) > ahead:
+                yield pending.pop(0).result()
+        while pending:
+            yield pending.pop(0).result()

@@ -1,0 +1,60 @@
+"""What can go wrong in a way that a person can mend, and the exit code of each.
+
+A message says what was given, why it fails and what would work. Everything else is a defect and
+shows its traceback.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_STORAGE = 4
+EXIT_NOT_FINITE = 5
+EXIT_OUT_OF_MEMORY = 6
+EXIT_RESUME = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, saved; run the same command again
+
+
+class TrainerError(Exception):
+    """A failure with a message for the user; `exit_code` is what the process ends with."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(TrainerError):
+    """A flag, or a combination of flags, that cannot work."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(TrainerError):
+    """A dataset from which nothing can be trained."""
+
+    exit_code = EXIT_DATA
+
+
+class ModelError(TrainerError):
+    """A model that cannot be found, read or trained here."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint that is incomplete, or that belongs to another run."""
+
+
+class StorageError(TrainerError):
+    """A folder that cannot be written, or a disk that is full."""
+
+    exit_code = EXIT_STORAGE
+
+
+class NotFiniteError(TrainerError):
+    """A loss or gradient norm that is NaN or infinite; no weight was changed by it."""
+
+    exit_code = EXIT_NOT_FINITE
+
+
+class MemoryShortError(TrainerError):
+    """Device memory that does not suffice for the planned micro-batch."""
+
+    exit_code = EXIT_OUT_OF_MEMORY

@@ -1,0 +1,164 @@
+"""The training loop: step after step from the order, with validation, reports and checkpoints between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from tqdm import tqdm
+
+from trainer.batches import Batch, Examples, prefetched
+from trainer.checkpoint import Checkpoint, Saver
+from trainer.engine import Engine, StepResult
+from trainer.errors import NotFiniteError
+from trainer.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.plan import Plan
+from trainer.schedule import Schedule, learning_rate
+from trainer.stopping import StopRequest
+from trainer.tracking import Tracker, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """When things happen between steps; None is never."""
+
+    log_steps: int
+    validation_steps: int | None
+    save_step: int | None
+    checkpoint_minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's fixed parts, put together by launch.py."""
+
+    plan: Plan
+    order: Order
+    schedule: Schedule
+    train: Examples
+    validation: Examples | None
+    intervals: Intervals
+    description: Mapping[str, object]  # what its checkpoints belong to
+    on_save_step: Callable[[Checkpoint], None]
+
+
+def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRequest, start_step: int) -> int:
+    """Train from `start_step` to the end of the order or to a request to stop; returns the steps done.
+
+    The last state is saved, complete and on disk, on return. Raises NotFiniteError, naming the step's
+    clips, after saving the state before that step.
+    """
+    steps = run.order.steps
+    batches = prefetched(_shares(run, start_step), run.train.batch)
+    meter = _Meter()
+    last_save = time.monotonic()
+    step = start_step
+    with tqdm(total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True) as bar:
+        while step < steps and stop.name is None:
+            rows = rows_of_step(run.order, step)
+            micro = list(islice(batches, run.plan.accumulation))
+            result = _step(run, engine, saver, rows, micro, step)
+            step += 1
+            meter.add(micro)
+            bar.update()
+            if step % run.intervals.log_steps == 0 or step == steps:
+                bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{learning_rate(run.schedule, step - 1):.2e}")
+                tracker.log(_report(run, engine, result, meter.read(), step))
+            if run.validation is not None and (_every(run.intervals.validation_steps, step) or step == steps):
+                tracker.log(validate(run, engine, step))
+            exports = _every(run.intervals.save_step, step)
+            if exports or time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes:
+                saver.save(step, engine.state(), run.description, run.on_save_step if exports else None)
+                last_save = time.monotonic()
+            saver.check()
+    if not saver.has(step):
+        saver.save(step, engine.state(), run.description)
+    saver.wait()
+    return step
+
+
+def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
+    """Cross entropy over the validation clips, middle crop of the first view, for the report."""
+    assert run.validation is not None
+    rows = [middle_crop(run.validation, clip) for clip in range(len(run.validation.captions))]
+    rows.sort(key=lambda row: -row.frames)
+    shares = [rows[first : first + run.plan.micro_batch] for first in range(0, len(rows), run.plan.micro_batch)]
+    sums_K, cells_K = engine.evaluate(prefetched(shares, run.validation.batch))
+    losses = (sums_K / np.maximum(cells_K, 1)).tolist()
+    return {"step": step, "validation_loss": float(np.mean(losses)), "validation_loss_per_codebook": losses}
+
+
+def middle_crop(examples: Examples, clip: int) -> Row:
+    """The fixed crop by which a clip is validated."""
+    available = int(examples.codes.frames[clip, 0])
+    frames = min(available, examples.segment_frames)
+    return Row(clip=clip, epoch=0, view=0, start=(available - frames) // 2, frames=frames, drop_caption=False)
+
+
+class _Meter:
+    """Frames and time since the last report."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._frames = self._padded = 0
+
+    def add(self, batches: Sequence[Batch]) -> None:
+        self._frames += sum(batch.frames for batch in batches)
+        self._padded += sum(batch.padded_frames for batch in batches)
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        values = {
+            "frames_per_second": self._frames / (now - self._since),
+            "padding_share": 1 - self._frames / self._padded,
+        }
+        self._since, self._frames, self._padded = now, 0, 0
+        return values
+
+
+def _shares(run: Run, start_step: int) -> Iterator[Sequence[Row]]:
+    """This rank's micro-batches from `start_step` to the end of the run."""
+    for step in range(start_step, run.order.steps):
+        yield from micro_batches(
+            rows_of_step(run.order, step),
+            micro_batch=run.plan.micro_batch,
+            accumulation=run.plan.accumulation,
+            world_size=run.plan.world_size,
+            rank=0,
+        )
+
+
+def _step(
+    run: Run, engine: Engine, saver: Saver, rows: Sequence[Row], batches: Sequence[Batch], step: int
+) -> StepResult:
+    cells_K = valid_cells(rows, run.order.codebooks, run.order.segment_frames)
+    try:
+        return engine.step(batches, cells_K, step=step, learning_rate=learning_rate(run.schedule, step))
+    except NotFiniteError as error:
+        saver.save(step, engine.state(), run.description)
+        saver.wait()
+        clips = ", ".join(sorted({run.train.names[row.clip] for row in rows}))
+        raise NotFiniteError(
+            f"{error}. Clips of this step: {clips}. The state before it is saved; a lower --lr, or leaving out"
+            " a faulty file, in a new --output_dir are what usually helps"
+        ) from error
+
+
+def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, float], step: int) -> dict[str, Value]:
+    return {
+        "step": step,
+        "epoch": round(run.order.epoch_of(step), 4),
+        "loss": result.loss,
+        "loss_per_codebook": list(result.losses_K),
+        "grad_norm": result.grad_norm,
+        "lr": learning_rate(run.schedule, step - 1),
+        **speed,
+        "peak_memory_bytes": engine.peak_memory_bytes(),
+    }
+
+
+def _every(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0

@@ -1,0 +1,127 @@
+"""The README.md of an exported model: what it was made from and how, how to load it, under which licence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from trainer.models import SHORT_NAMES
+
+CITATION = """@article{copet2023simple,
+  title   = {Simple and Controllable Music Generation},
+  author  = {Jade Copet and Felix Kreuk and Itai Gat and Tal Remez and David Kant and Gabriel Synnaeve
+             and Yossi Adi and Alexandre Défossez},
+  journal = {arXiv preprint arXiv:2306.05284},
+  year    = {2023}
+}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the model card tells about how a model came to be.
+
+    base_model       what --model_id said
+    dataset          folder or dataset id; only its last part is published
+    hours            of audio, the sum over the clips
+    hyperparameters  flag or quantity to its value, in the order of the table
+    """
+
+    base_model: str
+    dataset: str
+    clips: int
+    hours: float
+    steps: int
+    hyperparameters: Mapping[str, object]
+
+
+def model_card(training: Training) -> str:
+    """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
+    hub_id = _hub_id(training.base_model)
+    meta = hub_id is not None and hub_id.startswith("facebook/musicgen-")
+    dataset = Path(training.dataset).name or "the dataset"
+    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-to-audio"}
+    front["tags"] = ["musicgen", "music-generation", "text-to-music"]
+    if hub_id is not None:
+        front |= {"base_model": hub_id, "base_model_relation": "finetune"}
+    if meta:
+        front["license"] = "cc-by-nc-4.0"
+    base = hub_id or Path(training.base_model).name
+    rows = {"optimizer steps": training.steps, **training.hyperparameters}
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# MusicGen, fine-tuned on {_cell(dataset)}
+
+A text-to-music model: {_cell(base)} with its language model fine-tuned on {training.clips} clips
+({training.hours:.2f} hours) of "{_cell(dataset)}". T5 and EnCodec are those of the base model.
+
+## Training
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+Here:
+
+```
+python scripts/generate.py --model models/huggingface --prompt "..."
+```
+
+transformers:
+
+```python
+from transformers import pipeline
+
+music = pipeline("text-to-audio", model="models/huggingface")("...")
+```
+
+audiocraft:
+
+```python
+import torch
+from audiocraft.models import MusicGen
+
+model = MusicGen.get_pretrained("models/audiocraft")
+# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
+```
+
+## Licence
+
+{_licence(training.base_model, meta)}
+
+## Citation
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def _hub_id(model_id: str) -> str | None:
+    """facebook/musicgen-small for small; None for debug and for folders."""
+    if model_id in SHORT_NAMES:
+        return f"facebook/musicgen-{model_id}"
+    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _licence(base_model: str, meta: bool) -> str:
+    if meta:
+        return (
+            "The base model's weights are Meta's and under CC-BY-NC 4.0, which binds this model as well: no"
+            " commercial use."
+        )
+    if base_model == "debug":
+        return "The base model is a small one of random weights, under no licence. It cannot make music."
+    return "That of the base model. Weights that descend from Meta's MusicGen are under CC-BY-NC 4.0."

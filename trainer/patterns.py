@@ -1,0 +1,44 @@
+"""MusicGen's delay pattern, as decoder inputs and labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+def delay(codes_BKT: Tensor, fill: int) -> Tensor:
+    """Shift codebook k right by k frames, so that each step predicts one diagonal.
+
+    codes_BKT  (B, K, T) int64
+    returns    (B, K, T) int64; cells before a codebook's first frame hold `fill`, its last k frames fall off
+
+    Source: MusicGen, arXiv 2306.05284, section 2.2; audiocraft 1.3.0, DelayedPatternProvider.
+    """
+    delayed = torch.full_like(codes_BKT, fill)
+    frames = codes_BKT.shape[-1]
+    for k in range(min(codes_BKT.shape[1], frames)):
+        delayed[:, k, k:] = codes_BKT[:, k, : frames - k]
+    return delayed
+
+
+def inputs_and_labels(codes_BKT: Tensor, special: int) -> tuple[Tensor, Tensor]:
+    """What the decoder reads at each step, and what it shall predict there.
+
+    codes_BKT  (B, K, T) int64 in [0, special]; frames behind a clip's end hold `special`
+    returns    inputs (B, K, T) int64: the delayed codes one step late, `special` first
+               labels (B, K, T) int64: the delayed codes; IGNORED where there is no code
+
+    T steps for T frames: `special` is read, never predicted, and codebook k's last k frames are not
+    trained. Source: audiocraft 1.3.0, LMModel.compute_predictions with keep_only_valid_steps, and
+    MusicGenSolver with tokens.padding_with_special_token for padded audio.
+    """
+    delayed = delay(codes_BKT, special)
+    inputs = torch.cat([torch.full_like(delayed[..., :1], special), delayed[..., :-1]], dim=-1)
+    return inputs, delayed.masked_fill(delayed == special, IGNORED)
+
+
+def steps_of(frames: int, codebooks: int, segment_frames: int) -> int:
+    """Decoder steps that a clip of `frames` frames needs: its diagonal tail too, where the segment has room."""
+    return min(frames + codebooks - 1, segment_frames)

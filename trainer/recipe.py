@@ -1,0 +1,115 @@
+"""What the flags mean for each part of a run: pure functions from Config to the parts' own settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.export import write_lm
+from trainer.loop import Intervals, Run
+from trainer.model_card import Training
+from trainer.order import Order
+from trainer.plan import BatchFlags, Cluster, Plan, make_plan
+from trainer.schedule import Schedule
+
+if TYPE_CHECKING:
+    from trainer.checkpoint import Checkpoint
+    from trainer.config import Config
+    from trainer.dataset import Dataset
+    from trainer.models import Source
+    from trainer.run_folder import RunFolder
+
+
+def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, checkpoint: Checkpoint | None) -> Plan:
+    """The plan for this cluster; a resumed run keeps its global batch."""
+    return make_plan(
+        cluster,
+        BatchFlags(
+            batch_size=config.batch_size,
+            grad_acc=config.grad_acc,
+            global_batch=config.global_batch,
+            grad_acc_typed="grad_acc" in typed,
+        ),
+        mixed_precision=config.mixed_precision,
+        gradient_checkpointing=config.gradient_checkpointing,
+        resumed_global_batch=None if checkpoint is None else int(str(checkpoint.run["global_batch"])),
+    )
+
+
+def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
+    """What must be the same for a checkpoint to be continued: the numbers depend on all of it."""
+    return {
+        "dataset": f"{data.clips} clips, digest {data.digest}",
+        "codec": source.codec_identity(),
+        "text encoder": source.text_identity(),
+        "decoder": source.decoder_shape(),
+        "--seed": config.seed,
+        "--segment_seconds": config.segment_seconds,
+        "--code_views": config.code_views,
+        "share of captions dropped (--use_cfg, --cfg_rate)": config.caption_drop_rate,
+    }
+
+
+def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
+    """The order of all clips of the run."""
+    return Order(
+        seed=config.seed,
+        epochs=config.epochs,
+        global_batch=plan.global_batch,
+        segment_frames=data.train.segment_frames,
+        codebooks=data.train.codebooks,
+        caption_drop_rate=config.caption_drop_rate,
+        frames=data.train.codes.frames,
+        max_steps=config.max_steps,
+    )
+
+
+def run_of(
+    config: Config,
+    plan: Plan,
+    order: Order,
+    data: Dataset,
+    identity: dict[str, object],
+    folder: RunFolder,
+) -> Run:
+    """The run's fixed parts for the loop."""
+    steps_per_epoch = max(1, round(order.clips / order.global_batch))
+    return Run(
+        plan=plan,
+        order=order,
+        schedule=Schedule(
+            peak=config.lr,
+            steps=order.steps,
+            warmup_steps=config.warmup_steps,
+            decay=config.lr_schedule,
+            min_ratio=config.min_lr_ratio,
+        ),
+        train=data.train,
+        validation=data.validation,
+        intervals=Intervals(
+            log_steps=config.log_steps,
+            validation_steps=config.validation_steps or steps_per_epoch,
+            save_step=config.save_step,
+            checkpoint_minutes=config.checkpoint_minutes,
+        ),
+        description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
+        on_save_step=lambda saved: write_lm(saved.weights(), folder.root / f"lm_{saved.step}.pt"),
+    )
+
+
+def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
+    """What the model card tells about the run."""
+    names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
+    return Training(
+        base_model=config.model_id,
+        dataset=config.dataset_path,
+        clips=data.clips,
+        hours=data.seconds / 3600,
+        steps=step,
+        hyperparameters={
+            "global batch (clips)": plan.global_batch,
+            "epochs": round(order.epoch_of(step), 2),
+            "precision": plan.mixed_precision,
+            "captions dropped": config.caption_drop_rate,
+            **{name: getattr(config, name) for name in names},
+        },
+    )

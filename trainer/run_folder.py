@@ -1,0 +1,100 @@
+"""output_dir: where a run's files lie, and whether it starts, continues or is already complete."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial, write_atomically
+from trainer.errors import CheckpointError, ConfigError, StorageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The layout of output_dir."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "dataset.csv"
+
+    @property
+    def finished(self) -> Path:
+        """Written last, with the step whose exports lie beside it."""
+        return self.root / "finished.json"
+
+    def tracker_id(self) -> str:
+        """One id for the run's whole life, so that wandb draws one curve across interruptions."""
+        path = self.root / "tracker_id.txt"
+        if not path.is_file():
+            write_atomically(path, secrets.token_hex(8).encode())
+        return path.read_text()
+
+    def write_json(self, name: str, values: Mapping[str, object]) -> None:
+        write_atomically(self.root / name, json.dumps(values, indent=1).encode())
+
+    def finished_step(self) -> int | None:
+        """The step that was exported as final, or None."""
+        return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
+
+
+def open_run(output_dir: str, resume: str) -> tuple[RunFolder, Checkpoint | None]:
+    """The run's folder, made if need be, and the checkpoint to continue from, if any.
+
+    resume  auto, no, or a checkpoint's path
+
+    Raises ConfigError where `no` would overwrite a run, CheckpointError where the named checkpoint is none
+    or an older one than the folder holds, StorageError where the folder cannot be written.
+    """
+    folder = RunFolder(root=Path(output_dir))
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.root / ".writable", b"")
+        (folder.root / ".writable").unlink()
+        remove_partial(folder.checkpoints)
+    except OSError as error:
+        raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
+    if resume == "auto":
+        return folder, newest(folder.checkpoints)
+    if resume == "no":
+        if complete_checkpoints(folder.checkpoints):
+            raise ConfigError(
+                f"--resume no, but --output_dir {output_dir} holds a run: choose another folder or delete that one"
+            )
+        return folder, None
+    return folder, _named_checkpoint(folder, Path(resume))
+
+
+def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
+    checkpoint = Checkpoint(path)
+    for other in complete_checkpoints(folder.checkpoints):
+        if other.resolve() != path.resolve() and Checkpoint(other).step >= checkpoint.step:
+            raise CheckpointError(
+                f"--resume {path} is step {checkpoint.step}, but --output_dir holds {other.name}: give another"
+                " --output_dir, so that the newer state is not mixed up with the new one"
+            )
+    return checkpoint
+
+
+def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
+    """Raise CheckpointError, naming both values, where the checkpoint belongs to other data or settings."""
+    then = checkpoint.run["identity"]
+    assert isinstance(then, dict)
+    different = [f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+    if different:
+        raise CheckpointError(
+            f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"
+            " or start anew in another --output_dir"
+        )

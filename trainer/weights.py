@@ -1,0 +1,109 @@
+"""The tensors of a model folder by name, each read from disk when it is asked for and not before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trainer.errors import ModelError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+class WeightFiles(Mapping[str, Tensor]):
+    """Read-only mapping from tensor name to tensor over the weight files of a Hugging Face folder.
+
+    Takes one file or an index with shards, safetensors before pickled ones; the latter are read with
+    weights_only, so that no code in them can run. Names are those of the installed transformers
+    (see `current_name`). Every look-up reads from a memory map: keep what you need.
+
+    Raises ModelError where the folder holds no weights or a file cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._file_of: dict[str, tuple[Path, str]] = {}
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
+        for path in _weight_files(folder):
+            for stored in self._names_in(path):
+                name = current_name(stored)
+                if name is not None:
+                    self._file_of[name] = (path, stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, stored = self._file_of[name]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(stored)
+        return self._load_pickled(path)[stored]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def _names_in(self, path: Path) -> list[str]:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as file:
+                    return list(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
+        return list(self._load_pickled(path))
+
+    def _load_pickled(self, path: Path) -> dict[str, Tensor]:
+        if path not in self._pickled:
+            try:
+                self._pickled[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, OSError, ValueError, EOFError) as error:
+                raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
+        return self._pickled[path]
+
+
+def current_name(stored: str) -> str | None:
+    """The name that the installed transformers gives to a stored tensor; None for one that is computed.
+
+    Published MusicGen folders were saved before torch renamed weight_norm's tensors (2.0) and while the
+    sinusoidal positions were still stored. T5's embedding stands under two names, one of which suffices.
+    """
+    if stored.endswith(("embed_positions.weights", "text_encoder.encoder.embed_tokens.weight")):
+        return None
+    name = re.sub(r"\.weight_g$", ".parametrizations.weight.original0", stored)
+    return re.sub(r"\.weight_v$", ".parametrizations.weight.original1", name)
+
+
+def under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, which is cut off."""
+    return {name[len(prefix) :]: weights[name] for name in weights if name.startswith(prefix)}
+
+
+def fingerprint(weights: Mapping[str, Tensor], prefix: str, *, also: str = "") -> str:
+    """Hex digest (blake2b, 128 bit) of the tensors under `prefix`, names and dtypes included, and `also`."""
+    digest = hashlib.blake2b(also.encode(), digest_size=16)
+    for name in sorted(name for name in weights if name.startswith(prefix)):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+            if missing:
+                raise ModelError(f"{folder} lacks {', '.join(missing)}: download the model again")
+            return [folder / shard for shard in sorted(shards)]
+    raise ModelError(f"{folder} holds no weights: expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
