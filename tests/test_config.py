@@ -82,6 +82,11 @@ def test_the_table_of_this_test_holds_every_flag_but_the_one_not_built() -> None
     )
 
 
+def test_of_a_flag_given_twice_the_last_one_wins() -> None:
+    config, _ = parse(["--dataset", "a", "--lr", "1", "--dataset_path", "b", "--lr=2"])
+    assert (config.dataset_path, config.lr) == ("b", 2.0)
+
+
 @pytest.mark.parametrize(
     "spelling", ["--{name}={text}", "--{name} {text}", "--{dashed}={text}", "--{dashed} {text}"]
 )
@@ -125,7 +130,6 @@ def test_none_unsets_an_optional_flag() -> None:
         ("--dataset music --lr", ["--lr has no value", "a number above 0"]),
         ("--dataset music --use_cfg --lr 1", ["--use_cfg has no value", "0 or 1"]),
         ("--dataset my music", ["'music' belongs to no flag", "spaces"]),
-        ("--dataset a --dataset_path b", ["--dataset_path", "twice", "a and b"]),
         ("--dataset music --resume=", ["--resume ''", "not empty"]),
         ("--dataset music --use_wandb=2", ["--use_wandb 2", "0 or 1"]),
         ("--dataset music --lr_schedule cos", ["--lr_schedule cos", "cosine, linear or constant"]),

@@ -14,9 +14,10 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -138,19 +139,26 @@ def _inspect_new(
     pool = ThreadPoolExecutor(THREADS)
     bar = tqdm(total=len(stamps), desc="Inspecting audio", unit="file", delay=BAR_AFTER_SECONDS,
                disable=not show_progress)
-    save_at = time.monotonic() + SAVE_SECONDS
+    paths, pending, unsaved, save_at = iter(stamps), dict[Future, str](), False, time.monotonic() + SAVE_SECONDS
     try:
-        futures = {pool.submit(_verdict, path): path for path in stamps}
-        for future in as_completed(futures):
-            path = futures[future]
-            results[path], lasting = future.result()
-            if lasting:
-                known[path] = (stamps[path], results[path])
-            bar.update()
-            if time.monotonic() > save_at:
+        while True:
+            for path in islice(paths, 2 * THREADS - len(pending)):
+                pending[pool.submit(_verdict, path)] = path
+            if not pending:
+                break
+            # Not longer than until the next save: one of the files may take minutes.
+            done, _ = wait(pending, max(0.1, save_at - time.monotonic()), FIRST_COMPLETED)
+            for future in done:
+                path = pending.pop(future)
+                results[path], lasting = future.result()
+                if lasting:
+                    known[path] = (stamps[path], results[path])
+                    unsaved = True
+                bar.update()
+            if unsaved and time.monotonic() >= save_at:
                 began = time.monotonic()
                 _remember(memory, known)
-                save_at = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - began))
+                unsaved, save_at = False, time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - began))
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
@@ -229,7 +237,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             source: int | io.FileIO = raw.fileno()
             if wav and wav.unclosed:
                 source = stack.enter_context(_UnclosedWav(path, wav.size_at))
-            sound = stack.enter_context(soundfile.SoundFile(source, closefd=False))
+            sound = stack.enter_context(_Sequential(source, closefd=False))
         except soundfile.LibsndfileError as error:
             detail = f"not a sound file that libsndfile reads ({_reason(error)}): export it again as .wav"
             raise AudioFault("unreadable", detail) from error
@@ -354,6 +362,13 @@ def _wav_layout(descriptor: int, file_bytes: int) -> _WavLayout | None:
 def _is_placeholder(size: int) -> bool:
     """Whether a pipe left this size, unable to seek back: ffmpeg 2^32-1, sox 0x7FFFF000, arecord 2^31."""
     return size == 0 or size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
+
+
+class _Sequential(soundfile.SoundFile):
+    """A sound only read onwards: soundfile would seek after every block, and so restart an mp3's decoder."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class _UnclosedWav(io.FileIO):

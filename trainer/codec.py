@@ -69,9 +69,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     try:
         with (
             torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
-            ),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
             yield
     finally:

@@ -38,8 +38,7 @@ def texts_of_command_line(schema: type, argv: Sequence[str]) -> tuple[dict[str, 
                 takes = "the path of a file" if name == CONFIG_FLAG else settings(schema)[name].allowed
                 raise ConfigError(f"{typed} has no value: it takes {takes}.")
             text = words.pop(0)
-        if texts.setdefault(name, text) != text:
-            raise ConfigError(f"--{name} was given twice, as {texts[name]} and {text}: leave one.")
+        texts[name] = text  # the last one wins, so that a job script's flags can be followed by "$@"
     return texts, texts.pop(CONFIG_FLAG, None)
 
 

@@ -15,7 +15,7 @@ from trainer import cache, manifest
 from trainer.batches import Examples
 from trainer.config import Config
 from trainer.errors import DataError
-from trainer.manifest import Fate, Word
+from trainer.manifest import Fate
 from trainer.models import Source, load_codec, load_text_encoder
 
 if TYPE_CHECKING:
@@ -49,16 +49,15 @@ def prepare(config: Config, source: Source, device: torch.device) -> Dataset:
 
     Raises DataError where no clip is left, StorageError where the cache cannot be written.
     """
-    scanned = _scan(config, Path(config.dataset_path))
-    validation_mask = manifest.split(scanned.clips["content"], config.seed, config.validation_share)
-    train, held_out = _rows(scanned.clips, ~validation_mask), _rows(scanned.clips, validation_mask)
-    fates = scanned.fates
-    if config.validation_folder is not None:
-        other = _scan(config, Path(config.validation_folder))
-        held_out, fates = other.clips, (*fates, *other.fates)
+    clips, fates = _encoded(config, source, device, Path(config.dataset_path))
+    held = manifest.split(clips["content"], config.seed, config.validation_share)
+    train, held_out = _rows(clips, ~held), _rows(clips, held)
     if len(train) == 0:
         raise DataError(f"--validation {config.validation} leaves no clip to train on: use a smaller share")
-    train, held_out, fates = _encode(config, source, device, train, held_out, fates)
+    if config.validation_folder is not None:
+        held_out, other_fates = _encoded(config, source, device, Path(config.validation_folder))
+        fates = (*fates, *other_fates)
+    _fill_text(config, source, device, [*train["caption"], *held_out["caption"]])
     return Dataset(
         train=_examples(config, source, train),
         validation=_examples(config, source, held_out) if len(held_out) else None,
@@ -68,51 +67,47 @@ def prepare(config: Config, source: Source, device: torch.device) -> Dataset:
     )
 
 
-def _scan(config: Config, folder: Path) -> manifest.Manifest:
-    return manifest.scan(
+def _encoded(
+    config: Config, source: Source, device: torch.device, folder: Path
+) -> tuple[datasets.Dataset, tuple[Fate, ...]]:
+    """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate."""
+    scanned = manifest.scan(
         folder,
         no_label=config.no_label,
         min_seconds=config.min_seconds,
         memory=Path(config.cache_dir) / "scan",
         rehash=config.rehash,
     )
-
-
-def _encode(
-    config: Config,
-    source: Source,
-    device: torch.device,
-    train: datasets.Dataset,
-    held_out: datasets.Dataset,
-    fates: tuple[Fate, ...],
-) -> tuple[datasets.Dataset, datasets.Dataset, tuple[Fate, ...]]:
-    """Fill the caches; a file that fails while it is read gets another fate and leaves its table."""
-    codes, text = _code_store(config, source), _text_store(config, source)
-    kept = []
-    for clips in (train, held_out):
-        faults = cache.fill_codes(
-            codes,
-            clips,
+    faults = dict(
+        cache.fill_codes(
+            _code_store(config, source),
+            scanned.clips,
             lambda: load_codec(source).to(device),
             sample_rate_hz=source.sample_rate_hz,
             views=config.code_views,
             device=device,
         )
-        for index, fault in faults:
-            fates = _with_fate(fates, clips[index]["path"], fault.fate, fault.detail)
-        failed = {index for index, _ in faults}
-        kept.append(clips.select([index for index in range(len(clips)) if index not in failed]))
-    train, held_out = kept
-    if len(train) == 0:
-        raise DataError(f"no file of {config.dataset_path} could be encoded:\n{manifest.summary(fates)}")
-    captions = {caption for clips in kept for caption in clips["caption"] if caption is not None}
+    )
+    fault_of = {scanned.clips[index]["path"]: fault for index, fault in faults.items()}
+    fates = tuple(
+        replace(fate, fate=fault_of[fate.path].fate, detail=fault_of[fate.path].detail)
+        if fate.path in fault_of
+        else fate
+        for fate in scanned.fates
+    )
+    kept = [index for index in range(len(scanned.clips)) if index not in faults]
+    if not kept:
+        raise DataError(f"no file of {manifest.display(folder)} could be encoded:\n{manifest.summary(fates)}")
+    return scanned.clips.select(kept), fates
+
+
+def _fill_text(config: Config, source: Source, device: torch.device, captions: Sequence[str | None]) -> None:
     cache.fill_text(
-        text,
-        sorted(captions),
+        _text_store(config, source),
+        sorted({caption for caption in captions if caption is not None}),
         lambda: (load_text_encoder(source).to(device), source.load_tokenizer()),
         device=device,
     )
-    return train, held_out, fates
 
 
 def _examples(config: Config, source: Source, clips: datasets.Dataset) -> Examples:
@@ -144,7 +139,3 @@ def _rows(clips: datasets.Dataset, mask: np.ndarray) -> datasets.Dataset:
 def _digest(clips: datasets.Dataset) -> str:
     pairs = sorted(zip(clips["content"][:], [caption or "" for caption in clips["caption"]], strict=True))
     return hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()
-
-
-def _with_fate(fates: tuple[Fate, ...], path: str, fate: Word, detail: str) -> tuple[Fate, ...]:
-    return tuple(replace(one, fate=fate, detail=detail) if one.path == path else one for one in fates)

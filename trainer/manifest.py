@@ -95,7 +95,7 @@ def scan(
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)
     if not clips:
-        raise DataError(f"--dataset_path {display(root)} holds no clip to train on:\n{summary(fates)}")
+        raise DataError(f"the dataset folder {display(root)} holds no clip to train on:\n{summary(fates)}")
     return Manifest(clips=_table(clips), fates=tuple(fates))
 
 
@@ -171,10 +171,10 @@ class _Candidate:
 def _check_folder(root: str) -> None:
     try:
         if not stat.S_ISDIR(os.stat(root).st_mode):
-            raise DataError(f"--dataset_path {display(root)} is a file: give the folder that it is in")
+            raise DataError(f"the dataset folder {display(root)} is a file: give the folder it is in")
         os.scandir(root).close()
     except OSError as error:
-        raise DataError(f"--dataset_path {display(root)} cannot be opened ({error.strerror}): "
+        raise DataError(f"the dataset folder {display(root)} cannot be opened ({error.strerror}): "
                         "give a folder of .wav files that you may read") from error
 
 

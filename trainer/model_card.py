@@ -75,7 +75,7 @@ Here:
 python scripts/generate.py --model models/huggingface --prompt "..."
 ```
 
-transformers:
+transformers (5 or newer; version 4 cannot read the tokenizer):
 
 ```python
 from transformers import pipeline

@@ -33,10 +33,15 @@ def build_lm(
         lm_config(source.config, text_encoder_name=name, segment_seconds=30.0, cfg_dropout=cfg_dropout)
     )
     assert isinstance(config, DictConfig)
-    with _working_directory(folder):
-        model = builders.get_lm_model(config)
+    model = build_from(config, folder)
     model.load_state_dict(lm_to_audiocraft(state), strict=True)
     return model.eval()
+
+
+def build_from(config: DictConfig, folder: Path) -> LMModel:
+    """audiocraft's LMModel of an xp.cfg, freshly initialised; `folder` holds its T5."""
+    with _working_directory(folder):
+        return builders.get_lm_model(config)
 
 
 def load_exported(folder: Path) -> MusicGen:

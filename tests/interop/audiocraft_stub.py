@@ -1,9 +1,9 @@
 """The real audiocraft 1.3.0, imported beside a torch that it does not pin.
 
-`import audiocraft` imports packages that its models do not need and that cannot be installed beside this torch
-(xformers, torchaudio, av), or that are large (spacy). They are served as empty modules while it is imported, and
-are gone afterwards, so that nobody else takes them for installed. Only xformers stays: attention asks for it when
-it is built, and then calls torch's.
+`import audiocraft` imports packages that its models do not need and that cannot be installed beside this
+torch (xformers, torchaudio, av), or that are large (spacy). They are served as empty modules while it is
+imported, and are gone afterwards, so that nobody else takes them for installed. Only xformers stays: attention
+asks for it when it is built, and then calls torch's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,182 @@
+"""Write .wav files from prompts, with any model that a run wrote or can start from.
+
+python scripts/generate.py --model models --prompt "slow rock ballad with guitar" --seconds 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+try:
+    from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
+    from trainer.flags import did_you_mean
+except ImportError as missing:
+    sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+PEAK = 1.0
+# MusicGen was trained on crops of 30 s; longer pieces lose their thread.
+TRAINED_SECONDS = 30.0
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose refusals are ConfigErrors, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            names = [option for action in self._actions for option in action.option_strings]
+            raise ConfigError(f"{unknown[1]} is no flag.{did_you_mean(unknown[1], names, '')}")
+        raise ConfigError(f"{message}. All flags: --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code (see trainer/errors.py)."""
+    try:
+        flags = read_flags(argv)
+        write_all(flags, prompts_of(flags))
+        return EXIT_DONE
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags, each in its range. Raises ConfigError; --help leaves by SystemExit(0)."""
+    parser = Parser(prog="generate.py", description=__doc__, allow_abbrev=False, formatter_class=Formatter)
+    parser.add_argument(
+        "--model",
+        default="models",
+        help="a run's output_dir, its huggingface/ or audiocraft/ folder, an lm_*.pt, a hub id, small, medium,"
+        " large, or debug",
+    )
+    parser.add_argument("--base", help="the model that an lm_*.pt was trained from; found by itself beside its run")
+    parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
+    parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    parser.add_argument("--output", default="generated", help="folder for the .wav files")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
+    parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; higher is more varied")
+    parser.add_argument("--top_k", type=int, default=250, help="choose among the k most likely codes; 0 is all")
+    parser.add_argument("--greedy", action="store_true", help="always the most likely code: no randomness")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same sound")
+    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
+    flags = parser.parse_args(argv)
+    ranges = {
+        "seconds": (0.1 <= flags.seconds <= 300, "a number from 0.1 to 300"),
+        "guidance": (1 <= flags.guidance <= 100, "a number from 1 to 100"),
+        "temperature": (0 < flags.temperature <= 100, "a number above 0, at most 100"),
+        "top_k": (flags.top_k >= 0, "a whole number of 0 or more"),
+        "seed": (0 <= flags.seed < 2**63, "a whole number of 0 or more"),
+    }
+    for name, (fits, allowed) in ranges.items():
+        if not fits:
+            raise ConfigError(f"--{name} {getattr(flags, name)} cannot be used: it takes {allowed}.")
+    return flags
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it is written."""
+
+
+def prompts_of(flags: argparse.Namespace) -> list[str]:
+    """The prompts of --prompt, then those of the file. Raises ConfigError, and DataError for an empty file."""
+    prompts = list(flags.prompt)
+    if flags.prompts is not None:
+        try:
+            text = Path(flags.prompts).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompts {flags.prompts} cannot be read as a text in UTF-8 ({error})") from error
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise DataError(f"--prompts {flags.prompts} is empty: write one prompt a line")
+        prompts += lines
+    if not prompts:
+        raise ConfigError('nothing to generate: give --prompt "..." (it may be repeated) or --prompts FILE')
+    return prompts
+
+
+def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
+    from trainer.generation import Sampling, generate, load_for_generation
+    from trainer.models import quiet
+    from trainer.saved_models import open_saved
+
+    quiet()
+    device = device_of(flags.device)
+    folder = Path(flags.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--output {folder} cannot be made ({error}): choose another folder") from error
+    source = open_saved(flags.model, base=flags.base)
+    model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
+    sampling = Sampling(
+        guidance=flags.guidance,
+        greedy=flags.greedy,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        seed=flags.seed,
+    )
+    if flags.seconds > TRAINED_SECONDS:
+        print(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
+    for number, prompt in enumerate(prompts, start=1):
+        frames = round(flags.seconds * source.frame_rate_hz)
+        made = generate(model, tokenizer, prompt, frames=frames, sampling=sampling)
+        path = folder / file_name(number, prompt)
+        write_wav(path, made.audio, source.sample_rate_hz)
+        print(f"{path}  {len(made.audio) / source.sample_rate_hz:.2f} s  {prompt or '(no prompt)'}")
+
+
+def file_name(number: int, prompt: str) -> str:
+    """A name safe on every file system: "Café jazz, 90 bpm" as the second prompt is 02_cafe_jazz_90_bpm.wav."""
+    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:60].strip("_")
+    return f"{number:02d}_{words or 'prompt'}.wav" if prompt.strip() else f"{number:02d}_no_prompt.wav"
+
+
+def device_of(name: str) -> torch.device:
+    """The device by its name. Raises ConfigError where this machine has none such."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
+    return device
+
+
+def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
+    """Write mono sound as 16 bit, complete or not at all; what exceeds full scale is turned down as a whole.
+
+    Raises StorageError.
+    """
+    import soundfile
+
+    peak = float(abs(audio).max(initial=0.0))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            soundfile.write(file, audio * min(1.0, PEAK / max(peak, PEAK)), sample_rate_hz, "PCM_16", format="WAV")
+        os.replace(partial, path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

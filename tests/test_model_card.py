@@ -1,0 +1,30 @@
+"""The card of an exported model: what it must say, and what it must not."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from trainer.model_card import Training, model_card
+
+
+def test_the_card_names_base_licence_and_data_but_no_path() -> None:
+    card = model_card(_training(base_model="small", dataset="/home/ann/my | songs"))
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "facebook/musicgen-small" and front["license"] == "cc-by-nc-4.0"
+    assert front["pipeline_tag"] == "text-to-audio"
+    assert "/home" not in card and r"my \| songs" in card and "| lr | 1e-05 |" in card
+    assert "12 clips" in card and "1.50 hours" in card and "2306.05284" in card
+    assert 'scripts/generate.py --model models/huggingface --prompt "..."' in card
+
+
+@pytest.mark.parametrize("base_model", ["debug", "/models/mine"])
+def test_the_card_claims_no_licence_that_it_does_not_know(base_model: str) -> None:
+    front = yaml.safe_load(model_card(_training(base_model=base_model, dataset="songs")).split("---")[1])
+    assert "license" not in front and "base_model" not in front
+
+
+def _training(*, base_model: str, dataset: str) -> Training:
+    return Training(
+        base_model=base_model, dataset=dataset, clips=12, hours=1.5, steps=40, hyperparameters={"lr": 1e-5}
+    )

@@ -1,0 +1,136 @@
+"""Interrupted runs end with the weights of undisturbed ones, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import assert_bit_equal, final_state, launch, launch_here, metrics, start
+
+STEPS = 24
+# Saves almost all the time, so that kills hit saves too.
+FLAGS = ("--max_steps", str(STEPS), "--epochs", "1000", "--lr", "3e-3", "--batch_size", "2", "--grad_acc", "1")
+FLAGS += ("--use_cfg", "1", "--cfg_rate", "0.3", "--checkpoint_minutes", "0.0001")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    launch(folder, *FLAGS)
+    return folder
+
+
+def continued(folder: Path, undisturbed: Path) -> Path:
+    """A folder for a run on the same data with the same cache."""
+    for name in ("data", "cache"):
+        shutil.copytree(undisturbed / name, folder / name)
+    return folder
+
+
+def kill_while(folder: Path, draw: random.Random, *, saving: bool, **environment: str) -> None:
+    """Start the run and kill -9 it at a random moment of training, or while a checkpoint is half-written."""
+    process = start(folder, *FLAGS, **environment)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        partial = list(folder.glob("models/checkpoints/*.partial"))
+        started = (folder / "models/metrics.jsonl").exists()
+        if partial if saving else started:
+            time.sleep(0.0 if saving else draw.uniform(0, 3))
+            break
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def survive(tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> None:
+    folder = continued(tmp_path, undisturbed)
+    draw = random.Random(seed)
+    for index in range(kills):
+        kill_while(folder, draw, saving=index % 2 == 0)
+    launch(folder, *FLAGS)
+    assert_bit_equal(final_state(folder), final_state(undisturbed))
+    assert metrics(folder) == metrics(undisturbed)
+    assert list(metrics(folder)) == list(range(1, STEPS + 1))
+
+
+def test_three_kills_change_nothing(tmp_path, undisturbed):
+    survive(tmp_path, undisturbed, kills=3, seed=1)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_ten_kills_change_nothing(tmp_path, undisturbed):
+    survive(tmp_path, undisturbed, kills=10, seed=2)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.full) for other in (signal.SIGUSR1, signal.SIGINT))],
+)
+def test_a_signal_stops_after_a_step_with_a_checkpoint_and_its_own_exit_code(tmp_path, undisturbed, number):
+    folder = continued(tmp_path, undisturbed)
+    process = start(folder, *FLAGS[:-1], "60")
+    while not (folder / "models/metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert f"{number.name}: saved after step" in output
+    stopped = max(metrics(folder))
+    assert 0 < stopped < STEPS
+    again = launch(folder, *FLAGS)
+    assert f"step {stopped} of {STEPS}" in again
+    assert_bit_equal(final_state(folder), final_state(undisturbed))
+
+
+def test_a_finished_run_says_so_and_writes_nothing(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "models").rglob("*") if path.is_file()}
+    output = launch_here(undisturbed, *FLAGS)
+    assert f"already complete: {STEPS} steps" in output
+    after = {path: path.stat().st_mtime_ns for path in (undisturbed / "models").rglob("*") if path.is_file()}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed <= {"dataset.csv"}
+
+
+def test_a_kill_while_exporting_is_made_good(tmp_path, undisturbed):
+    folder = continued(tmp_path, undisturbed)
+    shutil.copytree(undisturbed / "models", folder / "models")
+    (folder / "models/finished.json").unlink()
+    shutil.rmtree(folder / "models/huggingface")
+    launch_here(folder, *FLAGS)
+    assert (folder / "models/huggingface/model.safetensors").is_file()
+    assert_bit_equal(final_state(folder), final_state(undisturbed))
+
+
+@pytest.mark.parametrize(
+    "flags,words,code",
+    [
+        ("--seed 5", "--seed: 0 then, 5 now", 1),
+        ("--segment_seconds 3", "--segment_seconds: 4.0 then, 3.0 now", 1),
+        ("--code_views 1", "--code_views: 2 then, 1 now", 1),
+        ("--cfg_rate 0.2", "0.3 then, 0.2 now", 1),
+        ("--no_label 1", "dataset: 3 clips, digest", 1),
+        ("--global_batch 4", "--global_batch 4 contradicts the checkpoint's 2", 2),
+        ("--resume no", "holds a run: choose another folder", 2),
+    ],
+)
+def test_another_run_is_refused_with_both_values(undisturbed, flags, words, code):
+    before = final_state(undisturbed)
+    without = FLAGS[: FLAGS.index("--grad_acc")] + FLAGS[FLAGS.index("--grad_acc") + 2 :]  # contradicts --global_batch
+    output = launch_here(undisturbed, *without, *flags.split(), expect=code)
+    assert words in output
+    assert_bit_equal(final_state(undisturbed), before)
+
+
+def test_more_epochs_continue_a_finished_run(tmp_path, undisturbed):
+    folder = continued(tmp_path, undisturbed)
+    shutil.copytree(undisturbed / "models", folder / "models")
+    output = launch_here(folder, *FLAGS, "--max_steps", str(STEPS + 3))
+    assert f"step {STEPS} of {STEPS + 3}" in output
+    assert list(metrics(folder)) == list(range(1, STEPS + 4))
