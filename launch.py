@@ -6,11 +6,14 @@ accelerate launch launch.py --dataset DIR --model_id medium
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 from trainer.config import Config, parse
-from trainer.errors import EXIT_DONE, EXIT_RESUME, TrainerError
+from trainer.errors import EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, read-only
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,6 +24,11 @@ def main(argv: Sequence[str]) -> int:
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error}. Complete checkpoints stay valid: make room, run the same command", file=sys.stderr)
+        return EXIT_STORAGE
 
 
 def run(config: Config, typed: frozenset[str]) -> int:

@@ -6,13 +6,12 @@ python scripts/generate.py --model models --prompt "slow rock ballad with guitar
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
@@ -20,11 +19,6 @@ try:
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-PEAK = 1.0
 # MusicGen was trained on crops of 30 s; longer pieces lose their thread.
 TRAINED_SECONDS = 30.0
 
@@ -108,7 +102,7 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
 
 def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
-    from trainer.generation import Sampling, generate, load_for_generation
+    from trainer.generation import Sampling, device_of, generate, load_for_generation, write_wav
     from trainer.models import quiet
     from trainer.saved_models import open_saved
 
@@ -143,39 +137,6 @@ def file_name(number: int, prompt: str) -> str:
     ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:60].strip("_")
     return f"{number:02d}_{words or 'prompt'}.wav" if prompt.strip() else f"{number:02d}_no_prompt.wav"
-
-
-def device_of(name: str) -> torch.device:
-    """The device by its name. Raises ConfigError where this machine has none such."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
-    return device
-
-
-def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
-    """Write mono sound as 16 bit, complete or not at all; what exceeds full scale is turned down as a whole.
-
-    Raises StorageError.
-    """
-    import soundfile
-
-    peak = float(abs(audio).max(initial=0.0))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            soundfile.write(file, audio * min(1.0, PEAK / max(peak, PEAK)), sample_rate_hz, "PCM_16", format="WAV")
-        os.replace(partial, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 
 
 if __name__ == "__main__":

@@ -193,6 +193,7 @@ def test_the_debug_codec_tells_examples_apart() -> None:
     assert len(np.unique(np.concatenate(tracks, axis=1))) >= 200
 
 
+@pytest.mark.full
 def test_windows_give_the_codes_of_one_pass_at_real_size() -> None:
     sizes = {"num_filters": 64, "hidden_size": 128, "codebook_dim": 128}  # those of facebook/encodec_32khz
     with torch.random.fork_rng(devices=[]):

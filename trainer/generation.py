@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 from transformers import (
@@ -17,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from trainer.errors import ModelError
+from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.models import Source, load_codec, load_language_model, load_text_encoder
 
 # Below it transformers does not apply the delay pattern (build_delay_pattern_mask, version 5.23).
@@ -99,6 +102,35 @@ def decode(model: MusicgenForConditionalGeneration, codes_KT: Tensor) -> np.ndar
     """The sound of codes (K, T) in [0, V): (T x frame samples,) float32."""
     codes = codes_KT.to(model.device, torch.int64)[None, None]
     return model.audio_encoder.decode(codes, audio_scales=[None]).audio_values[0, 0].float().cpu().numpy()
+
+
+def device_of(name: str) -> torch.device:
+    """The device by its name. Raises ConfigError where this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used here ({reason}): use auto, cpu or cuda") from error
+    return device
+
+
+def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
+    """Write mono sound as 16 bit, complete or not at all; what exceeds full scale is turned down as a whole.
+
+    Raises StorageError.
+    """
+    peak = float(abs(audio).max(initial=0.0))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            soundfile.write(file, audio / max(peak, 1.0), sample_rate_hz, "PCM_16", format="WAV")
+        os.replace(partial, path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 
 
 class _Seen(StoppingCriteria):
