@@ -1,12 +1,13 @@
 """Fine-tune MusicGen on a folder of .wav and .txt files: what every process of a run does, in order.
 
 python launch.py --dataset DIR
-accelerate launch launch.py --dataset DIR --model_id medium
+accelerate launch --num_processes 8 launch.py --dataset DIR --model_id large
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     try:
         config, typed = parse(argv)
+        if config.dry_run:
+            from trainer.dry_run import dry_run
+
+            return dry_run(config, typed)
         return run(config, typed)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,69 +37,65 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(config: Config, typed: frozenset[str]) -> int:
-    """Data, then training, then files that load elsewhere."""
-    # Imported here, so that --help and refused flags need no torch.
+    """Plan, data, training, files that load elsewhere; on every process alike."""
+    # Imported here, so that --help, --dry_run and refused flags need no torch.
     from trainer import dataset, export, manifest, recipe
     from trainer.checkpoint import Saver
-    from trainer.engine import Engine, build_accelerator, find_cluster, start_trackers
-    from trainer.loop import train
-    from trainer.model_card import model_card
-    from trainer.models import load_language_model, open_model, quiet
+    from trainer.engine import Engine, Ranks, build_accelerator, find_cluster, start_trackers
+    from trainer.launcher import read_launch
+    from trainer.loop import train, worst_case
+    from trainer.models import open_model, quiet
     from trainer.run_folder import check_same_run, open_run
     from trainer.stopping import StopRequest
     from trainer.tracking import Tracker
 
     quiet()
-    folder, checkpoint = open_run(config.output_dir, config.resume)
-    plan = recipe.plan_of(config, typed, find_cluster(), checkpoint)
-    print(plan.describe())
+    launch = read_launch(os.environ)
+    folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
+    plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
+    with Ranks(timeout_seconds=60 * config.timeout_minutes) as ranks:
+        start_step = 0 if checkpoint is None else checkpoint.step
+        ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
+        ranks.say(plan.describe())
 
-    data = dataset.prepare(config, source, accelerator.device)
-    print(manifest.summary(data.fates))
-    manifest.write_report(data.fates, folder.report)
+        data = dataset.prepare(config, source, accelerator.device, ranks)
+        ranks.say(manifest.summary(data.fates))
+        identity = recipe.identity_of(config, source, data)
+        ranks.check_equal(**{"what the run is made of": identity})
+        order = recipe.order_of(config, plan, data)
+        if checkpoint is not None:
+            check_same_run(checkpoint, identity)
+            if start_step >= order.steps and folder.finished_step() == start_step:
+                ranks.say(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
+                return EXIT_DONE
+            ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
+        if ranks.is_first:
+            folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 
-    identity = recipe.identity_of(config, source, data)
-    order = recipe.order_of(config, plan, data)
-    start_step = 0
-    if checkpoint is not None:
-        check_same_run(checkpoint, identity)
-        start_step = checkpoint.step
-        if start_step >= order.steps and folder.finished_step() == start_step:
-            print(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
-            return EXIT_DONE
-        print(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
-    folder.write_json("config.json", config.to_dict())
-    folder.write_json("plan.json", plan.to_dict())
+        engine = Engine(accelerator, ranks, source, plan, config)
+        training = recipe.run_of(config, plan, order, data, identity, folder)
+        engine.rehearse(worst_case(training), plan.accumulation)
+        if checkpoint is not None:
+            engine.load(checkpoint)
+        saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size)
+        reports = start_trackers(accelerator, config, folder)
+        tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=reports)
+        with StopRequest() as stop:
+            step = train(training, engine, saver, tracker, stop, start_step)
+        tracker.close()
 
-    model = load_language_model(source, dropout=config.dropout)
-    engine = Engine(accelerator, model, plan, config)
-    if checkpoint is not None:
-        engine.load(checkpoint)
-    saver = Saver(folder.checkpoints)
-    tracker = Tracker(folder.metrics, start_step=start_step, external=start_trackers(accelerator, config, folder))
-    training = recipe.run_of(config, plan, order, data, identity, folder)
-    with StopRequest() as stop:
-        step = train(training, engine, saver, tracker, stop, start_step)
-    tracker.close()
-
-    if step < order.steps:
-        print(f"{stop.name}: saved after step {step} of {order.steps}; run the same command to continue")
-        return EXIT_RESUME
-    print("exporting ...")
-    export.export_all(
-        source,
-        saver.last().weights(),
-        folder.root,
-        card=model_card(recipe.training_of(config, plan, order, data, step)),
-        segment_seconds=config.segment_seconds,
-        cfg_dropout=config.caption_drop_rate,
-    )
-    folder.write_json("finished.json", {"step": step})
-    print(f"done: {step} steps. {folder.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with")
-    print(f'  python scripts/generate.py --model {folder.root}/huggingface --prompt "..." --seconds 10')
-    return EXIT_DONE
+        if step < order.steps:
+            ranks.say(f"{stop.name or 'stopped'}: saved after step {step} of {order.steps}; run the same command again")
+            return EXIT_RESUME
+        if ranks.is_first:
+            print("exporting ...")
+            card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
+            export.export_all(source, saver.last().weights(), folder.root, card=card, **settings)
+            folder.write_json("finished.json", {"step": step})
+            print(folder.words_at_the_end(step))
+        return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -42,22 +42,33 @@ def segment_frames(source: Source, segment_seconds: float) -> int:
     return int(segment_seconds * source.frame_rate_hz)
 
 
-def prepare(config: Config, source: Source, device: torch.device) -> Dataset:
+class Peers(Protocol):
+    """The other processes, as far as sharing the work needs them (see trainer.engine.Ranks)."""
+
+    rank: int
+    world_size: int
+
+    def wait(self, what: str) -> None: ...
+
+    def gather(self, value: Any) -> list[Any]: ...
+
+
+def prepare(config: Config, source: Source, device: torch.device, peers: Peers) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
-    EnCodec and T5 are loaded only where something is missing, and are off the device on return.
+    The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded only where something is missing, and are off the device on return.
 
     Raises DataError where no clip is left, StorageError where the cache cannot be written.
     """
-    clips, fates = _encoded(config, source, device, Path(config.dataset_path))
+    clips, fates = _encoded(config, source, device, peers, Path(config.dataset_path))
     held = manifest.split(clips["content"], config.seed, config.validation_share)
     train, held_out = _rows(clips, ~held), _rows(clips, held)
     if len(train) == 0:
         raise DataError(f"--validation {config.validation} leaves no clip to train on: use a smaller share")
     if config.validation_folder is not None:
-        held_out, other_fates = _encoded(config, source, device, Path(config.validation_folder))
+        held_out, other_fates = _encoded(config, source, device, peers, Path(config.validation_folder))
         fates = (*fates, *other_fates)
-    _fill_text(config, source, device, [*train["caption"], *held_out["caption"]])
+    _fill_text(config, source, device, peers, [*train["caption"], *held_out["caption"]])
     return Dataset(
         train=_examples(config, source, train),
         validation=_examples(config, source, held_out) if len(held_out) else None,
@@ -68,29 +79,38 @@ def prepare(config: Config, source: Source, device: torch.device) -> Dataset:
 
 
 def _encoded(
-    config: Config, source: Source, device: torch.device, folder: Path
+    config: Config, source: Source, device: torch.device, peers: Peers, folder: Path
 ) -> tuple[datasets.Dataset, tuple[Fate, ...]]:
     """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate."""
+    if peers.rank != 0:
+        peers.wait("scan")
     scanned = manifest.scan(
         folder,
         no_label=config.no_label,
         min_seconds=config.min_seconds,
         memory=Path(config.cache_dir) / "scan",
-        rehash=config.rehash,
+        rehash=config.rehash and peers.rank == 0,
+        show_progress=peers.rank == 0,
     )
-    faults = dict(
-        cache.fill_codes(
-            _code_store(config, source),
-            scanned.clips,
-            lambda: load_codec(source).to(device),
-            sample_rate_hz=source.sample_rate_hz,
-            views=config.code_views,
-            device=device,
-        )
+    if peers.rank == 0:
+        peers.wait("scan")
+    mine = cache.fill_codes(
+        _code_store(config, source),
+        scanned.clips,
+        lambda: load_codec(source).to(device),
+        sample_rate_hz=source.sample_rate_hz,
+        views=config.code_views,
+        device=device,
+        show_progress=peers.rank == 0,
+        rank=peers.rank,
+        world_size=peers.world_size,
     )
+    peers.wait("codes")
+    found = peers.gather([(index, fault.fate, fault.detail) for index, fault in mine])
+    faults = {index: (fate, detail) for rank in found for index, fate, detail in rank}
     fault_of = {scanned.clips[index]["path"]: fault for index, fault in faults.items()}
     fates = tuple(
-        replace(fate, fate=fault_of[fate.path].fate, detail=fault_of[fate.path].detail)
+        replace(fate, fate=fault_of[fate.path][0], detail=fault_of[fate.path][1])
         if fate.path in fault_of
         else fate
         for fate in scanned.fates
@@ -101,13 +121,19 @@ def _encoded(
     return scanned.clips.select(kept), fates
 
 
-def _fill_text(config: Config, source: Source, device: torch.device, captions: Sequence[str | None]) -> None:
+def _fill_text(
+    config: Config, source: Source, device: torch.device, peers: Peers, captions: Sequence[str | None]
+) -> None:
     cache.fill_text(
         _text_store(config, source),
         sorted({caption for caption in captions if caption is not None}),
         lambda: (load_text_encoder(source).to(device), source.load_tokenizer()),
         device=device,
+        show_progress=peers.rank == 0,
+        rank=peers.rank,
+        world_size=peers.world_size,
     )
+    peers.wait("text")
 
 
 def _examples(config: Config, source: Source, clips: datasets.Dataset) -> Examples:

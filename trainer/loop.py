@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from trainer.batches import Batch, Examples, prefetched
@@ -15,6 +16,7 @@ from trainer.checkpoint import Checkpoint, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.patterns import inputs_and_labels
 from trainer.plan import Plan
 from trainer.schedule import Schedule, learning_rate
 from trainer.stopping import StopRequest
@@ -52,15 +54,20 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     clips, after saving the state before that step.
     """
     steps = run.order.steps
-    batches = prefetched(_shares(run, start_step), run.train.batch)
+    batches = prefetched(_shares(run, engine.ranks.rank, start_step), run.train.batch)
     meter = _Meter()
     last_save = time.monotonic()
     step = start_step
-    with tqdm(total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True) as bar:
-        while step < steps and stop.name is None:
+    stopping = False
+    with tqdm(
+        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=not engine.ranks.is_first
+    ) as bar:
+        while step < steps and not stopping:
             rows = rows_of_step(run.order, step)
             micro = list(islice(batches, run.plan.accumulation))
-            result = _step(run, engine, saver, rows, micro, step)
+            due = engine.ranks.is_first and time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes
+            result = _step(run, engine, saver, rows, micro, step, wishes=(stop.name is not None, due))
+            stopping, save = result.wishes
             step += 1
             meter.add(micro)
             bar.update()
@@ -70,7 +77,7 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
             if run.validation is not None and (_every(run.intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))
             exports = _every(run.intervals.save_step, step)
-            if exports or time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes:
+            if exports or save:
                 saver.save(step, engine.state(), run.description, run.on_save_step if exports else None)
                 last_save = time.monotonic()
             saver.check()
@@ -85,10 +92,36 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
     assert run.validation is not None
     rows = [middle_crop(run.validation, clip) for clip in range(len(run.validation.captions))]
     rows.sort(key=lambda row: -row.frames)
-    shares = [rows[first : first + run.plan.micro_batch] for first in range(0, len(rows), run.plan.micro_batch)]
+    accumulation = -(-len(rows) // (run.plan.micro_batch * run.plan.world_size))
+    shares = micro_batches(
+        rows,
+        micro_batch=run.plan.micro_batch,
+        accumulation=accumulation,
+        world_size=run.plan.world_size,
+        rank=engine.ranks.rank,
+    )
     sums_K, cells_K = engine.evaluate(prefetched(shares, run.validation.batch))
     losses = (sums_K / np.maximum(cells_K, 1)).tolist()
     return {"step": step, "validation_loss": float(np.mean(losses)), "validation_loss_per_codebook": losses}
+
+
+def worst_case(run: Run) -> Batch:
+    """The micro-batch that needs most memory: every clip fills the segment and has the longest caption."""
+    frames, text = run.order.segment_frames, run.train
+    longest = max((caption for caption in text.captions if caption is not None), key=len, default=None)
+    states = 1 if longest is None else len(text.text.states(longest))
+    rows, codebooks = run.plan.micro_batch, run.order.codebooks
+    codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
+    inputs, labels = inputs_and_labels(codes, text.special_token)
+    return Batch(
+        inputs_BKT=inputs,
+        labels_BKT=labels,
+        text_BSD=torch.zeros(rows, states, text.text_width),
+        text_mask_BS=torch.ones(rows, states),
+        attention_BS=torch.ones(rows, states, dtype=torch.bool),
+        frames=rows * frames,
+        padded_frames=rows * frames,
+    )
 
 
 def middle_crop(examples: Examples, clip: int) -> Row:
@@ -119,7 +152,7 @@ class _Meter:
         return values
 
 
-def _shares(run: Run, start_step: int) -> Iterator[Sequence[Row]]:
+def _shares(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
     """This rank's micro-batches from `start_step` to the end of the run."""
     for step in range(start_step, run.order.steps):
         yield from micro_batches(
@@ -127,16 +160,23 @@ def _shares(run: Run, start_step: int) -> Iterator[Sequence[Row]]:
             micro_batch=run.plan.micro_batch,
             accumulation=run.plan.accumulation,
             world_size=run.plan.world_size,
-            rank=0,
+            rank=rank,
         )
 
 
 def _step(
-    run: Run, engine: Engine, saver: Saver, rows: Sequence[Row], batches: Sequence[Batch], step: int
+    run: Run,
+    engine: Engine,
+    saver: Saver,
+    rows: Sequence[Row],
+    batches: Sequence[Batch],
+    step: int,
+    wishes: tuple[bool, bool],
 ) -> StepResult:
     cells_K = valid_cells(rows, run.order.codebooks, run.order.segment_frames)
     try:
-        return engine.step(batches, cells_K, step=step, learning_rate=learning_rate(run.schedule, step))
+        rate = learning_rate(run.schedule, step)
+        return engine.step(batches, cells_K, step=step, learning_rate=rate, wishes=wishes)
     except NotFiniteError as error:
         saver.save(step, engine.state(), run.description)
         saver.wait()

@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from trainer.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.errors import ModelError
 from trainer.loss import summed_cross_entropy
-from trainer.weights import WeightFiles, current_name, fingerprint, under
+from trainer.weights import MemoryWeights, WeightFiles, Weights, current_name, fingerprint, under
 
 MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
 SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
@@ -48,7 +48,7 @@ class Source:
     name: str
     config: MusicgenConfig
     generation_config: GenerationConfig
-    weights: Mapping[str, Tensor]
+    weights: Weights
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
     load_feature_extractor: Callable[[], EncodecFeatureExtractor]
 
@@ -157,7 +157,9 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
         name=name,
         config=model.config,
         generation_config=model.generation_config,
-        weights={key: value.detach() for key, value in model.state_dict().items() if current_name(key)},
+        weights=MemoryWeights(
+            {key: value.detach() for key, value in model.state_dict().items() if current_name(key)}
+        ),
         load_tokenizer=debug_tokenizer,
         load_feature_extractor=debug_feature_extractor,
     )
@@ -169,8 +171,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
-    """The trained part in float32 on the CPU, in training mode.
+def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
+    """The trained part on the meta device, in training mode: shapes, no memory.
 
     dropout  probability in [0, 1) after embeddings and residual blocks; the published configs say 0.1,
              audiocraft trains with 0. Other dropouts and layer drop are 0.
@@ -183,17 +185,30 @@ def load_language_model(source: Source, *, dropout: float = 0.0) -> LanguageMode
             MusicgenForCausalLM._from_config(config),
             nn.Linear(source.config.text_encoder.hidden_size, config.hidden_size),
         )
-    tensors = {
-        name: source.weights[name].detach().to(torch.float32, copy=True)
-        for name in source.weights
-        if name.startswith((DECODER, PROJECTION))
-    }
-    _assign(model, tensors, source.name)
-    positions = model.decoder.model.decoder.embed_positions
-    table = positions.get_embedding(positions.num_positions, positions.embedding_dim)
-    del positions.weights
-    positions.register_buffer("weights", table, persistent=False)
+    for name, parameter in model.named_parameters():
+        if name not in source.weights or source.weights.shape(name) != tuple(parameter.shape):
+            raise ModelError(f"{source.name}: its weights do not fit its configuration at {name}")
     return model.train()
+
+
+def materialize(model: LanguageModel, device: torch.device) -> None:
+    """Give a model from the meta device memory of any content, and its table of positions."""
+    model.to_empty(device=device)
+    positions = model.decoder.model.decoder.embed_positions
+    with torch.device("cpu"):
+        table = positions.get_embedding(positions.num_positions, positions.embedding_dim)
+    del positions.weights
+    positions.register_buffer("weights", table.to(device), persistent=False)
+
+
+def load_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
+    """The trained part in float32 on the CPU, in training mode; see `empty_language_model`."""
+    model = empty_language_model(source, dropout=dropout)
+    materialize(model, torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(source.weights[name])
+    return model
 
 
 def load_codec(source: Source) -> EncodecModel:

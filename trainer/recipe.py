@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
-from trainer.model_card import Training
+from trainer.model_card import Training, model_card
 from trainer.order import Order
 from trainer.plan import BatchFlags, Cluster, Plan, make_plan
 from trainer.schedule import Schedule
@@ -15,24 +15,21 @@ if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoint
     from trainer.config import Config
     from trainer.dataset import Dataset
+    from trainer.launcher import Launch
     from trainer.models import Source
     from trainer.run_folder import RunFolder
 
 
-def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, checkpoint: Checkpoint | None) -> Plan:
+def plan_of(
+    config: Config,
+    typed: frozenset[str],
+    cluster: Cluster,
+    launch: Launch,
+    source: Source,
+    checkpoint: Checkpoint | None,
+) -> Plan:
     """The plan for this cluster; a resumed run keeps its global batch."""
-    return make_plan(
-        cluster,
-        BatchFlags(
-            batch_size=config.batch_size,
-            grad_acc=config.grad_acc,
-            global_batch=config.global_batch,
-            grad_acc_typed="grad_acc" in typed,
-        ),
-        mixed_precision=config.mixed_precision,
-        gradient_checkpointing=config.gradient_checkpointing,
-        resumed_global_batch=None if checkpoint is None else int(str(checkpoint.run["global_batch"])),
-    )
+    raise NotImplementedError
 
 
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
@@ -96,20 +93,27 @@ def run_of(
     )
 
 
-def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
-    """What the model card tells about the run."""
+def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> str:
+    """The model card: what it tells about the run."""
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
-    return Training(
-        base_model=config.model_id,
-        dataset=config.dataset_path,
-        clips=data.clips,
-        hours=data.seconds / 3600,
-        steps=step,
-        hyperparameters={
-            "global batch (clips)": plan.global_batch,
-            "epochs": round(order.epoch_of(step), 2),
-            "precision": plan.mixed_precision,
-            "captions dropped": config.caption_drop_rate,
-            **{name: getattr(config, name) for name in names},
-        },
+    return model_card(
+        Training(
+            base_model=config.model_id,
+            dataset=config.dataset_path,
+            clips=data.clips,
+            hours=data.seconds / 3600,
+            steps=step,
+            hyperparameters={
+                "global batch (clips)": plan.global_batch,
+                "epochs": round(order.epoch_of(step), 2),
+                "precision": plan.mixed_precision,
+                "captions dropped": config.caption_drop_rate,
+                **{name: getattr(config, name) for name in names},
+            },
+        )
     )
+
+
+def export_of(config: Config) -> dict[str, float]:
+    """What audiocraft's configuration is told about the training."""
+    return {"segment_seconds": config.segment_seconds, "cfg_dropout": config.caption_drop_rate}

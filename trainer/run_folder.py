@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial, write_atomically
 from trainer.errors import CheckpointError, ConfigError, StorageError
+from trainer.manifest import Fate, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +46,35 @@ class RunFolder:
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         write_atomically(self.root / name, json.dumps(values, indent=1).encode())
 
+    def describe(self, config: Mapping[str, object], plan: Mapping[str, object], fates: Iterable[Fate]) -> None:
+        """Write config.json, plan.json and dataset.csv."""
+        self.write_json("config.json", config)
+        self.write_json("plan.json", plan)
+        write_report(fates, self.report)
+
+    def words_at_the_end(self, step: int) -> str:
+        return (
+            f"done: {step} steps. {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
+            f'  python scripts/generate.py --model {self.root}/huggingface --prompt "..." --seconds 10'
+        )
+
     def finished_step(self) -> int | None:
         """The step that was exported as final, or None."""
         return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
 
 
-def open_run(output_dir: str, resume: str) -> tuple[RunFolder, Checkpoint | None]:
-    """The run's folder, made if need be, and the checkpoint to continue from, if any.
+def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFolder, Checkpoint | None]:
+    """The run's folder and the checkpoint to continue from, if any.
 
     resume  auto, no, or a checkpoint's path
+    first   whether this process is the one that makes the folder and removes what a killed run left
 
     Raises ConfigError where `no` would overwrite a run, CheckpointError where the named checkpoint is none
     or an older one than the folder holds, StorageError where the folder cannot be written.
     """
     folder = RunFolder(root=Path(output_dir))
-    try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.root / ".writable", b"")
-        (folder.root / ".writable").unlink()
-        remove_partial(folder.checkpoints)
-    except OSError as error:
-        raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
+    if first:
+        _make(folder, output_dir)
     if resume == "auto":
         return folder, newest(folder.checkpoints)
     if resume == "no":
@@ -75,6 +84,16 @@ def open_run(output_dir: str, resume: str) -> tuple[RunFolder, Checkpoint | None
             )
         return folder, None
     return folder, _named_checkpoint(folder, Path(resume))
+
+
+def _make(folder: RunFolder, output_dir: str) -> None:
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.root / ".writable", b"")
+        (folder.root / ".writable").unlink()
+        remove_partial(folder.checkpoints)
+    except OSError as error:
+        raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
 
 
 def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:

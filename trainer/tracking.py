@@ -23,25 +23,30 @@ class ExternalTrackers(Protocol):
 class Tracker:
     """Owns metrics.jsonl: one JSON object a line, in order of steps, none twice."""
 
-    def __init__(self, path: Path, *, start_step: int, external: ExternalTrackers | None):
-        """Continues `path` after `start_step`: what a killed run reported beyond that is cut off."""
-        if path.exists():
+    def __init__(self, path: Path | None, *, start_step: int, external: ExternalTrackers | None):
+        """Continues `path` after `start_step`: what a killed run reported beyond that is cut off.
+
+        path  None on the processes that do not report
+        """
+        if path is not None and path.exists():
             lines = path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
             if len(kept) != len(lines):
                 write_atomically(path, "".join(kept).encode())
-        self._file = path.open("a")
+        self._file = path.open("a") if path is not None else None
         self._external = external
 
     def log(self, values: Mapping[str, Value]) -> None:
         """Report one object; `values["step"]` is the number of optimizer steps done."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
         if self._external is not None:
             self._external.log(_flat(values), step=int(values["step"]))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._external is not None:
             self._external.end_training()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,41 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-class WeightFiles(Mapping[str, Tensor]):
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name, of which shapes and ranges can be had without the rest."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    @abstractmethod
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Values [start, stop) of the flattened tensor, in its own dtype."""
+
+
+class MemoryWeights(Weights):
+    """Weights over tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._tensors[name].detach().reshape(-1)[start:stop]
+
+
+class WeightFiles(Weights):
     """Read-only mapping from tensor name to tensor over the weight files of a Hugging Face folder.
 
     Takes one file or an index with shards, safetensors before pickled ones; the latter are read with
@@ -44,6 +79,24 @@ class WeightFiles(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(stored)
         return self._load_pickled(path)[stored]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        path, stored = self._file_of[name]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return tuple(file.get_slice(stored).get_shape())
+        return tuple(self._load_pickled(path)[stored].shape)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        path, stored = self._file_of[name]
+        if path.suffix != ".safetensors":
+            return self._load_pickled(path)[stored].reshape(-1)[start:stop]
+        with safe_open(path, framework="pt") as file:
+            whole = file.get_slice(stored)
+            shape = whole.get_shape()
+            row = torch.Size(shape[1:]).numel()
+            first, last = start // row, -(-stop // row)
+            return whole[first:last].reshape(-1)[start - first * row : stop - first * row]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)

@@ -1,0 +1,129 @@
+"""What ranks do in the tests: functions at module level, so that a forkserver can find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.synthetic import random_examples
+
+LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12, 26]
+SEGMENT = 40
+GLOBAL_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Losses and gradient norms of the steps, and bytes that this rank held."""
+
+    losses: list[float]
+    norms: list[float]
+    optimizer_bytes: int
+    weight_bytes: int
+
+
+def steps(
+    strategy: str,
+    accumulation: int,
+    *,
+    count: int = 10,
+    precision: str = "no",
+    folder: str | None = None,
+    save_at: int | None = None,
+    nodes: int = 1,
+    offload: bool = False,
+    checkpointing: bool = False,
+) -> Numbers:
+    """`count` steps of a run of 10 on ragged clips, some without captions; the last step is short of clips.
+
+    folder   where checkpoints lie: the newest is resumed from
+    save_at  save there after this step
+    """
+    import os
+
+    from trainer.checkpoint import Saver, newest
+    from trainer.config import Config
+    from trainer.engine import Engine, Ranks, build_accelerator
+    from trainer.models import open_model
+    from trainer.order import Order, micro_batches, rows_of_step, valid_cells
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    examples = random_examples(LENGTHS, segment_frames=SEGMENT)
+    order = Order(
+        seed=1,
+        epochs=8,  # 72 rows: 9 steps of 8, and a tenth without any would not exist
+        global_batch=GLOBAL_BATCH,
+        segment_frames=SEGMENT,
+        codebooks=4,
+        caption_drop_rate=0.3,
+        frames=examples.codes.frames,
+    )
+    micro = -(-GLOBAL_BATCH // (world_size * accumulation))
+    plan = plan_for(strategy, world_size, micro, accumulation, precision, nodes, offload, checkpointing)
+    from types import SimpleNamespace
+    config = SimpleNamespace(**{"timeout_minutes": 2.0, **Config(dataset_path="unused", lr=1e-3, weight_decay=0.01).to_dict()})
+    accelerator = build_accelerator(plan, config, Path("."))
+    losses, norms = [], []
+    with Ranks(timeout_seconds=60) as ranks:
+        engine = Engine(accelerator, ranks, open_model("debug"), plan, config)
+        checkpoint = newest(Path(folder)) if folder else None
+        start = 0
+        if checkpoint is not None:
+            engine.load(checkpoint)
+            start = checkpoint.step
+        saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
+        for step in range(start, min(start + count, order.steps)):
+            rows = rows_of_step(order, step)
+            shares = micro_batches(
+                rows, micro_batch=micro, accumulation=accumulation, world_size=world_size, rank=ranks.rank
+            )
+            cells = valid_cells(rows, 4, SEGMENT)
+            result = engine.step([examples.batch(share) for share in shares], cells, step=step, learning_rate=1e-3)
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
+            if saver is not None and step + 1 == save_at:
+                saver.save(step + 1, engine.state(), {"identity": {}})
+                saver.wait()
+                ranks.wait("saved")
+        return Numbers(
+            losses=losses,
+            norms=norms,
+            optimizer_bytes=engine.optimizer_bytes(),
+            weight_bytes=engine.backend.weight_bytes(),
+        )
+
+
+def plan_for(
+    strategy: str,
+    world_size: int,
+    micro_batch: int,
+    accumulation: int,
+    precision: str = "no",
+    nodes: int = 1,
+    offload: bool = False,
+    checkpointing: bool = False,
+) -> Any:
+    """A plan with exactly this layout."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        strategy=strategy,
+        nodes=nodes,
+        world_size=world_size,
+        offload_optimizer=offload,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        mixed_precision=precision,
+        gradient_checkpointing=checkpointing,
+    )
+
+
+def differences(found: Numbers, reference: Numbers) -> tuple[float, float]:
+    """Largest difference of losses, and largest relative one of gradient norms."""
+    losses, norms = np.array(found.losses), np.array(found.norms)
+    wanted_losses, wanted_norms = np.array(reference.losses), np.array(reference.norms)
+    return float(abs(losses - wanted_losses).max()), float((abs(norms - wanted_norms) / wanted_norms).max())

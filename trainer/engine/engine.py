@@ -1,0 +1,210 @@
+"""One optimizer step at a time, the same under every strategy: losses, gradient norm, and what all ranks agreed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from trainer.batches import Batch
+from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
+from trainer.config import Config
+from trainer.engine.ranks import Ranks
+from trainer.engine.shares import MOMENTS, Read
+from trainer.engine.torch_backend import TorchBackend
+from trainer.engine.zero_backend import ZeroBackend
+from trainer.errors import CheckpointError, MemoryShortError, NotFiniteError
+from trainer.loss import step_loss
+from trainer.models import LanguageModel, Source, empty_language_model
+from trainer.plan import Plan
+
+# fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
+FP16_ATTEMPTS = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step gave, the same on every rank.
+
+    losses_K   mean cross entropy of each codebook over the whole step, nats
+    grad_norm  before clipping
+    wishes     which of the wishes some rank had
+    """
+
+    losses_K: tuple[float, ...]
+    grad_norm: float
+    wishes: tuple[bool, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses_K) / len(self.losses_K)
+
+
+class Engine:
+    """Owns the model, its optimizer and their devices."""
+
+    def __init__(self, accelerator: Accelerator, ranks: Ranks, source: Source, plan: Plan, config: Config):
+        """Builds the model without weights, shards it as the plan says, and fills each rank's share from disk.
+
+        So no process ever holds more of the model in host memory than one tensor beside its share. AdamW's
+        betas (0.9, 0.95) and its decay of every parameter are MusicGen's (audiocraft 1.3.0,
+        config/solver/musicgen/musicgen_base_32khz.yaml).
+        """
+        model = empty_language_model(source, dropout=config.dropout)
+        if plan.gradient_checkpointing:
+            model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.device = accelerator.device
+        self.ranks = ranks
+        self._reseeds = config.dropout > 0
+        self._seed = config.seed
+        backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
+        self.backend = backend(accelerator, model, plan, config)
+        self._fill_weights(_reader(source))
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        cells_K: np.ndarray,
+        *,
+        step: int,
+        learning_rate: float,
+        wishes: Sequence[bool] = (),
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches.
+
+        cells_K  (K,) valid cells of the whole step over all ranks
+        wishes   anything a rank wants all to know after this step; they travel with the losses
+
+        Raises NotFiniteError, with every weight and moment as before, where loss or norm is not finite, and
+        MemoryShortError where the device is too small.
+        """
+        try:
+            return self._step(batches, torch.from_numpy(cells_K).to(self.device), step, learning_rate, wishes)
+        except torch.OutOfMemoryError as error:
+            rows, _, frames = batches[0].inputs_BKT.shape
+            raise MemoryShortError(
+                f"step {step + 1}: {rows} clips of {frames} frames do not fit the device ({error}). Use a smaller"
+                " --batch_size with --global_batch as it is, --gradient_checkpointing 1, or shorter --segment_seconds"
+            ) from error
+
+    def rehearse(self, batch: Batch, accumulation: int) -> None:
+        """Run a step on `batch` and undo it: what does not fit fails now, before any work is lost.
+
+        Weights do not move at a learning rate of 0, and the moments are set back to zero.
+        """
+        cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
+        self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
+        self.backend.reset_moments(0)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Summed cross entropy and valid cells of each codebook, both (K,), over all ranks' batches."""
+        self.backend.model.eval()
+        totals = []
+        for batch in batches:
+            batch = batch.to(self.device)
+            cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
+            totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
+        self.backend.model.train()
+        sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
+        return sums, cells
+
+    def state(self) -> dict[str, FlatSlice]:
+        """This rank's share of weights and moments, by name; the values are live, not copies."""
+        return {name: piece for share in self.backend.shares() for name, piece in share.slices().items()}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put this rank's share of a checkpoint's weights and moments in place, and its count of steps.
+
+        Raises CheckpointError where it belongs to another model.
+        """
+        shapes = {share.name: share.shape for share in self.backend.shares()}
+        for name, shape in shapes.items():
+            if checkpoint.shape(WEIGHT + name) != shape:
+                raise CheckpointError(
+                    f"{checkpoint.folder}: {name} has shape {checkpoint.shape(WEIGHT + name)}, the model's is {shape}:"
+                    " resume with the --model_id of the run"
+                )
+        self._fill_weights(checkpoint.read)
+        self.backend.reset_moments(checkpoint.step)
+        for share in self.backend.shares():
+            share.fill([f"{kind}/{share.name}" for kind in MOMENTS], checkpoint.read)
+
+    def peak_memory_bytes(self) -> int | None:
+        """Most device memory held at once since the start; None on a CPU."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of float32 masters (where they are apart from the weights) and moments on this rank."""
+        return sum(4 * len(share.weight) * len(share.moments) for share in self.backend.shares())
+
+    def _fill_weights(self, read: Read) -> None:
+        for share in self.backend.shares():
+            share.fill([WEIGHT + share.name], read)
+        self.backend.publish(read)
+
+    def _step(
+        self, batches: Sequence[Batch], cells_K: Tensor, step: int, learning_rate: float, wishes: Sequence[bool]
+    ) -> StepResult:
+        for _ in range(FP16_ATTEMPTS if self.backend.scales_losses else 1):
+            sums = self._backward(batches, cells_K, step)
+            norm = self.backend.finish(learning_rate)
+            result = self._read(sums, cells_K, norm, wishes)
+            if math.isfinite(result.grad_norm) and math.isfinite(result.loss):
+                self.backend.update()
+                return result
+            if not self.backend.scales_losses or not math.isfinite(result.loss):
+                break
+            self.backend.update()  # does not step: the scaler saw the overflow, and lowers the scale
+        raise NotFiniteError(
+            f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was changed"
+        )
+
+    def _backward(self, batches: Sequence[Batch], cells_K: Tensor, step: int) -> Tensor:
+        """Gradients of the step's loss; this rank's summed cross entropies (K,)."""
+        total = torch.zeros(len(cells_K), device=self.device)
+        for index, batch in enumerate(batches):
+            self._reseed(step, index)
+            last = index == len(batches) - 1
+            with self.backend.accumulating(last):
+                sums = self._summed_losses(batch.to(self.device))
+                self.backend.backward(step_loss(sums, cells_K), last=last)
+            total += sums.detach()
+        return total
+
+    def _read(self, sums: Tensor, cells_K: Tensor, norm: Tensor, wishes: Sequence[bool]) -> StepResult:
+        """Losses, norm and wishes in one collective and one read from the device."""
+        wanted = torch.tensor([float(wish) for wish in wishes], device=self.device)
+        summed = self.ranks.sum(torch.cat([sums / cells_K.clamp(min=1), wanted]))
+        values = torch.cat([summed, norm.reshape(1)]).tolist()
+        codebooks = len(sums)
+        return StepResult(
+            losses_K=tuple(values[:codebooks]),
+            grad_norm=values[-1],
+            wishes=tuple(value > 0 for value in values[codebooks:-1]),
+        )
+
+    def _summed_losses(self, batch: Batch) -> Tensor:
+        return self.backend.model(
+            batch.inputs_BKT, batch.text_BSD, batch.text_mask_BS, batch.attention_BS, labels_BKT=batch.labels_BKT
+        )
+
+    def _reseed(self, step: int, micro_batch: int) -> None:
+        """With dropout, draws are a function of (seed, step, micro-batch, rank): nothing to save or replay."""
+        if self._reseeds:
+            entropy = (self._seed, step, micro_batch, self.ranks.rank)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def _reader(source: Source) -> Read:
+    """Ranges of the base model's flattened tensors, by the names of a checkpoint."""
+
+    def read(key: str, start: int, stop: int) -> Tensor:
+        return source.weights.read(key.removeprefix(WEIGHT), start, stop).float()
+
+    return read

@@ -1,0 +1,115 @@
+"""Strategies by torch alone: one process, DDP, FSDP2 full shard and hybrid shard; float32 weights everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainer.config import Config
+from trainer.engine.shares import MOMENTS, Read, Share
+from trainer.models import LanguageModel, materialize
+from trainer.plan import Plan
+
+
+class TorchBackend:
+    """Owns the wrapped model and AdamW. Gradients are averaged over ranks, so the loss is scaled by their number."""
+
+    def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, config: Config):
+        self._accelerator = accelerator
+        self._sharded = plan.strategy in ("fsdp", "hsdp")
+        self._bare = model
+        self._max_grad_norm = config.max_grad_norm
+        self.loss_scale = float(plan.world_size)
+        materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        )
+        self.model: nn.Module
+        self.model, self._optimizer = accelerator.prepare(model, optimizer)
+        self.reset_moments(0)
+
+    def reset_moments(self, steps: int) -> None:
+        """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for _, parameter in self._bare.named_parameters():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps), device=self._accelerator.device),
+                **{kind: torch.zeros_like(parameter) for kind in MOMENTS},
+            }
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add this micro-batch's gradients. Sharded gradients are reduced at once, so that they stay sharded."""
+        self._accelerator.backward(loss * self.loss_scale)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: DDP sums over ranks at the last one only."""
+        return nullcontext() if last or self._sharded else self._accelerator.no_sync(self.model)
+
+    def finish(self, learning_rate: float) -> Tensor:
+        """Clip; returns the norm before clipping. The weights change in `update`, once the norm is seen."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def update(self) -> None:
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def scales_losses(self) -> bool:
+        """fp16: a step that overflowed is repeated at a lower scale, which `update` sets."""
+        return self._accelerator.scaler is not None
+
+    def shares(self) -> Iterator[Share]:
+        """This rank's share of every parameter, in the model's order."""
+        for name, parameter in self._bare.named_parameters():
+            state = self._optimizer.state[parameter]
+            local = [_local(tensor) for tensor in (parameter, *(state[kind] for kind in MOMENTS))]
+            start, replica, replicas = _place(parameter)
+            yield Share(
+                name=name,
+                shape=tuple(parameter.shape),
+                start=start,
+                weight=local[0],
+                moments=dict(zip(MOMENTS, local[1:], strict=True)),
+                replica=replica,
+                replicas=replicas,
+            )
+
+    def publish(self, read: Read) -> None:
+        """Nothing to do: the float32 shares are the weights."""
+
+    def gradient_bytes(self) -> int:
+        """Bytes of gradients that this rank holds."""
+        held = [parameter.grad for parameter in self._bare.parameters() if parameter.grad is not None]
+        return sum(_local(gradient).numel() * gradient.element_size() for gradient in held)
+
+    def weight_bytes(self) -> int:
+        return sum(_local(parameter).numel() * parameter.element_size() for parameter in self._bare.parameters())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The flat values that this rank holds, as a view."""
+    tensor = tensor.detach()
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).view(-1)
+
+
+def _place(parameter: Tensor) -> tuple[int, int, int]:
+    """Where the local values start in the flattened parameter, and which replica of how many they are."""
+    if not isinstance(parameter, DTensor):
+        group = dist.is_initialized()
+        return 0, dist.get_rank() if group else 0, dist.get_world_size() if group else 1
+    mesh = parameter.device_mesh
+    shard_dim = mesh.ndim - 1
+    shards, shard = mesh.size(shard_dim), mesh.get_local_rank(shard_dim)
+    rows_each = -(-parameter.shape[0] // shards)  # torch.chunk's blocks of rows
+    start = min(shard * rows_each, parameter.shape[0]) * (parameter.numel() // parameter.shape[0])
+    replicas = mesh.size(0) if mesh.ndim == 2 else 1
+    return start, mesh.get_local_rank(0) if mesh.ndim == 2 else 0, replicas

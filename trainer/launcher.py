@@ -1,0 +1,100 @@
+"""What the launcher said: processes, strategy and precision, read from the environment it left; the traps refused.
+
+Torch-free and pure: a function of the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainer.errors import ConfigError
+
+START = "start with `accelerate launch --num_processes N launch.py ...`, `torchrun --nproc_per_node N launch.py ...`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One process's place, and what the launcher's configuration names.
+
+    strategy, mixed_precision  None where the configuration names none; a plain launch on several processes
+                               names none, and a MULTI_GPU file cannot be told from it
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    strategy: str | None = None
+    offload_optimizer: bool = False
+    mixed_precision: str | None = None
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.local_world_size
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """The launch that `environment` describes.
+
+    Raises ConfigError for launches that would not do what they say: several processes asked for and one
+    started, FSDP on what Accelerate takes for plain CPUs, and strategies that this trainer does not have.
+    """
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
+    if by_accelerate and "WORLD_SIZE" not in environment and "MASTER_PORT" in environment:
+        raise ConfigError(
+            "`accelerate launch` was asked for several processes and started one (its CPU launcher does that for"
+            " --cpu, use_cpu and MULTI_CPU): add --multi_gpu, which also works on CPUs, or use torchrun"
+        )
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", str(world_size)))
+    if world_size % local_world_size:
+        raise ConfigError(f"{world_size} processes in groups of {local_world_size} a node: use equal nodes; {START}")
+    strategy, offload = _strategy(environment)
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"the accelerate configuration says mixed_precision {precision}: use no, bf16 or fp16")
+    return Launch(
+        rank=int(environment.get("RANK", "0")),
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        world_size=world_size,
+        local_world_size=local_world_size,
+        strategy=strategy,
+        offload_optimizer=offload,
+        mixed_precision=None if precision == "no" else precision,
+    )
+
+
+def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
+    if _on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        raise ConfigError("a parallelism_config in the accelerate configuration is not used here: --strategy hsdp")
+    if _on(environment, "ACCELERATE_USE_DEEPSPEED"):
+        return _deepspeed(environment)
+    if _on(environment, "ACCELERATE_USE_FSDP"):
+        if environment.get("FSDP_VERSION", "1") != "2":
+            raise ConfigError("the accelerate configuration names FSDP version 1: set fsdp_version: 2")
+        if _on(environment, "FSDP_OFFLOAD_PARAMS"):
+            raise ConfigError("fsdp_offload_params is not built: use zero2 with --offload_optimizer 1")
+        return "fsdp", False
+    return None, False
+
+
+def _deepspeed(environment: Mapping[str, str]) -> tuple[str, bool]:
+    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") not in ("", "none"):
+        raise ConfigError(
+            "a deepspeed_config_file is not read here, because the trainer sets clipping, accumulation and"
+            " precision itself: name zero_stage in the accelerate configuration, as accelerate_configs/ does"
+        )
+    stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if stage not in ("2", "3"):
+        raise ConfigError(f"the accelerate configuration names ZeRO stage {stage}: use 2 or 3")
+    if environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") not in ("", "none"):
+        raise ConfigError("offload_param_device is not built: offload the optimizer, or use more GPUs")
+    device = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    if device not in ("", "none", "cpu"):
+        raise ConfigError(f"offload_optimizer_device {device} is not built: use cpu")
+    return f"zero{stage}", device == "cpu"
+
+
+def _on(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("1", "true")

@@ -1,0 +1,253 @@
+"""Bytes that a training run holds on each GPU, by part: published formulas, and the model of our own engine.
+
+P is the number of trained parameters, N of GPUs over which a part is sharded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.shapes import Shape
+
+Strategy = Literal["single", "ddp", "zero2", "zero3", "fsdp", "hsdp"]
+Precision = Literal["no", "bf16", "fp16"]
+
+GIB = 2**30
+FLOAT32, HALF = 4, 2
+MOMENTS = 2 * FLOAT32  # AdamW's two, a parameter
+
+# What trainer/engine.py configures; the estimate below holds for these.
+DDP_BUCKET_MIB = 25  # torch's default; gradients are views of the buckets
+ZERO_BUCKET_ELEMENTS = 50_000_000  # reduce_bucket_size and allgather_bucket_size
+ZERO_BUCKETS = 2  # overlap_comm: one fills while the other is reduced
+GATHERED_LAYERS = 2  # full sharding: the layer at work and the prefetched one
+
+# Activations kept for the backward pass, in values a frame and layer, times the width. Counted from what
+# autograd saves in transformers 5.23's MusicgenDecoderLayer with a fused attention kernel, which
+# tests/test_memory.py repeats. A residual value has the residual's precision, any other the compute precision.
+LAYER_RESIDUALS = 3  # inputs of the three LayerNorms
+LAYER_VALUES = 9  # normed inputs 3, q k v 3, attention's output, cross-attention's q and output
+LAYER_FFN_VALUES = 2  # before and after GELU, times the ffn's width
+AUTOCAST_EXTRA_VALUES = 2  # autocast casts the input of q, k and v once for each
+# What the backward pass of one layer holds beside them: gradients at the ffn's width, and of the residual.
+BACKWARD_FFN_VALUES = 2
+BACKWARD_RESIDUALS = 3
+
+# What CUDA, cuBLAS and NCCL hold outside PyTorch, and the share that its allocator loses to fragmentation.
+# To be measured by GPU and driver; these are on the safe side of what is commonly seen.
+CONTEXT_BYTES = GIB
+FRAGMENTATION = 0.06
+
+# While encoding, one pass is 4 views of 10 s at 32 kHz, float32; EnCodec's first layers hold about 5 such
+# tensors of all channels at once.
+CODEC_PASS_SAMPLES = 4 * 10 * 32_000
+CODEC_TENSORS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What of a plan decides its memory.
+
+    shards  GPUs that share sharded state: the world, or one node's for hsdp
+    frames  of the longest clip
+    """
+
+    strategy: Strategy
+    shards: int
+    precision: Precision
+    micro_batch: int
+    accumulation: int
+    frames: int
+    gradient_checkpointing: bool
+    offload_optimizer: bool
+    on_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process on its device, by part; `host` is what offloading puts into host memory.
+
+    optimizer    moments, and under zero2 and zero3 the float32 master weights
+    buffers      copies that a strategy works with: casts, buckets, gathered layers
+    activations  of one micro-batch at the longest clip, with its logits
+    reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
+    codec        EnCodec, T5 and their largest pass, before any of the parts above exists
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    reserve: int
+    codec: int
+    host: int
+
+    @property
+    def states(self) -> int:
+        """Weights, gradients and optimizer: what is there between micro-batches."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def allocated(self) -> int:
+        """What PyTorch allocates at its peak while training: torch.cuda.max_memory_allocated."""
+        return self.states + self.buffers + self.activations
+
+    @property
+    def total(self) -> int:
+        """What the GPU must have: training or encoding, whichever needs more."""
+        return max(self.allocated, self.codec) + self.reserve
+
+    def describe(self) -> str:
+        """The parts in GiB, as one line."""
+        parts = [f"{name} {_gib(getattr(self, name))}" for name in PARTS]
+        host = f"; {_gib(self.host)} in host memory" if self.host else ""
+        return f"{', '.join(parts)}; codec while encoding {_gib(self.codec)}{host} (GiB)"
+
+
+PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "reserve")
+
+
+def zero_paper_bytes(parameters: int, gpus: int, stage: Literal[0, 1, 2, 3]) -> float:
+    """Model states a GPU as the ZeRO paper counts them, 2 + 2 + 12 bytes a parameter.
+
+    16-bit weights, 16-bit gradients, and float32 master and moments; stage 1 shards the last, stage 2 also
+    gradients, stage 3 everything. Source: arXiv 1910.02054, figure 1.
+    """
+    weights, gradients, optimizer = 2.0 * parameters, 2.0 * parameters, 12.0 * parameters
+    return (
+        weights / (gpus if stage >= 3 else 1)
+        + gradients / (gpus if stage >= 2 else 1)
+        + optimizer / (gpus if stage >= 1 else 1)
+    )
+
+
+def deepspeed_zero2_bytes(parameters: int, gpus: int, *, offload: bool = False) -> float:
+    """Model states a GPU as DeepSpeed documents them for ZeRO-2: 4P + 16P/N, or 2P with the optimizer offloaded.
+
+    Source: DeepSpeed, docs/code-docs/source/memory.rst. (0.19.8's own estimate function says 2P + 18P/N.)
+    """
+    return 2.0 * parameters if offload else 4.0 * parameters + 16.0 * parameters / gpus
+
+
+def deepspeed_zero3_bytes(parameters: int, gpus: int, largest_layer: int, *, offload: bool = False) -> float:
+    """Model states a GPU as DeepSpeed documents them for ZeRO-3: 18P/N (offloaded: 2P/N) + 4 x largest layer.
+
+    Source: DeepSpeed, docs/code-docs/source/memory.rst.
+    """
+    return (2.0 if offload else 18.0) * parameters / gpus + 4.0 * largest_layer
+
+
+def expected_bytes(shape: Shape, layout: Layout) -> Memory:
+    """What one process of our engine holds at its peak, by part."""
+    weights, gradients, optimizer = _states(shape, layout)
+    host = 0
+    if layout.offload_optimizer:
+        host, gradients, optimizer = gradients + optimizer, 0, 0
+    buffers = _buffers(shape, layout)
+    activations = layout.micro_batch * layout.frames * _frame_bytes(shape, layout)
+    codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
+    allocated = max(weights + gradients + optimizer + buffers + activations, codec)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=buffers,
+        activations=activations,
+        reserve=round(CONTEXT_BYTES + FRAGMENTATION * allocated) if layout.on_gpu else 0,
+        codec=codec,
+        host=host,
+    )
+
+
+def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
+    """Weights, gradients and optimizer of one process, nothing offloaded."""
+    whole = shape.parameters
+    share = math.ceil(whole / layout.shards)
+    compute = _compute_bytes(layout)
+    match layout.strategy:
+        case "single" | "ddp":
+            return FLOAT32 * whole, FLOAT32 * whole, MOMENTS * whole
+        case "zero2":  # also in float32 DeepSpeed keeps a master copy of its own partition
+            return compute * whole, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
+        case "zero3":
+            return compute * share, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
+        case "fsdp" | "hsdp":
+            return FLOAT32 * share, FLOAT32 * share, MOMENTS * share
+
+
+def _buffers(shape: Shape, layout: Layout) -> int:
+    compute = _compute_bytes(layout)
+    match layout.strategy:
+        case "single" | "ddp":  # autocast keeps each matrix's cast until the backward pass has used it
+            return compute * shape.cast_parameters if layout.precision != "no" else 0
+        case "zero2":
+            return _zero_buckets(layout) + _float32_sum(shape, layout)
+        case "zero3":
+            return _zero_buckets(layout) + _gathered(shape, layout)
+        case "fsdp" | "hsdp":
+            # A unit's gradients in the compute precision, and their float32 copy for the reduction.
+            reduced = (compute + FLOAT32) * shape.largest_unit
+            return _gathered(shape, layout) + reduced
+
+
+def _zero_buckets(layout: Layout) -> int:
+    """The gradients' buckets, and the float32 copy of the one being reduced."""
+    copy = FLOAT32 if layout.precision != "no" else 0
+    return (ZERO_BUCKETS * _compute_bytes(layout) + copy) * ZERO_BUCKET_ELEMENTS
+
+
+def _float32_sum(shape: Shape, layout: Layout) -> int:
+    """In float32 ZeRO-2 adds each micro-batch's partition to a second one (DeepSpeed 0.19, all_grad_tensors)."""
+    if layout.precision != "no" or layout.accumulation == 1:
+        return 0
+    return FLOAT32 * math.ceil(shape.parameters / layout.shards)
+
+
+def _gathered(shape: Shape, layout: Layout) -> int:
+    """Whole parameters in the compute precision: layers at work, and the rest, which stays gathered."""
+    layers = min(shape.layers, GATHERED_LAYERS)
+    return _compute_bytes(layout) * (layers * shape.layer_parameters + shape.rest_parameters)
+
+
+def _frame_bytes(shape: Shape, layout: Layout) -> int:
+    """Activations of one frame of one clip."""
+    compute, residual = _compute_bytes(layout), _residual_bytes(layout)
+    extra = AUTOCAST_EXTRA_VALUES if _autocast(layout) else 0
+    values = LAYER_VALUES + extra if shape.cross_attention else LAYER_VALUES + extra - 3
+    residuals = LAYER_RESIDUALS if shape.cross_attention else LAYER_RESIDUALS - 1
+    layer = compute * (values * shape.width + LAYER_FFN_VALUES * shape.ffn) + residual * residuals * shape.width
+    backward = compute * BACKWARD_FFN_VALUES * shape.ffn + residual * BACKWARD_RESIDUALS * shape.width
+    if layout.gradient_checkpointing:
+        kept, working = residual * shape.layers * shape.width, layer + backward
+    else:
+        kept, working = shape.layers * layer, backward
+    return kept + max(_logits_bytes(shape, layout), working)
+
+
+def _logits_bytes(shape: Shape, layout: Layout) -> int:
+    """The final norm and the heads' inputs; logits, their gradient and the float32 log-probabilities of the loss."""
+    compute, residual = _compute_bytes(layout), _residual_bytes(layout)
+    inputs = residual * shape.width + compute * shape.width * (shape.codebooks if _autocast(layout) else 1)
+    every_codebook = shape.codebooks * shape.codes * (2 * compute + FLOAT32)
+    one_codebook = 2 * FLOAT32 * shape.codes
+    return inputs + every_codebook + one_codebook
+
+
+def _autocast(layout: Layout) -> bool:
+    return layout.strategy in ("single", "ddp") and layout.precision != "no"
+
+
+def _compute_bytes(layout: Layout) -> int:
+    return FLOAT32 if layout.precision == "no" else HALF
+
+
+def _residual_bytes(layout: Layout) -> int:
+    """Under autocast embeddings, norms and with them the residual stream stay float32."""
+    return FLOAT32 if _autocast(layout) else _compute_bytes(layout)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f}"

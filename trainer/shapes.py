@@ -1,0 +1,172 @@
+"""The shapes of MusicGen's language models, and how many parameters each has: plain numbers, no tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+
+FRAME_RATE_HZ = 50  # of the EnCodec that every published MusicGen uses
+HUB_PREFIX = "facebook/musicgen-"
+# transformers leaves out of config.json what equals its own defaults (5.23, MusicgenDecoderConfig, T5Config).
+DECODER_DEFAULTS = {
+    "vocab_size": 2048,
+    "num_hidden_layers": 24,
+    "ffn_dim": 4096,
+    "num_attention_heads": 16,
+    "hidden_size": 1024,
+    "num_codebooks": 4,
+    "audio_channels": 1,
+}
+T5_DEFAULT_WIDTH = 512
+CHROMA_BINS = 12  # what melody's audio projection reads
+DEBUG_FROZEN = 922_842 + 1_153_152  # its EnCodec and its T5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The part that is trained: decoder and text projection.
+
+    cross_attention  False for melody, which puts text and melody before the codes instead
+    chroma_bins      inputs of melody's audio projection; 0 for none
+    frozen           parameters of EnCodec (59 M) and of T5-base's encoder (110 M)
+    codec_channels   of EnCodec's first convolution, which decides what a pass of it holds
+    """
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    codebooks: int = 4
+    codes: int = 2048
+    text_width: int = 768
+    audio_channels: int = 1
+    cross_attention: bool = True
+    chroma_bins: int = 0
+    frozen: int = 169_000_000
+    codec_channels: int = 64
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one decoder layer: projections without bias, LayerNorms with."""
+        attentions = 2 if self.cross_attention else 1
+        projections = attentions * 4 * self.width**2 + 2 * self.width * self.ffn
+        return projections + (attentions + 1) * 2 * self.width
+
+    @property
+    def rest_parameters(self) -> int:
+        """Of everything outside the layers: embeddings (one more row than codes), heads, norm, projections."""
+        embeddings = self.codebooks * (self.codes + 1) * self.width
+        heads = self.codebooks * self.codes * self.width
+        text = (self.text_width + 1) * self.width
+        audio = (self.chroma_bins + 1) * self.width if self.chroma_bins else 0
+        return embeddings + heads + 2 * self.width + text + audio
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_parameters + self.rest_parameters
+
+    @property
+    def cast_parameters(self) -> int:
+        """Those that autocast copies to bf16: the matrices of linear layers, not embeddings nor norms."""
+        norms = (3 if self.cross_attention else 2) * 2 * self.width
+        embeddings = self.codebooks * (self.codes + 1) * self.width
+        return self.layers * (self.layer_parameters - norms) + self.rest_parameters - embeddings - 2 * self.width
+
+    @property
+    def largest_unit(self) -> int:
+        """Parameters of the largest piece that full sharding gathers at once: a layer, or all the rest."""
+        return max(self.layer_parameters, self.rest_parameters)
+
+
+def _published() -> dict[str, Shape]:
+    small = Shape(name="small", layers=24, width=1024, heads=16, ffn=4096)
+    medium = Shape(name="medium", layers=48, width=1536, heads=24, ffn=6144)
+    large = Shape(name="large", layers=48, width=2048, heads=32, ffn=8192)
+    melody = replace(medium, name="melody", cross_attention=False, chroma_bins=CHROMA_BINS)
+    melody_large = replace(large, name="melody-large", cross_attention=False, chroma_bins=CHROMA_BINS)
+    mono = (small, medium, large, melody, melody_large)
+    stereo = [replace(shape, name=f"stereo-{shape.name}", codebooks=8, audio_channels=2) for shape in mono]
+    debug = Shape(name="debug", layers=2, width=128, heads=4, ffn=512, text_width=512, frozen=DEBUG_FROZEN, codec_channels=8)
+    return {shape.name: shape for shape in (*mono, *stereo, debug)}
+
+
+# Source: MusicGen, arXiv 2306.05284, section 3.1, and audiocraft 1.3.0, config/model/lm/model_scale.
+KNOWN: Mapping[str, Shape] = _published()
+
+
+def shape_of(model_id: str) -> Shape:
+    """The shape of the model that `--model_id` names, without network and without torch.
+
+    Known names and facebook/musicgen-* come from KNOWN, a folder from its config.json, another hub id from
+    the local Hugging Face cache. Raises ConfigError where that finds none.
+    """
+    name = model_id.removeprefix(HUB_PREFIX)
+    folder = Path(model_id).expanduser()
+    if model_id != "debug" and folder.is_dir():
+        return _shape_of_file(model_id, folder / "config.json")
+    if name in KNOWN:
+        return KNOWN[name]
+    return _shape_of_file(model_id, _cached_config(model_id))
+
+
+def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
+    """The shape in a config.json of transformers, parsed; or in `MusicgenConfig.to_dict()`.
+
+    Raises ConfigError for a model that is no MusicGen.
+    """
+    kind = config.get("model_type")
+    if kind not in ("musicgen", "musicgen_melody") or not isinstance(config.get("decoder"), Mapping):
+        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use small, medium, large or a copy")
+    decoder = DECODER_DEFAULTS | {key: value for key, value in config["decoder"].items() if key in DECODER_DEFAULTS}
+    melody = kind == "musicgen_melody"
+    return Shape(
+        name=name,
+        layers=decoder["num_hidden_layers"],
+        width=decoder["hidden_size"],
+        heads=decoder["num_attention_heads"],
+        ffn=decoder["ffn_dim"],
+        codebooks=decoder["num_codebooks"],
+        codes=decoder["vocab_size"],
+        text_width=config.get("text_encoder", {}).get("d_model", T5_DEFAULT_WIDTH),
+        audio_channels=decoder["audio_channels"],
+        cross_attention=not melody,
+        chroma_bins=config.get("num_chroma", CHROMA_BINS) if melody else 0,
+    )
+
+
+def _shape_of_file(model_id: str, file: Path) -> Shape:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model_id {model_id}: {file} cannot be read as a model's config ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"--model_id {model_id}: {file} is no model's config")
+    return shape_of_config(model_id, config)
+
+
+def _cached_config(model_id: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache  # half a second, and only other hub ids need it
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(model_id, "config.json")
+    except HFValidationError as error:
+        raise ConfigError(
+            f"--model_id {model_id}: neither a folder nor a hub id; known names are {', '.join(KNOWN)}"
+        ) from error
+    if not isinstance(path, str):
+        raise ConfigError(
+            f"--model_id {model_id}: its size is not known before it is downloaded: `hf download {model_id}`,"
+            f" or name one of {', '.join(KNOWN)}"
+        )
+    return Path(path)
