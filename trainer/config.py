@@ -96,6 +96,13 @@ class Config:
     ] = 0.1
     seed: Annotated[int, optimisation("Seed of every random choice.", least=0, most=2**32 - 1)] = 0
 
+    strategy: Annotated[
+        Literal["auto", "single", "ddp", "zero2", "zero3", "fsdp", "hsdp"],
+        hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),
+    ] = "auto"
+    offload_optimizer: Annotated[
+        bool, hardware("Keep optimizer state in host memory: less GPU memory, slower steps.")
+    ] = False
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
         hardware("Precision of the computation; auto: bf16 where the GPU has it, else no."),
@@ -103,6 +110,20 @@ class Config:
     gradient_checkpointing: Annotated[
         bool, hardware("Recompute activations in the backward pass: less memory, slower steps.")
     ] = False
+    timeout_minutes: Annotated[
+        float, hardware("Minutes that a process waits for the others before it gives up.", above=0)
+    ] = 10.0
+    dry_run: Annotated[bool, hardware("Print the plan for this run and stop; no GPU is touched.")] = False
+    gpus: Annotated[
+        int | None, hardware("With --dry_run 1: plan for this many GPUs a node; none: those found.", least=1)
+    ] = None
+    nodes: Annotated[
+        int | None, hardware("With --dry_run 1: plan for this many nodes; none: one.", least=1)
+    ] = None
+    gpu_memory_gib: Annotated[
+        float | None,
+        hardware("With --dry_run 1: plan for GPUs of this many GiB; none: those found.", above=0),
+    ] = None
 
     output_dir: Annotated[str, output("Folder for the trained model, checkpoints and logs.")] = "models"
     save_step: Annotated[
@@ -184,6 +205,12 @@ def _refuse_contradicting_values(config: Config) -> None:
         raise ConfigError(
             "--tune_text 1 (learning new text embeddings) is not built yet: use --tune_text 0, which trains "
             "the whole language model on your captions."
+        )
+    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
+    if imagined and not config.dry_run:
+        raise ConfigError(
+            f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
+            "as in accelerate launch --num_processes 4 launch.py ..."
         )
     if config.min_seconds > config.segment_seconds:
         raise ConfigError(

@@ -145,7 +145,10 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     weights, gradients, optimizer = _states(shape, layout)
     host = 0
     if layout.offload_optimizer:
-        host, gradients, optimizer = gradients + optimizer, 0, 0
+        # DeepSpeed 0.19: what is accumulated in float32 beside bf16 weights stays on the GPU under ZeRO-2.
+        stays = layout.strategy == "zero2" and layout.precision != "no"
+        host = gradients + optimizer + HALF * math.ceil(shape.parameters / layout.shards)
+        gradients, optimizer = (gradients if stays else 0), 0
     buffers = _buffers(shape, layout)
     activations = layout.micro_batch * layout.frames * _frame_bytes(shape, layout)
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
@@ -160,6 +163,11 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         codec=codec,
         host=host,
     )
+
+
+def gathered_parameters(shape: Shape) -> int:
+    """How many parameters full sharding holds whole at once: layers at work, and all outside the layers."""
+    return min(shape.layers, GATHERED_LAYERS) * shape.layer_parameters + shape.rest_parameters
 
 
 def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
@@ -207,9 +215,8 @@ def _float32_sum(shape: Shape, layout: Layout) -> int:
 
 
 def _gathered(shape: Shape, layout: Layout) -> int:
-    """Whole parameters in the compute precision: layers at work, and the rest, which stays gathered."""
-    layers = min(shape.layers, GATHERED_LAYERS)
-    return _compute_bytes(layout) * (layers * shape.layer_parameters + shape.rest_parameters)
+    """Whole parameters in the compute precision."""
+    return _compute_bytes(layout) * gathered_parameters(shape)
 
 
 def _frame_bytes(shape: Shape, layout: Layout) -> int:

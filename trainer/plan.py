@@ -1,8 +1,7 @@
 """How a run is laid out on the hardware it finds: a pure decision, made before anything is allocated.
 
-A strategy comes from its name or from the model's size. Where memory is short, first the micro-batch
-shrinks, then activations are recomputed, then more is sharded; what still does not fit is refused, with
-what would.
+Where memory is short, first the micro-batch shrinks, then activations are recomputed, then more is sharded;
+what still does not fit is refused, with what would.
 """
 
 from __future__ import annotations
@@ -10,37 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.memory import GIB, Layout, Memory, Precision, Strategy, expected_bytes
 from trainer.shapes import FRAME_RATE_HZ, Shape
+from trainer.strategies import Candidate, Cluster, Options, candidates
 
-# Above this many parameters a copy of the weights on every GPU is too much: between medium and large.
-FULL_SHARD_PARAMETERS = 2_500_000_000
-DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")
-FP16: tuple[Strategy, ...] = ("single", "ddp")
 MOST_GPUS_SUGGESTED = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What a run has to work with; on a CPU, `gpus_per_node` counts processes.
-
-    gpu_memory_bytes   of the smallest GPU; None where it is unknown or a CPU: nothing is refused then
-    host_memory_bytes  of a node; None for unknown
-    """
-
-    nodes: int
-    gpus_per_node: int
-    device: Literal["cpu", "cuda"]
-    gpu_memory_bytes: int | None
-    host_memory_bytes: int | None
-    supports_bf16: bool
-
-    @property
-    def world_size(self) -> int:
-        return self.nodes * self.gpus_per_node
+SECONDS_SUGGESTED = (20, 15, 10, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +27,6 @@ class BatchFlags:
     grad_acc: int
     global_batch: int | None
     grad_acc_typed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asks of the layout.
-
-    strategy_named_by       what named it, in words; no meaning for auto
-    segment_frames          frames of the longest crop
-    deepspeed_available     whether it is installed where the run will be
-    """
-
-    strategy: Literal["auto"] | Strategy = "auto"
-    strategy_named_by: str = "--strategy"
-    offload_optimizer: bool = False
-    offload_optimizer_typed: bool = False
-    mixed_precision: Literal["auto"] | Precision = "auto"
-    gradient_checkpointing: bool = False
-    gradient_checkpointing_typed: bool = False
-    segment_frames: int
-    deepspeed_available: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +65,6 @@ class Plan:
         return "\n".join([*lines, *(f"  - {reason}" for reason in self.reasons)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A strategy that may be taken, and why."""
-
-    strategy: Strategy
-    offload: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """One layout and what it costs."""
-
-    candidate: _Candidate
-    layout: Layout
-    memory: Memory
-
-
 def make_plan(
     cluster: Cluster,
     shape: Shape,
@@ -143,16 +81,12 @@ def make_plan(
     """
     global_batch, batch_reason = _global_batch(cluster, batch, resumed_global_batch)
     precision, precision_reason = _precision(cluster, options.mixed_precision)
-    candidates = _candidates(cluster, shape, options, precision)
-    first: _Trial | None = None
-    for trial in _trials(cluster, shape, batch, options, global_batch, precision, candidates):
-        first = first or trial
-        if _fits(cluster, trial.memory):
-            break
-    else:
-        raise MemoryShortError(_refusal(cluster, shape, batch, options, global_batch, trial.memory))
-    assert first is not None
-    layout = trial.layout
+    wish = _Wish(shape=shape, batch_size=batch.batch_size, global_batch=global_batch, options=options)
+    trials = list(_trials(cluster, wish, precision))
+    taken = next((trial for trial in trials if _fits(cluster, trial.memory)), None)
+    if taken is None:
+        raise MemoryShortError(_refusal(cluster, wish, min(trials, key=lambda trial: trial.memory.total)))
+    layout = taken.layout
     return Plan(
         strategy=layout.strategy,
         nodes=cluster.nodes,
@@ -163,11 +97,11 @@ def make_plan(
         accumulation=layout.accumulation,
         mixed_precision=precision,
         gradient_checkpointing=layout.gradient_checkpointing,
-        memory=trial.memory,
+        memory=taken.memory,
         gpu_memory_bytes=cluster.gpu_memory_bytes,
         reasons=(
-            trial.candidate.reason,
-            *_memory_reasons(cluster, options, first, trial),
+            taken.candidate.reason,
+            *_memory_reasons(cluster, options, trials[0], taken),
             batch_reason,
             *_filler_reasons(cluster, global_batch, layout),
             precision_reason,
@@ -175,87 +109,34 @@ def make_plan(
     )
 
 
-def _candidates(cluster: Cluster, shape: Shape, options: Options, precision: Precision) -> list[_Candidate]:
-    """The strategies to try in order, each sharding more than the one before."""
-    if options.offload_optimizer and cluster.device == "cpu":
-        raise ConfigError("--offload_optimizer 1 has no effect on a CPU: its optimizer is in host memory anyway")
-    if options.strategy != "auto":
-        return [_named(cluster, options, precision, options.strategy)]
-    return _of_one_process(cluster, options, precision) if cluster.world_size == 1 else _of_several(
-        cluster, shape, options, precision
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """What is to be trained, whatever the cluster."""
+
+    shape: Shape
+    batch_size: int
+    global_batch: int
+    options: Options
 
 
-def _named(cluster: Cluster, options: Options, precision: Precision, strategy: Strategy) -> _Candidate:
-    named, world_size = f"{strategy}, named by {options.strategy_named_by},", cluster.world_size
-    if strategy == "single" and world_size > 1:
-        raise ConfigError(f"{named} is for one process, and {world_size} were started: use ddp, zero2 or fsdp")
-    if strategy == "hsdp" and world_size == 1:
-        raise ConfigError(f"{named} shards over the GPUs of a node, and there is one process: use single or fsdp")
-    if strategy in DEEPSPEED and not options.deepspeed_available:
-        raise ConfigError(f"{named} needs DeepSpeed, which is not installed: pip install deepspeed, or use fsdp")
-    if precision == "fp16" and strategy not in FP16:
-        raise ConfigError(f"{named} does not run in fp16: use --mixed_precision bf16 or no, or --strategy ddp")
-    if options.offload_optimizer and strategy not in DEEPSPEED:
-        raise ConfigError(f"{named} cannot offload the optimizer: use zero2 or zero3, or --offload_optimizer 0")
-    alone = "; on one node the same as fsdp" if strategy == "hsdp" and cluster.nodes == 1 else ""
-    reason = f"strategy {strategy} from {options.strategy_named_by}{alone}"
-    return _Candidate(strategy=strategy, offload=options.offload_optimizer, reason=reason)
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """One layout, why it is tried, and what it costs."""
+
+    candidate: Candidate
+    layout: Layout
+    memory: Memory
 
 
-def _of_one_process(cluster: Cluster, options: Options, precision: Precision) -> list[_Candidate]:
-    if options.offload_optimizer:
-        _refuse_offload_without(options, precision)
-        return [_Candidate(strategy="zero2", offload=True, reason="zero2 on one GPU, because it can offload")]
-    single = _Candidate(strategy="single", offload=False, reason="one process: nothing is sharded")
-    may_offload = cluster.device == "cuda" and options.deepspeed_available and precision != "fp16"
-    if options.offload_optimizer_typed or not may_offload:
-        return [single]
-    reason = "the optimizer is offloaded because memory is short, by zero2, which can do it on one GPU"
-    return [single, _Candidate(strategy="zero2", offload=True, reason=reason)]
-
-
-def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Precision) -> list[_Candidate]:
-    size = f"{shape.parameters / 1e9:.2f} B parameters on {cluster.world_size} processes"
-    if options.offload_optimizer:
-        _refuse_offload_without(options, precision)
-        reason = "because it can offload"
-        return [_Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
-    if precision == "fp16":
-        return [_Candidate(strategy="ddp", offload=False, reason="ddp, the one strategy on several GPUs with fp16")]
-    if shape.parameters > FULL_SHARD_PARAMETERS:
-        return [_Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, every part sharded")]
-    if not options.deepspeed_available:
-        return [_Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, as DeepSpeed is not installed")]
-    return [
-        _Candidate(strategy="zero2", offload=False, reason=f"{size}: zero2, gradients and optimizer sharded"),
-        _Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because zero2 does not fit"),
-    ]
-
-
-def _refuse_offload_without(options: Options, precision: Precision) -> None:
-    if not options.deepspeed_available:
-        raise ConfigError("--offload_optimizer 1 needs DeepSpeed, which is not installed: pip install deepspeed")
-    if precision == "fp16":
-        raise ConfigError("--offload_optimizer 1 does not run in fp16: use --mixed_precision bf16 or no")
-
-
-def _trials(
-    cluster: Cluster,
-    shape: Shape,
-    batch: BatchFlags,
-    options: Options,
-    global_batch: int,
-    precision: Precision,
-    candidates: list[_Candidate],
-) -> Iterator[_Trial]:
+def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Trial]:
     """Every layout that the flags allow, the most wanted first."""
+    options = wish.options
     checkpointing = [options.gradient_checkpointing]
-    if checkpointing == [False] and not options.gradient_checkpointing_typed:
+    if not options.gradient_checkpointing and not options.gradient_checkpointing_typed:
         checkpointing.append(True)
-    for candidate in candidates:
+    for candidate in candidates(cluster, wish.shape, options, precision):
         for recompute in checkpointing:
-            for micro_batch, accumulation in _splits(global_batch, cluster.world_size, batch.batch_size):
+            for micro_batch, accumulation in _splits(wish.global_batch, cluster.world_size, wish.batch_size):
                 layout = Layout(
                     strategy=candidate.strategy,
                     shards=cluster.gpus_per_node if candidate.strategy == "hsdp" else cluster.world_size,
@@ -267,25 +148,33 @@ def _trials(
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
                 )
-                yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(shape, layout))
+                yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
 
 def _splits(global_batch: int, world_size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Micro-batch and accumulation, large micro-batches first, each with as few fillers as its accumulation allows."""
+    """Micro-batch and accumulation, large micro-batches first, each as small as its accumulation allows.
+
+    One is left out where another of at least half its size computes fewer rows: 8 clips a process are
+    2 x 4, not 3 x 3 with a filler.
+    """
     share = math.ceil(global_batch / world_size)
-    micro_batch = min(most, share)
-    while micro_batch >= 1:
-        accumulation = math.ceil(share / micro_batch)
-        micro_batch = math.ceil(share / accumulation)
-        yield micro_batch, accumulation
-        micro_batch -= 1
+    accumulations = {math.ceil(share / micro_batch) for micro_batch in range(1, min(most, share) + 1)}
+    splits = [(math.ceil(share / accumulation), accumulation) for accumulation in sorted(accumulations)]
+    for micro_batch, accumulation in splits:
+        rows = [size * times for size, times in splits if micro_batch <= 2 * size <= 2 * micro_batch]
+        if micro_batch * accumulation == min(rows):
+            yield micro_batch, accumulation
 
 
 def _fits(cluster: Cluster, memory: Memory) -> bool:
     """Whether the GPU, and for what is offloaded the host, has the memory; unknown memory suffices."""
-    host = cluster.host_memory_bytes
-    on_gpu = cluster.gpu_memory_bytes is None or memory.total <= cluster.gpu_memory_bytes
-    return on_gpu and (host is None or memory.host * cluster.gpus_per_node <= host)
+    return _fits_gpu(cluster, memory) and (
+        cluster.host_memory_bytes is None or memory.host * cluster.gpus_per_node <= cluster.host_memory_bytes
+    )
+
+
+def _fits_gpu(cluster: Cluster, memory: Memory) -> bool:
+    return cluster.gpu_memory_bytes is None or memory.total <= cluster.gpu_memory_bytes
 
 
 def _memory_reasons(cluster: Cluster, options: Options, first: _Trial, taken: _Trial) -> Iterator[str]:
@@ -313,64 +202,57 @@ def _filler_reasons(cluster: Cluster, global_batch: int, layout: Layout) -> Iter
         yield f"{fillers} filler rows of weight 0 a step, because {global_batch} clips do not split evenly"
 
 
-def _refusal(
-    cluster: Cluster, shape: Shape, batch: BatchFlags, options: Options, global_batch: int, least: Memory
-) -> str:
-    """What does not fit by part, and each single change that makes it fit."""
-    assert cluster.gpu_memory_bytes is not None or cluster.host_memory_bytes is not None
-    if cluster.gpu_memory_bytes is None or least.total <= cluster.gpu_memory_bytes:
-        given = f"{(cluster.host_memory_bytes or 0) / GIB:.1f} GiB of host memory"
-        needed = f"{least.host * cluster.gpus_per_node / GIB:.1f}"
+def _refusal(cluster: Cluster, wish: _Wish, least: _Trial) -> str:
+    """What does not fit, by part, and each single change with which there is a plan."""
+    if _fits_gpu(cluster, least.memory):
+        needed = least.memory.host * cluster.gpus_per_node / GIB
+        lack = f"offloading needs {needed:.1f} GiB of host memory, and a node has {_gib(cluster.host_memory_bytes)}"
     else:
-        given, needed = f"a GPU of {cluster.gpu_memory_bytes / GIB:.1f} GiB", f"{least.total / GIB:.1f}"
-    changes = list(_changes(cluster, shape, batch, options, global_batch))
+        lack = f"at the least it needs {_gib(least.memory.total)} of {_gib(cluster.gpu_memory_bytes)} GiB a GPU"
+    layout = least.layout
+    tried = f"{layout.strategy}{' with offload' if layout.offload_optimizer else ''}, micro-batch {layout.micro_batch}"
+    checkpointing = "with" if layout.gradient_checkpointing else "without"
+    changes = "; or ".join(_changes(cluster, wish)) or "only larger GPUs"
     return (
-        f"{shape.name} does not fit {given} on {cluster.world_size} GPU(s): with micro-batch 1 it needs {needed}"
-        f" GiB ({least.describe()}). What would fit: {'; or '.join(changes) if changes else 'larger GPUs'}"
+        f"{wish.shape.name} does not fit {cluster.world_size} GPU(s): {lack} ({tried}, {checkpointing} activation"
+        f" checkpointing: {least.memory.describe()}). What would fit: {changes}"
     )
 
 
-def _changes(
-    cluster: Cluster, shape: Shape, batch: BatchFlags, options: Options, global_batch: int
-) -> Iterator[str]:
+def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
     """Single changes of flags or hardware under which there is a plan, in words."""
-
-    def works(changed: Options, on: Cluster = cluster) -> bool:
-        try:
-            make_plan(on, shape, batch, changed, global_batch)
-        except (ConfigError, MemoryShortError):
-            return False
-        return True
-
-    if options.gradient_checkpointing_typed and not options.gradient_checkpointing:
-        recomputing = replace(options, gradient_checkpointing=True)
-        if works(recomputing):
-            yield "--gradient_checkpointing 1"
-    if options.strategy != "auto":
-        automatic = replace(options, strategy="auto")
-        if works(automatic):
-            yield "--strategy auto"
-    offloading = replace(options, offload_optimizer=True, offload_optimizer_typed=True, strategy="auto")
-    if not options.offload_optimizer and works(offloading):
+    options = wish.options
+    if options.gradient_checkpointing_typed and _works(cluster, wish, gradient_checkpointing=True):
+        yield "--gradient_checkpointing 1"
+    if options.strategy != "auto" and _works(cluster, wish, strategy="auto"):
+        yield "--strategy auto"
+    if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
-    seconds = [s for s in (20, 15, 10, 5) if s * FRAME_RATE_HZ < options.segment_frames]
-    for less in seconds:
-        if works(replace(options, segment_frames=less * FRAME_RATE_HZ)):
-            yield f"--segment_seconds {less}"
+    for seconds in SECONDS_SUGGESTED:
+        frames = seconds * FRAME_RATE_HZ
+        if frames < options.segment_frames and _works(cluster, wish, segment_frames=frames):
+            yield f"--segment_seconds {seconds}"
             break
-    gpus = _gpus_that_fit(cluster, options, works)
-    if gpus is not None:
-        yield f"{gpus} such GPUs"
-
-
-def _gpus_that_fit(cluster: Cluster, options: Options, works: Works) -> int | None:
-    """The least number of GPUs in all, more than now, on which there is a plan; None up to the most suggested."""
     strategy = "auto" if options.strategy == "single" else options.strategy
     for gpus in range(cluster.world_size + 1, MOST_GPUS_SUGGESTED + 1):
         more = replace(cluster, nodes=1, gpus_per_node=gpus, host_memory_bytes=None)
-        if works(replace(options, strategy=strategy), more):
-            return gpus
-    return None
+        if _works(more, wish, strategy=strategy):
+            yield f"{gpus} such GPUs"
+            break
+
+
+def _works(cluster: Cluster, wish: _Wish, **changes: object) -> bool:
+    """Whether there is a plan with these fields of the options changed."""
+    changed = replace(wish, options=replace(wish.options, **changes))  # type: ignore[arg-type]
+    try:
+        precision, _ = _precision(cluster, changed.options.mixed_precision)
+        return any(_fits(cluster, trial.memory) for trial in _trials(cluster, changed, precision))
+    except ConfigError:
+        return False
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / GIB:.1f}"
 
 
 def _global_batch(cluster: Cluster, batch: BatchFlags, resumed: int | None) -> tuple[int, str]:

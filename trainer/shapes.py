@@ -96,7 +96,9 @@ def _published() -> dict[str, Shape]:
     melody_large = replace(large, name="melody-large", cross_attention=False, chroma_bins=CHROMA_BINS)
     mono = (small, medium, large, melody, melody_large)
     stereo = [replace(shape, name=f"stereo-{shape.name}", codebooks=8, audio_channels=2) for shape in mono]
-    debug = Shape(name="debug", layers=2, width=128, heads=4, ffn=512, text_width=512, frozen=DEBUG_FROZEN, codec_channels=8)
+    debug = Shape(
+        name="debug", layers=2, width=128, heads=4, ffn=512, text_width=512, frozen=DEBUG_FROZEN, codec_channels=8
+    )
     return {shape.name: shape for shape in (*mono, *stereo, debug)}
 
 

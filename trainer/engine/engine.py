@@ -181,7 +181,7 @@ class Engine:
         """Losses, norm and wishes in one collective and one read from the device."""
         wanted = torch.tensor([float(wish) for wish in wishes], device=self.device)
         summed = self.ranks.sum(torch.cat([sums / cells_K.clamp(min=1), wanted]))
-        values = torch.cat([summed, norm.reshape(1)]).tolist()
+        values = torch.cat([summed.double(), norm.double().reshape(1)]).tolist()
         codebooks = len(sums)
         return StepResult(
             losses_K=tuple(values[:codebooks]),

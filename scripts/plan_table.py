@@ -1,0 +1,92 @@
+"""Write docs/plans.md: the plan of each published size on common GPUs.
+
+python scripts/plan_table.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.config import Config
+from trainer.errors import MemoryShortError
+from trainer.memory import GIB
+from trainer.options import batch_flags, options
+from trainer.plan import MOST_GPUS_SUGGESTED, Plan, make_plan
+from trainer.shapes import FRAME_RATE_HZ, KNOWN, Shape
+from trainer.strategies import Cluster
+
+FILE = Path(__file__).resolve().parents[1] / "docs" / "plans.md"
+MODELS = ("small", "medium", "large")
+GPUS = (1, 2, 4, 8)
+GPU_GIB = (12, 16, 24, 40, 80)
+
+INTRODUCTION = """# Plans
+
+What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, at most {batch_size} clips in a
+micro-batch, a global batch of {clips} clips a GPU, bf16 with float32 master weights. `python scripts/plan_table.py`
+writes this page; a test holds it to the code. For any other cluster, model or flags:
+
+    python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
+
+A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **c**: activations are recomputed
+(checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused, with the least
+number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is a formula
+(`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    config = Config(dataset_path="music")
+    introduction = INTRODUCTION.format(
+        seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
+    )
+    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS)])
+
+
+def section(shape: Shape, config: Config) -> str:
+    """One model's table: a row for each number of GPUs, a column for each size of them."""
+    rows = [
+        f"| {gpus} | " + " | ".join(cell(shape, config, gpus, gib) for gib in GPU_GIB) + " |" for gpus in GPUS
+    ]
+    head = "| GPUs | " + " | ".join(f"{gib} GiB" for gib in GPU_GIB) + " |"
+    title = f"## {shape.name}: {shape.parameters / 1e9:.2f} B parameters"
+    return "\n".join([title, "", head, "|---" * (len(GPU_GIB) + 1) + "|", *rows, ""])
+
+
+def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
+    """One plan in short."""
+    plan = plan_of(shape, config, gpus, gib)
+    if plan is None:
+        numbers = range(gpus + 1, MOST_GPUS_SUGGESTED + 1)
+        ways = [f"{more} GPUs" for more in numbers if plan_of(shape, config, more, gib)][:1]
+        if plan_of(shape, replace(config, offload_optimizer=True), gpus, gib):
+            ways.append("offload")
+        return f"- ({' or '.join(ways)})"
+    marks = " **c**" * plan.gradient_checkpointing
+    marks += f" **o** {plan.memory.host / GIB:.0f} GiB" if plan.offload_optimizer else ""
+    return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation}, {plan.memory.total / GIB:.1f}{marks}"
+
+
+def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
+    """The plan on one node of such GPUs; None where it is refused."""
+    cluster = Cluster(
+        nodes=1,
+        gpus_per_node=gpus,
+        device="cuda",
+        gpu_memory_bytes=gib * GIB,
+        host_memory_bytes=None,
+        supports_bf16=True,
+    )
+    frames = int(config.segment_seconds * FRAME_RATE_HZ)
+    asked = options(config, frozenset(), segment_frames=frames, deepspeed_available=True, environment={})
+    try:
+        return make_plan(cluster, shape, batch_flags(config, frozenset()), asked)
+    except MemoryShortError:
+        return None
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
+    print(f"wrote {FILE}")
