@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.config import Config
 from trainer.errors import MemoryShortError
+from trainer.launcher import Launch
 from trainer.memory import GIB
 from trainer.options import batch_flags, options
 from trainer.plan import MOST_GPUS_SUGGESTED, Plan, make_plan
@@ -47,9 +48,7 @@ def page() -> str:
 
 def section(shape: Shape, config: Config) -> str:
     """One model's table: a row for each number of GPUs, a column for each size of them."""
-    rows = [
-        f"| {gpus} | " + " | ".join(cell(shape, config, gpus, gib) for gib in GPU_GIB) + " |" for gpus in GPUS
-    ]
+    rows = [f"| {gpus} | " + " | ".join(cell(shape, config, gpus, gib) for gib in GPU_GIB) + " |" for gpus in GPUS]
     head = "| GPUs | " + " | ".join(f"{gib} GiB" for gib in GPU_GIB) + " |"
     title = f"## {shape.name}: {shape.parameters / 1e9:.2f} B parameters"
     return "\n".join([title, "", head, "|---" * (len(GPU_GIB) + 1) + "|", *rows, ""])
@@ -80,7 +79,7 @@ def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
         supports_bf16=True,
     )
     frames = int(config.segment_seconds * FRAME_RATE_HZ)
-    asked = options(config, frozenset(), segment_frames=frames, deepspeed_available=True, environment={})
+    asked = options(config, frozenset(), Launch(), segment_frames=frames, deepspeed_available=True)
     try:
         return make_plan(cluster, shape, batch_flags(config, frozenset()), asked)
     except MemoryShortError:

@@ -20,6 +20,7 @@ WITHOUT_TORCH = (
     "shapes",
     "options",
     "dry_run",
+    "launcher",
     "manifest",
     "order",
     "schedule",
@@ -49,12 +50,11 @@ def breaches(sources: Sources) -> list[str]:
     found = [f"{name}: {len(text.splitlines())} lines" for name, text in sources.items() if _too_long(text)]
     for name, tree in trees.items():
         used = set(_uses(tree))
-        if name not in WITH_RANKS:
+        if not _is_any_of(name, WITH_RANKS):
             found += [f"{name}: uses {use}" for use in used if _is_any_of(use, RANK_LIBRARIES)]
         if name.split(".")[0] == "trainer":
-            found += [
-                f"{name}: uses {use}" for use in used if _is_any_of(use, ("scripts", "tests", "launch"))
-            ]
+            upwards = [use for use in _imports(tree) if _is_any_of(use, ("scripts", "tests", "launch"))]
+            found += [f"{name}: uses {use}" for use in upwards]
         found += [f"{name}: {use} does not exist" for use in _imports(tree) if _is_missing(use, trees)]
     for short in WITHOUT_TORCH:
         road = _road_to_torch(f"trainer.{short}", trees)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from trainer.config import Config
 from trainer.errors import EXIT_DONE
+from trainer.launcher import Launch
 from trainer.memory import GIB
 from trainer.options import batch_flags, options
 from trainer.plan import make_plan
@@ -34,9 +35,9 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
         options(
             config,
             typed,
+            Launch(),
             segment_frames=int(config.segment_seconds * FRAME_RATE_HZ),
             deepspeed_available=_deepspeed_available(config),
-            environment=os.environ,
         ),
     )
     print(f"{shape.name}: {shape.parameters / 1e6:.1f} M parameters to train, on {source}")

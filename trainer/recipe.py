@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
 from trainer.model_card import Training, model_card
 from trainer.order import Order
-from trainer.plan import BatchFlags, Cluster, Plan, make_plan
+from trainer.options import batch_flags, options
+from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
+from trainer.shapes import shape_of_config
+from trainer.strategies import Cluster
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoint
@@ -29,7 +33,20 @@ def plan_of(
     checkpoint: Checkpoint | None,
 ) -> Plan:
     """The plan for this cluster; a resumed run keeps its global batch."""
-    raise NotImplementedError
+    shape = shape_of_config(source.name, source.config.to_dict())
+    return make_plan(
+        cluster,
+        shape,
+        batch_flags(config, typed),
+        options(
+            config,
+            typed,
+            launch,
+            segment_frames=int(config.segment_seconds * source.frame_rate_hz),
+            deepspeed_available=importlib.util.find_spec("deepspeed") is not None,
+        ),
+        None if checkpoint is None else int(str(checkpoint.run["global_batch"])),
+    )
 
 
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:

@@ -105,7 +105,7 @@ def _of_one_process(cluster: Cluster, options: Options, precision: Precision) ->
 
 
 def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Precision) -> list[Candidate]:
-    size = f"{shape.parameters / 1e9:.2f} B parameters on {cluster.world_size} processes"
+    size = f"{shape.parameters / 1e6:.0f} M parameters on {cluster.world_size} processes"
     if options.offload_optimizer:
         _refuse_offload_without(options, precision)
         reason = "because it can offload"

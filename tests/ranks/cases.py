@@ -21,8 +21,9 @@ class Numbers:
 
     losses: list[float]
     norms: list[float]
-    optimizer_bytes: int
-    weight_bytes: int
+    optimizer_bytes: int = 0
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
 
 
 def steps(
@@ -36,11 +37,13 @@ def steps(
     nodes: int = 1,
     offload: bool = False,
     checkpointing: bool = False,
+    mean_of_means: bool = False,
 ) -> Numbers:
-    """`count` steps of a run of 10 on ragged clips, some without captions; the last step is short of clips.
+    """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
     folder   where checkpoints lie: the newest is resumed from
     save_at  save there after this step
+    mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     """
     import os
 
@@ -63,8 +66,7 @@ def steps(
     )
     micro = -(-GLOBAL_BATCH // (world_size * accumulation))
     plan = plan_for(strategy, world_size, micro, accumulation, precision, nodes, offload, checkpointing)
-    from types import SimpleNamespace
-    config = SimpleNamespace(**{"timeout_minutes": 2.0, **Config(dataset_path="unused", lr=1e-3, weight_decay=0.01).to_dict()})
+    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0)
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:
@@ -74,6 +76,8 @@ def steps(
         if checkpoint is not None:
             engine.load(checkpoint)
             start = checkpoint.step
+        finish, gradient_bytes = engine.backend.finish, []
+        engine.backend.finish = lambda rate: (gradient_bytes.append(engine.backend.gradient_bytes()), finish(rate))[1]
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
         for step in range(start, min(start + count, order.steps)):
             rows = rows_of_step(order, step)
@@ -81,7 +85,10 @@ def steps(
                 rows, micro_batch=micro, accumulation=accumulation, world_size=world_size, rank=ranks.rank
             )
             cells = valid_cells(rows, 4, SEGMENT)
-            result = engine.step([examples.batch(share) for share in shares], cells, step=step, learning_rate=1e-3)
+            batches = [examples.batch(share) for share in shares]
+            if mean_of_means:
+                cells = valid_cells(shares[0], 4, SEGMENT) * world_size * accumulation
+            result = engine.step(batches, cells, step=step, learning_rate=1e-3)
             losses.append(result.loss)
             norms.append(result.grad_norm)
             if saver is not None and step + 1 == save_at:
@@ -91,8 +98,9 @@ def steps(
         return Numbers(
             losses=losses,
             norms=norms,
-            optimizer_bytes=engine.optimizer_bytes(),
+            optimizer_bytes=engine.backend.optimizer_bytes(),
             weight_bytes=engine.backend.weight_bytes(),
+            gradient_bytes=max(gradient_bytes, default=0),
         )
 
 

@@ -111,6 +111,7 @@ class Engine:
             cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
             totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
         self.backend.model.train()
+        self.backend.evaluated()
         sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
         return sums, cells
 
@@ -138,10 +139,6 @@ class Engine:
     def peak_memory_bytes(self) -> int | None:
         """Most device memory held at once since the start; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
-
-    def optimizer_bytes(self) -> int:
-        """Bytes of float32 masters (where they are apart from the weights) and moments on this rank."""
-        return sum(4 * len(share.weight) * len(share.moments) for share in self.backend.shares())
 
     def _fill_weights(self, read: Read) -> None:
         for share in self.backend.shares():

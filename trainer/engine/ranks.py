@@ -7,6 +7,7 @@ encoding times nothing out, and so that a rank that fails can say so while the o
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import EXIT_FAILED, ConfigError
+from trainer.errors import EXIT_FAILED, ConfigError, TrainerError
 
 BEAT_SECONDS = 2.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.
@@ -92,12 +93,15 @@ class Ranks:
         if error is None:
             self._close()
         else:
-            self._announce(str(error) or repr(error), getattr(error, "exit_code", EXIT_FAILED))
+            expected = isinstance(error, TrainerError)
+            message = str(error) if expected else f"{type(error).__name__}: {error}"
+            self._announce(message, error.exit_code if isinstance(error, TrainerError) else EXIT_FAILED)
 
     def _announce(self, message: str, code: int) -> None:
         """Tell the others that this rank fails; they end with `code` too, wherever they are."""
         if self._store is not None:
-            message = message.splitlines()[0]
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, once another rank has ended
+            message = message.splitlines()[0] if message else "no message"
             self._store.set("trainer/failure", f"{code} {self.rank} {socket.gethostname()} {message}")
             time.sleep(LINGER_SECONDS)
 

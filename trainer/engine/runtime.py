@@ -29,9 +29,12 @@ from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.launcher import START, Launch
 from trainer.memory import ZERO_BUCKET_ELEMENTS
-from trainer.plan import Cluster, Plan
+from trainer.plan import Plan
 from trainer.run_folder import RunFolder
+from trainer.strategies import Cluster
 
+# Two layers of `large` (67 M parameters each), its embeddings and heads.
+ZERO_LIVE_PARAMETERS = 200_000_000
 LAYER_CLASS = "MusicgenDecoderLayer"
 SHARDED = ("zero2", "zero3", "fsdp", "hsdp")
 DISTRIBUTED_TYPE = {
@@ -157,7 +160,13 @@ def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
     }
     if plan.strategy == "zero3":
         # Every parameter is partitioned, however small, so that each rank owns one slice of each.
-        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": ZERO_BUCKET_ELEMENTS}
+        # What is gathered is given back soon: by default up to 1e9 values stay, which the plan does not count.
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": ZERO_BUCKET_ELEMENTS,
+            "stage3_max_live_parameters": ZERO_LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": 0,
+        }
         del zero["allgather_bucket_size"]
     if plan.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not _on_cpu()}

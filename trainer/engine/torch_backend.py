@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
@@ -24,7 +25,6 @@ class TorchBackend:
         self._accelerator = accelerator
         self._sharded = plan.strategy in ("fsdp", "hsdp")
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
-        self._bare = model
         self._max_grad_norm = config.max_grad_norm
         self.loss_scale = float(plan.world_size)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
@@ -33,12 +33,14 @@ class TorchBackend:
         )
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
+        # Taken once: between an FSDP module's forward and backward its parameters are others, whole ones.
+        self._parameters = list(model.named_parameters())
         self.reset_moments(0)
 
     def reset_moments(self, steps: int) -> None:
         """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
         self._optimizer.zero_grad(set_to_none=True)
-        for _, parameter in self._bare.named_parameters():
+        for _, parameter in self._parameters:
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(steps), device=self._accelerator.device),
                 **{kind: torch.zeros_like(parameter) for kind in MOMENTS},
@@ -52,6 +54,12 @@ class TorchBackend:
         """Around forward and backward of a micro-batch: DDP sums over ranks at the last one only."""
         return nullcontext() if last or self._sharded else self._accelerator.no_sync(self.model)
 
+    def evaluated(self) -> None:
+        """Shard again what a forward without a backward left whole."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     @torch.no_grad()
     def finish(self, learning_rate: float) -> Tensor:
         """Clip; returns the norm before clipping. The weights change in `update`, once the norm is seen.
@@ -62,7 +70,7 @@ class TorchBackend:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._accelerator.unscale_gradients()
-        gradients = [_local(p.grad) for p in self._bare.parameters() if p.grad is not None]
+        gradients = [_local(p.grad) for _, p in self._parameters if p.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
         squares = torch.stack(norms).square().sum()
         if self._sharded:
@@ -83,7 +91,7 @@ class TorchBackend:
 
     def shares(self) -> Iterator[Share]:
         """This rank's share of every parameter, in the model's order."""
-        for name, parameter in self._bare.named_parameters():
+        for name, parameter in self._parameters:
             state = self._optimizer.state[parameter]
             local = [_local(tensor) for tensor in (parameter, *(state[kind] for kind in MOMENTS))]
             start, replica, replicas = _place(parameter)
@@ -102,11 +110,15 @@ class TorchBackend:
 
     def gradient_bytes(self) -> int:
         """Bytes of gradients that this rank holds."""
-        held = [parameter.grad for parameter in self._bare.parameters() if parameter.grad is not None]
+        held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
         return sum(_local(gradient).numel() * gradient.element_size() for gradient in held)
 
+    def optimizer_bytes(self) -> int:
+        """Bytes of moments that this rank holds."""
+        return sum(view.numel() * view.element_size() for share in self.shares() for view in share.moments.values())
+
     def weight_bytes(self) -> int:
-        return sum(_local(parameter).numel() * parameter.element_size() for parameter in self._bare.parameters())
+        return sum(_local(parameter).numel() * parameter.element_size() for _, parameter in self._parameters)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -60,6 +60,9 @@ class ZeroBackend:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.loss_scale, scale_wrt_gas=False)
 
+    def evaluated(self) -> None:
+        """Nothing to do: DeepSpeed's hooks release what a forward gathered."""
+
     def finish(self, learning_rate: float) -> Tensor:
         """Clip and step; returns the norm before clipping. A norm that is not finite changes nothing."""
         for group in self._zero.param_groups:
@@ -104,11 +107,12 @@ class ZeroBackend:
 
     def gradient_bytes(self) -> int:
         """Bytes of partitioned gradients, between backward and step."""
-        if self._stage == 3:
-            parts = list(self._zero.averaged_gradients.values()) or []
-        else:
-            parts = list(self._zero.averaged_gradients.values())
-        return sum(t.numel() * t.element_size() for group in parts if group for t in group)
+        groups = [group for group in self._zero.averaged_gradients.values() if group]
+        return sum(part.numel() * part.element_size() for group in groups for part in group)
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of float32 masters and moments that this rank holds."""
+        return sum(flat.numel() * flat.element_size() * (1 + len(MOMENTS)) for flat in self._flats())
 
     def _flats(self) -> list[Tensor]:
         zero = self._zero

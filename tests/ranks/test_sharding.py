@@ -1,0 +1,39 @@
+"""Parameters, gradients and optimizer state really are sharded, as the plan says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ranks.cases import steps
+from tests.ranks.harness import run_ranks
+
+PARAMETERS = 2_689_408  # debug's decoder and projection
+
+# Bytes of float32 a parameter on each of N ranks: weights, gradients, optimizer (masters apart from weights, moments).
+BYTES = {
+    "ddp": (4, 4, 8, lambda n: (1, 1, 1)),
+    "zero2": (4, 4, 12, lambda n: (1, n, n)),
+    "zero3": (4, 4, 12, lambda n: (n, n, n)),
+    "fsdp": (4, 4, 8, lambda n: (n, n, n)),
+}
+
+
+@pytest.mark.parametrize(
+    "strategy,world_size",
+    [
+        ("zero2", 2),
+        ("fsdp", 2),
+        *(pytest.param(s, n, marks=pytest.mark.full) for s in BYTES for n in (2, 4) if (s, n) not in (("zero2", 2), ("fsdp", 2))),
+    ],
+)
+def test_each_rank_holds_its_share(strategy, world_size):
+    *per_parameter, shards = BYTES[strategy]
+    expected = [PARAMETERS * each / n for each, n in zip(per_parameter, shards(world_size), strict=True)]
+    found = run_ranks(world_size, steps, strategy, 1, count=1)
+    for numbers in found:
+        held = (numbers.weight_bytes, numbers.gradient_bytes, numbers.optimizer_bytes)
+        for part, bytes_, wanted in zip(("weights", "gradients", "optimizer"), held, expected, strict=True):
+            assert bytes_ == pytest.approx(wanted, rel=0.05), part
+    if strategy != "ddp":
+        total = per_parameter[2] * PARAMETERS
+        assert max(numbers.optimizer_bytes for numbers in found) <= 1.05 * total / world_size
