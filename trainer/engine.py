@@ -6,6 +6,7 @@ losses and gradient norm; how they came about is decided here.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,9 @@ def find_cluster() -> Cluster:
 
 def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     """The Accelerator that the plan asks for, checked against what was really started."""
+    for name, wanted in _trackers(config).items():
+        if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
+            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
     accelerator = Accelerator(
         mixed_precision=plan.mixed_precision,
         cpu=not torch.cuda.is_available(),
@@ -77,12 +81,25 @@ def start_trackers(accelerator: Accelerator, config: Config, folder: RunFolder) 
         return None
     settings = {"id": folder.tracker_id(), "resume": "allow", "dir": str(folder.root)}
     values = {name: value for name, value in config.to_dict().items() if value is not None}
-    accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
+    try:
+        accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
+    except _wandb_errors(config) as error:
+        raise ConfigError(
+            f"--use_wandb 1: {error} Or set WANDB_MODE=offline, or leave --use_wandb out"
+        ) from error
     return accelerator
 
 
 def _trackers(config: Config) -> dict[str, bool]:
     return {"wandb": config.use_wandb, "tensorboard": config.use_tensorboard}
+
+
+def _wandb_errors(config: Config) -> tuple[type[Exception], ...]:
+    if not config.use_wandb:
+        return ()
+    import wandb
+
+    return (wandb.Error,)
 
 
 class Engine:

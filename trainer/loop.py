@@ -14,7 +14,7 @@ from trainer.batches import Batch, Examples, prefetched
 from trainer.checkpoint import Checkpoint, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
-from trainer.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
 from trainer.plan import Plan
 from trainer.schedule import Schedule, learning_rate
 from trainer.stopping import StopRequest
@@ -52,14 +52,14 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     clips, after saving the state before that step.
     """
     steps = run.order.steps
-    batches = prefetched(_shares(run, start_step), run.train.batch)
+    batches = prefetched(_shares(run, start_step), run.train.batch, ahead=run.plan.accumulation + 1)
     meter = _Meter()
     last_save = time.monotonic()
     step = start_step
     with tqdm(total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True) as bar:
         while step < steps and stop.name is None:
             rows = rows_of_step(run.order, step)
-            micro = list(islice(batches, run.plan.accumulation))
+            micro = list(islice(batches, _filled(run.plan, rows)))
             result = _step(run, engine, saver, rows, micro, step)
             step += 1
             meter.add(micro)
@@ -129,6 +129,10 @@ def _shares(run: Run, start_step: int) -> Iterator[Sequence[Row]]:
             world_size=run.plan.world_size,
             rank=0,
         )
+
+
+def _filled(plan: Plan, rows: Sequence[Row]) -> int:
+    return filled_micro_batches(len(rows), micro_batch=plan.micro_batch, world_size=plan.world_size)
 
 
 def _step(
