@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from trainer.config import Config, parse
 from trainer.errors import EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
+from trainer.stopping import interruptible
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, read-only
 
@@ -20,12 +21,16 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, rea
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     try:
-        config, typed = parse(argv)
-        if config.dry_run:
-            from trainer.dry_run import dry_run
+        with interruptible():
+            config, typed = parse(argv)
+            if config.dry_run:
+                from trainer.dry_run import dry_run
 
-            return dry_run(config, typed)
-        return run(config, typed)
+                return dry_run(config, typed)
+            return run(config, typed)
+    except KeyboardInterrupt:
+        print("stopped: what was encoded or saved is kept; run the same command to continue", file=sys.stderr)
+        return EXIT_RESUME
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -127,11 +127,14 @@ def test_bf16_stays_near_float32():
     # 8 bits of mantissa in every product: about 0.4 % of the logits, of which the loss sees the mean
     np.testing.assert_allclose(half_losses, losses, rtol=2e-3)
     np.testing.assert_allclose(half_norms, norms, rtol=3e-2)
+    assert (half_losses != losses).all(), "nothing was computed in bf16"
 
 
 def test_a_null_condition_contributes_exactly_zero_in_float32_and_bf16():
     model = load_language_model(open_model("debug")).eval()
     examples = random_examples([20, 20], [None, "some words here"])
+    with torch.no_grad():
+        model.enc_to_dec_proj.bias.normal_()  # 0 at the start, which would hide text that is not masked
     attention = model.decoder.model.decoder.layers[0].encoder_attn
     outputs = []
     attention.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))

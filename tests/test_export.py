@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,7 +271,7 @@ def test_the_text_to_audio_pipeline_makes_sound(exported: Path) -> None:
 
 
 def test_a_t5_of_the_hub_is_not_written_again(state: dict[str, Tensor], source: Source, tmp_path: Path) -> None:
-    published = Source(**{**vars(source), "name": "small"})
+    published = replace(source, name="small")
     write_audiocraft(published, state, tmp_path / "audiocraft", segment_seconds=30.0, cfg_dropout=0.1)
     names = {path.name for path in (tmp_path / "audiocraft").iterdir()}
     assert names == {"state_dict.bin", "compression_state_dict.bin", "README.md"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.musicgen.modeling_musicgen import MusicgenAttention
 
 from tests.runs import ROOT, command, environ, few_clips, final_state, launch_here, metrics
 from trainer.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
@@ -101,6 +102,23 @@ def test_wandb_writes_one_offline_run_when_asked(warm, monkeypatch):
     assert len(list((warm / "tracked/wandb").glob("offline-run-*/*.wandb"))) == 1
 
 
+def test_wandb_without_a_login_is_refused_with_a_way_out(warm, monkeypatch, tmp_path):
+    import wandb
+
+    wandb.teardown()  # what it remembers of other runs in this process
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    output = launch_here(warm, *SHORT, "--use_wandb", "1", "--output_dir", "no_login", expect=2)
+    assert "wandb login" in output and "WANDB_MODE=offline" in output
+
+
+def test_a_tracker_that_is_not_installed_is_refused_and_not_left_out(warm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    output = launch_here(warm, *SHORT, "--use_tensorboard", "1", "--output_dir", "no_board", expect=2)
+    assert "pip install tensorboard" in output
+
+
 def test_tensorboard_writes_events_when_asked(warm):
     launch_here(warm, *SHORT, "--use_tensorboard", "1", "--output_dir", "board")
     assert list((warm / "board").rglob("events.out.tfevents.*"))
@@ -167,9 +185,20 @@ def test_dropout_repeats_itself_and_changes_the_losses(warm):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_gradient_checkpointing_changes_no_number(warm):
-    states = []
+def test_gradient_checkpointing_computes_layers_twice_and_changes_no_number(warm, monkeypatch):
+    states, calls = [], []
+    counts = []
+    forward = MusicgenAttention.forward
+
+    def counted(self, *arguments, **named):
+        calls.append(self)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(MusicgenAttention, "forward", counted)
     for output, flag in [("kept", "0"), ("recomputed", "1")]:
+        calls.clear()
         launch_here(warm, *SHORT, "--gradient_checkpointing", flag, "--output_dir", output)
+        counts.append(len(calls))
         states.append(torch.load(warm / output / "lm_final.pt"))
+    assert counts[1] == 2 * counts[0]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -89,6 +89,19 @@ def test_a_signal_stops_after_a_step_with_a_checkpoint_and_its_own_exit_code(tmp
     assert_bit_equal(final_state(folder), final_state(undisturbed))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+def test_a_signal_while_encoding_keeps_what_is_done_and_says_resume_me(tmp_path, undisturbed, number):
+    folder = continued(tmp_path, undisturbed)
+    process = start(folder, *FLAGS, "--code_views", "640")  # a long encoding
+    while not list(folder.glob("cache/codes/*-640")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "run the same command to continue" in output and "Traceback" not in output
+    assert list(folder.glob("cache/codes/*-2/*.arrow")), "the cache of another run is gone"
+
+
 def test_a_finished_run_says_so_and_writes_nothing(undisturbed):
     before = {path: path.stat().st_mtime_ns for path in (undisturbed / "models").rglob("*") if path.is_file()}
     output = launch_here(undisturbed, *FLAGS)

@@ -72,7 +72,19 @@ def inspect(path: Path) -> AudioFacts:
     with _opened(path) as sound:
         frames = _check_samples(sound)
         rate, channels = sound.samplerate, sound.channels
-    return AudioFacts(seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=_hash(path))
+    return AudioFacts(seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=content_of(path))
+
+
+def content_of(path: Path) -> str:
+    """Hex blake2b-128 of the file's bytes. Raises AudioFault where it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb", buffering=0) as raw:
+            while piece := raw.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return digest.hexdigest()
 
 
 def stream(path: Path, sample_rate_hz: int, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
@@ -273,17 +285,6 @@ def _blocks(sound: soundfile.SoundFile, block_frames: int) -> Iterator[np.ndarra
             return
         done += len(block)
         yield block
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb", buffering=0) as raw:
-            while piece := raw.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise _unreadable(error) from error
-    return digest.hexdigest()
 
 
 def _mono(block: np.ndarray) -> np.ndarray:

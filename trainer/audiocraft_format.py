@@ -44,6 +44,7 @@ CODEC_TAILS = {
 }
 CONDITIONER = "condition_provider.conditioners.description"
 
+SHORTEST_LONGEST_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class AudiocraftConfig:
@@ -120,7 +121,9 @@ def lm_config(
     """The xp.cfg, YAML, from which audiocraft builds this language model.
 
     text_encoder_name  one of TEXT_ENCODERS
-    segment_seconds    what audiocraft takes for the longest music the model makes in one go
+    segment_seconds    what audiocraft takes for the longest music the model makes in one go; at least 30 is
+                       written, as for the published models, since audiocraft's own default stride for longer
+                       music is 18 s and must be less
     cfg_dropout        rate of dropped captions; written for those who train on
 
     num_heads, activation and causal have other defaults there, and a wrong one loads without an error.
@@ -153,7 +156,7 @@ def lm_config(
             "sample_rate": codec.sampling_rate,
             "channels": decoder.audio_channels,
             "interleave_stereo_codebooks": {"use": stereo, "per_timestep": False},
-            "dataset": {"segment_duration": float(segment_seconds)},
+            "dataset": {"segment_duration": max(SHORTEST_LONGEST_SECONDS, float(segment_seconds))},
             "lm_model": "transformer_lm",
             "transformer_lm": transformer,
             "codebooks_pattern": {

@@ -106,7 +106,8 @@ def fill_codes(
     rank   takes its share of all contents, longest first, whatever other ranks have stored meanwhile;
            every content is some rank's, so the cache is full once all have returned
 
-    Of several files with one content only the first that can be read is. `load_codec` is called only if
+    A file that no longer has the content it is listed under fails. Of several files with one content only the
+    first that can be read is. `load_codec` is called only if
     something is missing. Raises StorageError where the store cannot be written.
     """
     rows_of = defaultdict(list)
@@ -129,6 +130,10 @@ def fill_codes(
             for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS)):
                 yield block
                 bar.update(len(block) / sample_rate_hz)
+
+            # What is stored under a content must be of it: the file may have changed since it was inspected.
+            if audio.content_of(path) != clips["content"][row]:
+                raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
         store.append_all(_code_rows(codec, {key: rows_of[key] for key in missing}, blocks, views, faults))
     return sorted(faults, key=lambda fault: fault[0])

@@ -47,8 +47,9 @@ class Checkpoint:
             header = json.loads((folder / "checkpoint.json").read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is no complete checkpoint ({error})") from error
-        if header["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has format {header['format']}, this version reads {FORMAT}")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            given = header.get("format") if isinstance(header, dict) else None
+            raise CheckpointError(f"{folder} has format {given}, this version reads {FORMAT}")
         self.folder = folder
         self.step: int = header["step"]
         self.run: dict[str, object] = header["run"]
@@ -220,15 +221,18 @@ class Saver:
         """Wait for the other ranks' files: by the file system, since a thread must not use collectives."""
         deadline = time.monotonic() + self._timeout_seconds
         while missing := [path.name for path in paths if not path.exists()]:
+            if not threading.main_thread().is_alive():
+                raise OSError("the run has ended")
             if time.monotonic() > deadline:
                 raise OSError(f"no {', '.join(missing)} after {self._timeout_seconds:.0f} s")
             time.sleep(0.05)
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed run left half-written."""
-    for path in folder.glob("step-*.partial"):
-        shutil.rmtree(path)
+    """Delete what a killed run left half-written or half-deleted."""
+    for path in folder.glob("step-*"):
+        if path.suffix == ".partial" or not (path / "checkpoint.json").exists():
+            shutil.rmtree(path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

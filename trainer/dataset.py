@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class Dataset:
 
 def segment_frames(source: Source, segment_seconds: float) -> int:
     """Codec frames of a training crop: 1500 for 30 s."""
-    return int(segment_seconds * source.frame_rate_hz)
+    return math.floor(segment_seconds * source.frame_rate_hz + 1e-6)  # 4.1 s x 50 Hz is 204.99999999999997
 
 
 class Peers(Protocol):
@@ -56,18 +57,21 @@ class Peers(Protocol):
 def prepare(config: Config, source: Source, device: torch.device, peers: Peers) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
-    The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded only where something is missing, and are off the device on return.
+    The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded
+    only where something is missing, and are off the device on return.
 
-    Raises DataError where no clip is left, StorageError where the cache cannot be written.
+    Raises DataError where no clip is left to train on, or none to validate on though a share was asked for,
+    StorageError where the cache cannot be written.
     """
     clips, fates = _encoded(config, source, device, peers, Path(config.dataset_path))
     held = manifest.split(clips["content"], config.seed, config.validation_share)
     train, held_out = _rows(clips, ~held), _rows(clips, held)
-    if len(train) == 0:
-        raise DataError(f"--validation {config.validation} leaves no clip to train on: use a smaller share")
+    _check_split(config, len(train), len(held_out))
     if config.validation_folder is not None:
-        held_out, other_fates = _encoded(config, source, device, peers, Path(config.validation_folder))
-        fates = (*fates, *other_fates)
+        folder = Path(config.validation_folder)
+        held_out, other_fates = _encoded(config, source, device, peers, folder)
+        shown = manifest.display(folder)  # the names alone may be those of the dataset
+        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
     _fill_text(config, source, device, peers, [*train["caption"], *held_out["caption"]])
     return Dataset(
         train=_examples(config, source, train),
@@ -78,10 +82,23 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers) 
     )
 
 
+def _check_split(config: Config, train: int, held_out: int) -> None:
+    if train == 0:
+        raise DataError(f"--validation {config.validation} leaves no clip to train on: use a smaller share")
+    if config.validation_share > 0 and held_out == 0:
+        raise DataError(
+            f"--validation {config.validation} chose none of the {train} clips, since each is chosen by itself, with"
+            " that probability: use a larger share, another --seed, or a folder of clips to validate on"
+        )
+
+
 def _encoded(
     config: Config, source: Source, device: torch.device, peers: Peers, folder: Path
 ) -> tuple[datasets.Dataset, tuple[Fate, ...]]:
-    """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate."""
+    """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate.
+
+    So does one that is shorter than a frame in some view: there is nothing of it to learn.
+    """
     if peers.rank != 0:
         peers.wait("scan")
     scanned = manifest.scan(
@@ -94,8 +111,9 @@ def _encoded(
     )
     if peers.rank == 0:
         peers.wait("scan")
+    store = _code_store(config, source)
     mine = cache.fill_codes(
-        _code_store(config, source),
+        store,
         scanned.clips,
         lambda: load_codec(source).to(device),
         sample_rate_hz=source.sample_rate_hz,
@@ -108,17 +126,20 @@ def _encoded(
     peers.wait("codes")
     found = peers.gather([(index, fault.fate, fault.detail) for index, fault in mine])
     faults = {index: (fate, detail) for rank in found for index, fate, detail in rank}
-    fault_of = {scanned.clips[index]["path"]: fault for index, fault in faults.items()}
-    fates = tuple(
-        replace(fate, fate=fault_of[fate.path][0], detail=fault_of[fate.path][1])
-        if fate.path in fault_of
-        else fate
-        for fate in scanned.fates
-    )
+    changed = {
+        scanned.clips[index]["path"]: Fate(path=scanned.clips[index]["path"], fate=fate, detail=detail)
+        for index, (fate, detail) in faults.items()
+    }
     kept = [index for index in range(len(scanned.clips)) if index not in faults]
-    if not kept:
+    clips = scanned.clips.select(kept)
+    whole = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"][:]).frames], dtype=bool)
+    for clip in _rows(clips, ~whole):
+        detail = f"{clip['seconds']:.3f} s, less than a frame of the codec: raise --min_seconds"
+        changed[clip["path"]] = Fate(path=clip["path"], fate="too short", detail=detail)
+    fates = tuple(changed.get(fate.path, fate) for fate in scanned.fates)
+    if not whole.any():
         raise DataError(f"no file of {manifest.display(folder)} could be encoded:\n{manifest.summary(fates)}")
-    return scanned.clips.select(kept), fates
+    return _rows(clips, whole), fates
 
 
 def _fill_text(

@@ -7,6 +7,9 @@ reproduce codes, which is what the tests and the demo need.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -144,7 +147,7 @@ def build_debug_model(
         audio_encoder=_codec_config().to_dict(),
         decoder=_decoder_config(width, layers, heads, dropout).to_dict(),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(SEED)
         model = MusicgenForConditionalGeneration(config)
         _set_codebooks(model.audio_encoder)
@@ -222,6 +225,17 @@ def _decoder_config(width: int, layers: int, heads: int, dropout: float) -> Musi
         pad_token_id=2048,
         bos_token_id=2048,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: with several threads the codebooks, and with them the codec's identity, would differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -58,3 +58,7 @@ class MemoryShortError(TrainerError):
     """Device memory that does not suffice for the planned micro-batch."""
 
     exit_code = EXIT_OUT_OF_MEMORY
+
+
+class PeerLostError(TrainerError):
+    """Another process of the run is gone; complete checkpoints stay valid, and the same command resumes."""

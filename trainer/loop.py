@@ -15,7 +15,7 @@ from trainer.batches import Batch, Examples, prefetched
 from trainer.checkpoint import Checkpoint, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
-from trainer.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
 from trainer.patterns import inputs_and_labels
 from trainer.plan import Plan
 from trainer.schedule import Schedule, learning_rate
@@ -54,7 +54,7 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     clips, after saving the state before that step.
     """
     steps = run.order.steps
-    batches = prefetched(_shares(run, engine.ranks.rank, start_step), run.train.batch)
+    batches = prefetched(_shares(run, engine.ranks.rank, start_step), run.train.batch, ahead=run.plan.accumulation + 1)
     meter = _Meter()
     last_save = time.monotonic()
     step = start_step
@@ -64,7 +64,7 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     ) as bar:
         while step < steps and not stopping:
             rows = rows_of_step(run.order, step)
-            micro = list(islice(batches, run.plan.accumulation))
+            micro = list(islice(batches, _filled(run.plan, rows)))
             due = engine.ranks.is_first and time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes
             result = _step(run, engine, saver, rows, micro, step, wishes=(stop.name is not None, due))
             stopping, save = result.wishes
@@ -162,6 +162,10 @@ def _shares(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
             world_size=run.plan.world_size,
             rank=rank,
         )
+
+
+def _filled(plan: Plan, rows: Sequence[Row]) -> int:
+    return filled_micro_batches(len(rows), micro_batch=plan.micro_batch, world_size=plan.world_size)
 
 
 def _step(

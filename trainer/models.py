@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -38,6 +39,12 @@ from trainer.weights import MemoryWeights, WeightFiles, Weights, current_name, f
 MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
 SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# What shapes the codes and no tensor's name or shape tells.
+CODEC_SETTINGS = (
+    *("sampling_rate", "upsampling_ratios", "num_quantizers", "use_causal_conv", "use_conv_shortcut"),
+    *("normalize", "pad_mode", "dilation_growth_rate", "trim_right_ratio"),
+)
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -81,10 +88,20 @@ class Source:
 
     def codec_identity(self) -> str:
         """Digest of everything that a clip's codes depend on besides its samples."""
-        return fingerprint(self.weights, CODEC)
+        return self._codec_identity
 
     def text_identity(self) -> str:
         """Digest of everything that a caption's states depend on besides its words."""
+        return self._text_identity
+
+    # Computed once: for T5 it takes a pass over hundreds of megabytes.
+    @cached_property
+    def _codec_identity(self) -> str:
+        config = self.config.audio_encoder
+        return fingerprint(self.weights, CODEC, also=str([getattr(config, name) for name in CODEC_SETTINGS]))
+
+    @cached_property
+    def _text_identity(self) -> str:
         probe = self.load_tokenizer()("The quick brown fox plays a naïve 120 bpm track, <pad>").input_ids
         return fingerprint(self.weights, TEXT_ENCODER, also=str(probe))
 
@@ -141,12 +158,13 @@ def open_model(model_id: str) -> Source:
         return source_of(build_debug_model(), name="debug")
     folder = _folder_of(model_id)
     config = _config_of(folder, model_id)
+    _require_processor(folder, model_id)
     return Source(
         name=model_id,
         config=config,
         generation_config=_generation_config(folder, config),
         weights=WeightFiles(folder),
-        load_tokenizer=lambda: AutoTokenizer.from_pretrained(folder),
+        load_tokenizer=lambda: _tokenizer_of(folder, model_id),
         load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
     )
 
@@ -251,6 +269,9 @@ def _folder_of(model_id: str) -> Path:
     if path.is_absolute() or model_id.startswith((".", "~")):
         raise ModelError(f"--model_id {model_id}: there is no such folder")
     hub_id = f"facebook/musicgen-{model_id}" if model_id in SHORT_NAMES else model_id
+    for kind in ("melody", "stereo"):  # known by their names, before gigabytes are fetched
+        if hub_id.startswith("facebook/musicgen-") and kind in hub_id:
+            raise ModelError(f"--model_id {model_id}: {kind} models cannot be trained yet; use small, medium or large")
     return _download(hub_id, model_id)
 
 
@@ -295,6 +316,29 @@ def _config_of(folder: Path, model_id: str) -> MusicgenConfig:
     if config.text_encoder.hidden_size == config.decoder.hidden_size:
         raise ModelError(f"--model_id {model_id}: it has no enc_to_dec_proj, which audiocraft's layout needs")
     return config
+
+
+def _tokenizer_of(folder: Path, model_id: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"--model_id {model_id}: the tokenizer in {folder} cannot be read ({error!r}): download the model again"
+        ) from error
+
+
+def _require_processor(folder: Path, model_id: str) -> None:
+    """The tokenizer is looked for by file: without one transformers makes T5's with no words in it."""
+    lacking = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
+    try:
+        AutoFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError):
+        lacking.append("preprocessor_config.json")
+    if lacking:
+        raise ModelError(
+            f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: save the base model's processor there"
+            " too, with MusicgenProcessor.from_pretrained(...).save_pretrained(...)"
+        )
 
 
 def _generation_config(folder: Path, config: MusicgenConfig) -> GenerationConfig:

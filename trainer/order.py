@@ -103,18 +103,25 @@ def draw(order: Order, epoch: int, clip: int) -> Row:
 def micro_batches(
     rows: Sequence[Row], *, micro_batch: int, accumulation: int, world_size: int, rank: int
 ) -> list[list[Row]]:
-    """This rank's share of a step: `accumulation` micro-batches of `micro_batch` rows each.
+    """This rank's share of a step: at most `accumulation` micro-batches of `micro_batch` rows each.
 
     Micro-batch i of all ranks together is a run of neighbours in `rows`, so that ranks wait little for
-    each other. What is missing is filled with repeats of weight 0.
+    each other. What is missing is filled with repeats of weight 0; see `filled_micro_batches` for how many
+    there are.
     """
     capacity = micro_batch * accumulation * world_size
     if not 0 < len(rows) <= capacity:
         raise ValueError(f"{len(rows)} rows do not fit {accumulation} x {world_size} micro-batches of {micro_batch}")
+    used = filled_micro_batches(len(rows), micro_batch=micro_batch, world_size=world_size)
     filler = replace(rows[-1], weight=0)
-    padded = [*rows, *[filler] * (capacity - len(rows))]
-    starts = [(index * world_size + rank) * micro_batch for index in range(accumulation)]
+    padded = [*rows, *[filler] * (used * micro_batch * world_size - len(rows))]
+    starts = [(index * world_size + rank) * micro_batch for index in range(used)]
     return [padded[start : start + micro_batch] for start in starts]
+
+
+def filled_micro_batches(rows: int, *, micro_batch: int, world_size: int) -> int:
+    """Micro-batches that every rank has in a step of so many rows: none of fillers alone on all ranks."""
+    return math.ceil(rows / (micro_batch * world_size))
 
 
 def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int) -> np.ndarray:

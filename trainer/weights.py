@@ -154,7 +154,10 @@ def _weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            try:
+                shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{folder / index} cannot be read ({error!r}): download the model again") from error
             missing = sorted(shard for shard in shards if not (folder / shard).is_file())
             if missing:
                 raise ModelError(f"{folder} lacks {', '.join(missing)}: download the model again")

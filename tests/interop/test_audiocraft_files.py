@@ -200,6 +200,12 @@ def test_longest_duration_is_the_segment_of_training(musicgen: Any) -> None:
     assert musicgen.lm.cfg.classifier_free_guidance.training_dropout == 0.1
 
 
+def test_a_short_segment_still_loads_in_audiocraft(source: Source) -> None:
+    # get_pretrained raises where the longest duration is not above its default stride of 18 s
+    config = layout.lm_config(source.config, text_encoder_name="t5-small", segment_seconds=4.0, cfg_dropout=0.0)
+    assert OmegaConf.create(config)["dataset"]["segment_duration"] == 30.0
+
+
 def _text(source: Source, caption: str | None, rows: int = 1) -> tuple[Tensor, Tensor]:
     """States (rows, S, D) and mask (rows, S) of one caption; a null condition has a mask of zeros."""
     tokens = source.load_tokenizer()(caption or "", return_tensors="pt")

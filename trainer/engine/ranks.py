@@ -18,11 +18,15 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import EXIT_FAILED, ConfigError, TrainerError
+from trainer.errors import EXIT_FAILED, ConfigError, PeerLostError, TrainerError
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS = 1.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.
 LINGER_SECONDS = 3.0
+# What gloo, NCCL and the store say when the other side is gone or silent.
+LOST = ("Connection closed by peer", "Connection reset", "Connection refused", "Broken pipe", "Timed out", "timed out")
+LOST += ("gloo/transport", "remote process exited", "Failed to recv", "failed to recv")
+RESUME = "Complete checkpoints stay valid: once all processes have ended, the same command resumes"
 
 
 class Ranks:
@@ -35,7 +39,7 @@ class Ranks:
         self.world_size = dist.get_world_size() if several else 1
         self._timeout_seconds = timeout_seconds
         self._waits: dict[str, int] = {}
-        self._closed = False
+        self._closed = self._failing = False
         self._store = _connect() if several else None
         if several:
             threading.Thread(target=self._watch, args=(_connect(),), daemon=True, name="peers").start()
@@ -89,21 +93,50 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Leave together, or let the others know that this rank fails."""
-        if error is None:
-            self._close()
-        else:
-            expected = isinstance(error, TrainerError)
-            message = str(error) if expected else f"{type(error).__name__}: {error}"
-            self._announce(message, error.exit_code if isinstance(error, TrainerError) else EXIT_FAILED)
+        """Leave together, or let the others know that this rank fails.
+
+        Raises PeerLostError in place of what a collective raises when another rank is gone.
+        """
+        try:
+            if error is None:
+                return self._close()
+        except (RuntimeError, ConnectionError) as lost:
+            error = lost
+        if self._store is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, once it sees another rank's end
+        if self._store is not None and _says_lost(error):
+            message = f"{self._missing()} ({_one_line(error)}). {RESUME}"
+            self._announce(message, PeerLostError.exit_code)
+            raise PeerLostError(message) from error
+        expected = isinstance(error, TrainerError)
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        self._announce(message, error.exit_code if isinstance(error, TrainerError) else EXIT_FAILED)
 
     def _announce(self, message: str, code: int) -> None:
         """Tell the others that this rank fails; they end with `code` too, wherever they are."""
-        if self._store is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, once another rank has ended
-            message = message.splitlines()[0] if message else "no message"
-            self._store.set("trainer/failure", f"{code} {self.rank} {socket.gethostname()} {message}")
-            time.sleep(LINGER_SECONDS)
+        if self._store is None:
+            return
+        self._failing = True
+        try:
+            self._store.set("trainer/failure", f"{code} {self.rank} {socket.gethostname()} {_one_line(message)}")
+        except (RuntimeError, ConnectionError):
+            return  # the store is gone, which the others see as well
+        time.sleep(LINGER_SECONDS)
+
+    def _missing(self) -> str:
+        """Which ranks are gone, in words: those whose beat stands still."""
+        try:
+            before = [self._beat_of(rank) for rank in range(self.world_size)]
+            time.sleep(3 * BEAT_SECONDS)
+            after = [self._beat_of(rank) for rank in range(self.world_size)]
+        except (RuntimeError, ConnectionError):
+            return _store_is_gone()
+        still = [
+            f"rank {rank} on {beat.split(' ')[-1] or 'an unknown host'}"
+            for rank, beat in enumerate(after)
+            if beat == before[rank] and rank != self.rank
+        ]
+        return f"{', '.join(still) or 'another rank'} is gone, or does not answer"
 
     def _close(self) -> None:
         """Leave together; the rank that may hold the store goes last."""
@@ -124,28 +157,56 @@ class Ranks:
         try:
             while not self._closed:
                 beat += 1
-                store.set(f"trainer/beat/{self.rank}", str(beat))
+                store.set(f"trainer/beat/{self.rank}", f"{beat} {socket.gethostname()}")
                 if store.check(["trainer/failure"]):
                     self._end(store.get("trainer/failure").decode())
-                key = f"trainer/beat/{neighbour}"
-                now = store.get(key).decode() if store.check([key]) else ""
+                now = _beat_in(store, neighbour)
                 if now != seen:
                     seen, since = now, time.monotonic()
                 elif time.monotonic() - since > self._timeout_seconds:
-                    lost = f"no sign of life for {self._timeout_seconds:.0f} s"
-                    store.set("trainer/failure", f"{EXIT_FAILED} {neighbour} {socket.gethostname()} {lost}")
-                time.sleep(BEAT_SECONDS / 2)
+                    lost = f"no sign of life for {self._timeout_seconds:.0f} s. {RESUME}"
+                    host = seen.split(" ")[-1] or "an_unknown_host"
+                    store.set("trainer/failure", f"{EXIT_FAILED} {neighbour} {host} {lost}")
+                time.sleep(BEAT_SECONDS)
         except (RuntimeError, ConnectionError):
-            # The store is gone, and with it the launcher or the rank that held it.
-            if not self._closed:
-                self._end(f"{EXIT_FAILED} 0 {os.environ.get('MASTER_ADDR')} is not reachable any more")
+            if not self._closed and not self._failing:
+                _leave(f"error: rank {self.rank} ends: {_store_is_gone()}. {RESUME}", EXIT_FAILED)
+
+    def _beat_of(self, rank: int) -> str:
+        assert self._store is not None
+        return _beat_in(self._store, rank)
 
     def _end(self, failure: str) -> None:
+        """End this process because of `failure`, unless it is this rank that announced it."""
         code, rank, host, message = failure.split(" ", 3)
-        if int(rank) != self.rank:
-            sys.stderr.write(f"rank {self.rank} ends because rank {rank} on {host} failed: {message}\n")
-            sys.stderr.flush()
-            os._exit(int(code))
+        if not self._failing:
+            _leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+
+
+def _says_lost(error: BaseException | None) -> bool:
+    return isinstance(error, (RuntimeError, ConnectionError)) and any(words in str(error) for words in LOST)
+
+
+def _store_is_gone() -> str:
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"rank 0 or the launcher, at which the processes met ({place}), is gone"
+
+
+def _beat_in(store: dist.TCPStore, rank: int) -> str:
+    """A counter and the rank's host; empty before the first."""
+    key = f"trainer/beat/{rank}"
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split()) or "no message"
+
+
+def _leave(words: str, code: int) -> None:
+    """From a thread, whatever the main thread waits for."""
+    sys.stderr.write(f"\n{words}\n")
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _connect() -> dist.TCPStore:

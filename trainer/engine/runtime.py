@@ -5,6 +5,7 @@ What ZeRO and FSDP need beside the documented way, and the few lines that make b
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 from datetime import timedelta
@@ -69,6 +70,9 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     Raises ConfigError where Accelerate made something else of it: another number of processes, or a strategy
     that fell back to another.
     """
+    for name, wanted in trackers(config).items():
+        if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
+            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
     timeout = timedelta(minutes=config.timeout_minutes)
     settings: dict[str, Any] = {
         "log_with": [name for name, wanted in trackers(config).items() if wanted] or None,
@@ -88,12 +92,23 @@ def start_trackers(accelerator: Accelerator, config: Config, folder: RunFolder) 
         return None
     settings = {"id": folder.tracker_id(), "resume": "allow", "dir": str(folder.root)}
     values = {name: value for name, value in config.to_dict().items() if value is not None}
-    accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
+    try:
+        accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
+    except _wandb_errors(config) as error:
+        raise ConfigError(f"--use_wandb 1: {error} Or set WANDB_MODE=offline, or leave --use_wandb out") from error
     return accelerator
 
 
 def trackers(config: Config) -> dict[str, bool]:
     return {"wandb": config.use_wandb, "tensorboard": config.use_tensorboard}
+
+
+def _wandb_errors(config: Config) -> tuple[type[Exception], ...]:
+    if not config.use_wandb:
+        return ()
+    import wandb
+
+    return (wandb.Error,)
 
 
 def _single(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:

@@ -1,0 +1,91 @@
+"""output_dir belongs to one run at a time, and says what it holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import ROOT, environ
+from trainer.checkpoint import FlatSlice, Saver
+from trainer.errors import CheckpointError, ConfigError
+from trainer.run_folder import open_run
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        saver = Saver(folder)
+        saver.save(step, {"weight/a": FlatSlice(shape=(2,), start=0, values=torch.zeros(2))}, {"identity": {}})
+        saver.wait()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(tmp_path):
+    first, _ = open_run(str(tmp_path / "models"), "auto")
+    in_work = first.checkpoints / "step-00000003.partial"
+    in_work.mkdir()
+    with pytest.raises(ConfigError, match=r"in use by another run.*choose another folder"):
+        open_run(str(tmp_path / "models"), "auto")
+    assert in_work.exists(), "the other run's save in flight was removed"
+    assert first.lock is not None
+    first.lock.close()
+    open_run(str(tmp_path / "models"), "auto")
+    assert not in_work.exists()
+
+
+def test_a_killed_runs_folder_is_free_at_once(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from trainer.run_folder import open_run;"
+        " kept = open_run(sys.argv[2], 'auto'); print('open', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(tmp_path)]
+    holder = subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "open\n"
+    with pytest.raises(ConfigError, match="in use by another run"):
+        open_run(str(tmp_path), "auto")
+    holder.kill()
+    holder.wait()
+    time.sleep(0.05)
+    open_run(str(tmp_path), "auto")
+
+
+def test_other_ranks_enter_the_folder_of_their_first(tmp_path, monkeypatch):
+    first, _ = open_run(str(tmp_path), "auto")
+    monkeypatch.setenv("RANK", "1")
+    open_run(str(tmp_path), "auto")
+    assert first.lock is not None
+
+
+def test_what_a_kill_left_half_deleted_is_removed(tmp_path):
+    save(tmp_path / "checkpoints", 5, 6)
+    (tmp_path / "checkpoints/step-00000005/checkpoint.json").unlink()  # what is deleted first
+    _, checkpoint = open_run(str(tmp_path), "auto")
+    assert checkpoint is not None and checkpoint.step == 6
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "no"])
+def test_a_run_whose_checkpoints_were_deleted_does_not_count_as_finished(tmp_path, resume):
+    (tmp_path / "finished.json").write_text('{"step": 24}')
+    folder, checkpoint = open_run(str(tmp_path), resume)
+    assert checkpoint is None and folder.finished_step() is None
+
+
+@pytest.mark.parametrize("given", ["old", "old/checkpoints"])
+def test_a_folder_of_checkpoints_is_answered_with_one_of_them(tmp_path, given):
+    save(tmp_path / "old/checkpoints", 5, 6)
+    with pytest.raises(CheckpointError, match=r"no checkpoint but holds some: give one, such as .*step-00000006$"):
+        open_run(str(tmp_path / "new"), str(tmp_path / given))
+    _, checkpoint = open_run(str(tmp_path / "newer"), str(tmp_path / "old/checkpoints/step-00000006"))
+    assert checkpoint is not None and checkpoint.step == 6
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "not JSON"])
+def test_a_file_that_is_no_header_is_refused(tmp_path, content):
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step/checkpoint.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"has format None|is no complete checkpoint"):
+        open_run(str(tmp_path / "models"), str(tmp_path / "step"))
