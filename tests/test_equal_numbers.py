@@ -5,32 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn import functional
 
+from tests.plans import engine_for, plan_for
 from tests.synthetic import random_examples
 from trainer.config import Config
-from trainer.engine import Engine, build_accelerator
 from trainer.loss import step_loss
 from trainer.models import load_language_model, open_model
 from trainer.order import Order, Row, micro_batches, rows_of_step, valid_cells
-from trainer.plan import Plan
 
 LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12]
 SEGMENT = 40
-
-
-def plan_of(micro_batch: int, accumulation: int, precision="no") -> Plan:
-    return Plan(
-        strategy="single",
-        world_size=1,
-        global_batch=8,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        mixed_precision=precision,
-        gradient_checkpointing=False,
-        reasons=(),
-    )
 
 
 def rows_of(lengths) -> list[Row]:
@@ -94,10 +79,9 @@ def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precis
         frames=examples.codes.frames,
         max_steps=10,
     )
-    plan = plan_of(micro_batch, accumulation, precision)
+    plan = plan_for(micro_batch=micro_batch, accumulation=accumulation, precision=precision)
     config = Config(dataset_path="unused", lr=1e-3)
-    AcceleratorState._reset_state(True)  # one process of tests plays several runs
-    engine = Engine(build_accelerator(plan, config, "."), load_language_model(open_model("debug")), plan, config)
+    engine = engine_for(plan, config)
     results = []
     for step in range(10):
         rows = rows_of_step(order, step)

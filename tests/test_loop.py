@@ -8,20 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn import functional
 
+from tests.plans import engine_for, plan_for
 from tests.synthetic import random_examples
 from trainer import recipe
 from trainer.checkpoint import Saver, newest
 from trainer.config import Config
-from trainer.engine import Engine, build_accelerator
+from trainer.engine import Engine
 from trainer.errors import NotFiniteError
 from trainer.loop import Intervals, Run, train, validate
 from trainer.loss import step_loss
 from trainer.models import LanguageModel, load_language_model, open_model
 from trainer.order import Order, micro_batches, rows_of_step, valid_cells
-from trainer.plan import Plan
 from trainer.schedule import Schedule, learning_rate
 from trainer.stopping import StopRequest
 
@@ -37,7 +36,7 @@ class Reports:
 
     def log(self, values) -> None:
         self.values.append(dict(values))
-        self.rates.append(self.engine.optimizer.param_groups[0]["lr"])
+        self.rates.append(self.engine.backend._optimizer.param_groups[0]["lr"])
 
 
 def run_of(*, clips=LENGTHS, steps=6, global_batch=4, micro_batch=2, validation=None, **intervals) -> Run:
@@ -46,11 +45,9 @@ def run_of(*, clips=LENGTHS, steps=6, global_batch=4, micro_batch=2, validation=
         seed=2, epochs=100, global_batch=global_batch, segment_frames=SEGMENT, codebooks=4, caption_drop_rate=0.2,
         frames=examples.codes.frames, max_steps=steps,
     )  # fmt: skip
-    plan = Plan(
-        strategy="single", world_size=1, global_batch=global_batch, micro_batch=micro_batch,
-        accumulation=math.ceil(global_batch / micro_batch), mixed_precision="no", gradient_checkpointing=False,
-        reasons=(),
-    )  # fmt: skip
+    plan = plan_for(
+        micro_batch=micro_batch, accumulation=math.ceil(global_batch / micro_batch), global_batch=global_batch
+    )
     wanted = {"log_steps": 1, "validation_steps": None, "save_step": None, "checkpoint_minutes": 99.0} | intervals
     return Run(
         plan=plan, order=order, schedule=Schedule(peak=3e-3, steps=steps, warmup_steps=2), train=examples,
@@ -60,9 +57,7 @@ def run_of(*, clips=LENGTHS, steps=6, global_batch=4, micro_batch=2, validation=
 
 def engine_of(run: Run, dropout: float = 0.0, **flags) -> Engine:
     config = Config(dataset_path="unused", dropout=dropout, **flags)
-    AcceleratorState._reset_state(True)
-    model = load_language_model(open_model("debug"), dropout=dropout)
-    return Engine(build_accelerator(run.plan, config, Path(".")), model, run.plan, config)
+    return engine_for(run.plan, config)
 
 
 def trained(run: Run, engine: Engine, folder: Path) -> Reports:
@@ -96,7 +91,7 @@ def test_a_run_ends_with_the_weights_of_the_same_steps_by_hand(tmp_path):
     reports = trained(run, engine, tmp_path)
     assert all(values["grad_norm"] > 0.3 for values in reports.values), "nothing was clipped"
     expected = dict(by_hand(run, weight_decay=0.5, max_grad_norm=0.3).named_parameters())
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in engine.backend.model.named_parameters():
         # steps move a weight by up to 3e-3; a beta of 0.999 or no clipping moves some by over 1e-4
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=2e-5, msg=name)
 
@@ -141,7 +136,7 @@ def test_validation_is_the_loss_of_middle_crops_without_dropout_and_leaves_train
             cells[k] += last - k
     assert found["validation_loss_per_codebook"] == pytest.approx(sums / cells, abs=1e-5)
     assert found["validation_loss"] == pytest.approx((sums / cells).mean(), abs=1e-5)
-    assert all(module.training for module in engine.model.modules())
+    assert all(module.training for module in engine.backend.model.modules())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_nothing(tmp_path):
@@ -149,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_not
     engine = engine_of(run)
     with torch.no_grad():
         engine.model.enc_to_dec_proj.bias[0] = float("inf")
-    before = {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in engine.backend.model.named_parameters()}
     rows = [row for step in range(6) for row in rows_of_step(run.order, step)]
     first = next(i for i, row in enumerate(rows) if not row.drop_caption and run.train.captions[row.clip]) // 2
     with StopRequest() as stop, pytest.raises(NotFiniteError, match=f"step {first + 1}: ") as caught:
@@ -160,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_not
     assert saved is not None and saved.step == first
     if first == 0:
         assert all(torch.equal(saved.weights()[name], before[name]) for name in before)
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in engine.backend.model.named_parameters():
         assert torch.equal(saved.weights()[name], parameter.detach())
 
 

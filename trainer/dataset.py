@@ -54,7 +54,18 @@ class Peers(Protocol):
     def gather(self, value: Any) -> list[Any]: ...
 
 
-def prepare(config: Config, source: Source, device: torch.device, peers: Peers) -> Dataset:
+class Alone:
+    """The view of a process without others."""
+
+    rank, world_size = 0, 1
+
+    def wait(self, what: str) -> None: ...
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def prepare(config: Config, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
     The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded
@@ -63,6 +74,7 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers) 
     Raises DataError where no clip is left to train on, or none to validate on though a share was asked for,
     StorageError where the cache cannot be written.
     """
+    peers = peers or Alone()
     clips, fates = _encoded(config, source, device, peers, Path(config.dataset_path))
     held = manifest.split(clips["content"], config.seed, config.validation_share)
     train, held_out = _rows(clips, ~held), _rows(clips, held)

@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from trainer.errors import ConfigError
 
 START = "start with `accelerate launch --num_processes N launch.py ...`, `torchrun --nproc_per_node N launch.py ...`"
+# Settings of an accelerate configuration that have a flag here: what they may say, because it asks for nothing.
+HAS_A_FLAG = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "gradient_accumulation_steps", "use --grad_acc"),
+    "ACCELERATE_GRADIENT_CLIPPING": (("1", "1.0"), "gradient_clipping", "use --max_grad_norm"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "fsdp_activation_checkpointing", "use --gradient_checkpointing 1"),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true",), "fsdp_reshard_after_forward", "use --strategy zero2 to keep weights"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "leave it out, the trainer decides what is compiled"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +74,20 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
+    for name, (silent, setting, instead) in HAS_A_FLAG.items():
+        value = environment.get(name, "").lower()
+        if value and value not in silent:
+            raise ConfigError(f"the accelerate configuration says {setting} {value}, which is not used here: {instead}")
+    if _on(environment, "ACCELERATE_USE_MEGATRON_LM"):
+        raise ConfigError("the accelerate configuration names Megatron-LM: use DEEPSPEED, FSDP or MULTI_GPU")
     if _on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
         raise ConfigError("a parallelism_config in the accelerate configuration is not used here: --strategy hsdp")
     if _on(environment, "ACCELERATE_USE_DEEPSPEED"):
         return _deepspeed(environment)
     if _on(environment, "ACCELERATE_USE_FSDP"):
-        if environment.get("FSDP_VERSION", "1") != "2":
-            raise ConfigError("the accelerate configuration names FSDP version 1: set fsdp_version: 2")
+        version = environment.get("FSDP_VERSION", "1")
+        if version != "2":
+            raise ConfigError(f"the accelerate configuration names FSDP version {version}: set fsdp_version: 2")
         if _on(environment, "FSDP_OFFLOAD_PARAMS"):
             raise ConfigError("fsdp_offload_params is not built: use zero2 with --offload_optimizer 1")
         return "fsdp", False
@@ -80,7 +95,7 @@ def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 def _deepspeed(environment: Mapping[str, str]) -> tuple[str, bool]:
-    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") not in ("", "none"):
+    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none").lower() not in ("", "none"):
         raise ConfigError(
             "a deepspeed_config_file is not read here, because the trainer sets clipping, accumulation and"
             " precision itself: name zero_stage in the accelerate configuration, as accelerate_configs/ does"
@@ -88,9 +103,9 @@ def _deepspeed(environment: Mapping[str, str]) -> tuple[str, bool]:
     stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if stage not in ("2", "3"):
         raise ConfigError(f"the accelerate configuration names ZeRO stage {stage}: use 2 or 3")
-    if environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") not in ("", "none"):
+    if environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none").lower() not in ("", "none"):
         raise ConfigError("offload_param_device is not built: offload the optimizer, or use more GPUs")
-    device = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    device = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none").lower()
     if device not in ("", "none", "cpu"):
         raise ConfigError(f"offload_optimizer_device {device} is not built: use cpu")
     return f"zero{stage}", device == "cpu"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
 from trainer.model_card import Training, model_card
-from trainer.order import Order
 from trainer.options import batch_flags, options
+from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
 from trainer.shapes import shape_of_config
@@ -42,7 +43,7 @@ def plan_of(
             config,
             typed,
             launch,
-            segment_frames=int(config.segment_seconds * source.frame_rate_hz),
+            segment_frames=segment_frames(source, config.segment_seconds),
             deepspeed_available=importlib.util.find_spec("deepspeed") is not None,
         ),
         None if checkpoint is None else int(str(checkpoint.run["global_batch"])),

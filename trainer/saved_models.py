@@ -26,7 +26,7 @@ from transformers import (
 from trainer.audiocraft_format import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
 from trainer.errors import ModelError
 from trainer.models import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
-from trainer.weights import current_name
+from trainer.weights import MemoryWeights, current_name
 
 RUN_CONFIG = "config.json"
 LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
@@ -97,14 +97,14 @@ def _with_language_model(path: Path, base: str) -> Source:
     state = read_audiocraft(path).state
     source = _open(base, "--base")
     own = {name for name in source.weights if name.startswith((DECODER, PROJECTION))}
-    wrong = [name for name in own & set(state) if source.weights[name].shape != state[name].shape]
+    wrong = [name for name in own & set(state) if source.weights.shape(name) != tuple(state[name].shape)]
     if own != set(state) or wrong:
         raise ModelError(
             f"{path} is not a language model of the size of {base} ({source.decoder_shape()}): give --base the"
             " model that it was trained from"
         )
     rest = {name: source.weights[name] for name in source.weights if name not in own}
-    return replace(source, name=str(path), weights=rest | state)
+    return replace(source, name=str(path), weights=MemoryWeights(rest | state))
 
 
 def _open_audiocraft(folder: Path) -> Source:
@@ -141,7 +141,7 @@ def _open_audiocraft(folder: Path) -> Source:
             text_encoder=encoder.config.to_dict(), audio_encoder=codec_config.to_dict(), decoder=decoder.to_dict()
         ),
         generation_config=GenerationConfig(bos_token_id=codes, pad_token_id=codes, decoder_start_token_id=codes),
-        weights=weights,
+        weights=MemoryWeights(weights),
         load_tokenizer=lambda: AutoTokenizer.from_pretrained(location),
         load_feature_extractor=lambda: EncodecFeatureExtractor(
             feature_size=1, sampling_rate=rate, padding_value=0.0, padding_side="left"

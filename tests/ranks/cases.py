@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,6 +46,7 @@ def steps(
     """
     import os
 
+    from tests.plans import plan_for
     from trainer.checkpoint import Saver, newest
     from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator
@@ -65,7 +65,16 @@ def steps(
         frames=examples.codes.frames,
     )
     micro = -(-GLOBAL_BATCH // (world_size * accumulation))
-    plan = plan_for(strategy, world_size, micro, accumulation, precision, nodes, offload, checkpointing)
+    plan = plan_for(
+        strategy,
+        world_size=world_size,
+        micro_batch=micro,
+        accumulation=accumulation,
+        precision=precision,
+        nodes=nodes,
+        offload=offload,
+        checkpointing=checkpointing,
+    )
     config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0)
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
@@ -102,32 +111,6 @@ def steps(
             weight_bytes=engine.backend.weight_bytes(),
             gradient_bytes=max(gradient_bytes, default=0),
         )
-
-
-def plan_for(
-    strategy: str,
-    world_size: int,
-    micro_batch: int,
-    accumulation: int,
-    precision: str = "no",
-    nodes: int = 1,
-    offload: bool = False,
-    checkpointing: bool = False,
-) -> Any:
-    """A plan with exactly this layout."""
-    from types import SimpleNamespace
-
-    return SimpleNamespace(
-        strategy=strategy,
-        nodes=nodes,
-        world_size=world_size,
-        offload_optimizer=offload,
-        global_batch=GLOBAL_BATCH,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        mixed_precision=precision,
-        gradient_checkpointing=checkpointing,
-    )
 
 
 def differences(found: Numbers, reference: Numbers) -> tuple[float, float]:

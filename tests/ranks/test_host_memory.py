@@ -6,13 +6,12 @@ import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.ranks.cases import plan_for
-from tests.ranks.harness import run_ranks, start_ranks
+from tests.ranks.harness import start_ranks
 
 
 def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
@@ -66,7 +65,7 @@ def test_x(strategy, folder, tmp_path):
     n = 1 if strategy == "single" else 2
     running = start_ranks(n, build, str(folder), strategy, str(tmp_path))
     pids = [p.pid for p in running.processes] + [forkserver._forkserver._forkserver_pid]
-    while len(list(tmp_path.glob("ready-*"))) < n: time.sleep(0.05); 
+    while len(list(tmp_path.glob("ready-*"))) < n: time.sleep(0.05)
     time.sleep(0.5)
     samples=[]
     samples.append((time.monotonic(), [pss(p) for p in pids]))
@@ -77,7 +76,7 @@ def test_x(strategy, folder, tmp_path):
     res = running.results()
     assert all(k=="returned" for k,_ in res), res
     t1 = min(v[0] for _,v in res); t2=max(v[1] for _,v in res)
-    M = 4*sum(1 for _ in [])  
+    M = 4*sum(1 for _ in [])
     from trainer.models import open_model
     w = open_model(str(folder)).weights
     M = sum(4*__import__("math").prod(w.shape(k)) for k in w if k.startswith(("decoder.","enc_to")))

@@ -20,7 +20,7 @@ from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
-from trainer.models import LanguageModel, Source, empty_language_model
+from trainer.models import Source, empty_language_model
 from trainer.plan import Plan
 
 # fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.

@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import EXIT_FAILED, ConfigError, PeerLostError, TrainerError
+from trainer.errors import EXIT_FAILED, EXIT_RESUME, ConfigError, PeerLostError, TrainerError
 
 BEAT_SECONDS = 1.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.
@@ -108,9 +108,12 @@ class Ranks:
             message = f"{self._missing()} ({_one_line(error)}). {RESUME}"
             self._announce(message, PeerLostError.exit_code)
             raise PeerLostError(message) from error
-        expected = isinstance(error, TrainerError)
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
-        self._announce(message, error.exit_code if isinstance(error, TrainerError) else EXIT_FAILED)
+        if isinstance(error, TrainerError):
+            self._announce(str(error), error.exit_code)
+        elif isinstance(error, KeyboardInterrupt):
+            self._announce("stopped on request; the same command continues", EXIT_RESUME)
+        else:
+            self._announce(f"{type(error).__name__}: {error}", EXIT_FAILED)
 
     def _announce(self, message: str, code: int) -> None:
         """Tell the others that this rank fails; they end with `code` too, wherever they are."""
@@ -184,6 +187,8 @@ class Ranks:
 
 
 def _says_lost(error: BaseException | None) -> bool:
+    if isinstance(error, KeyboardInterrupt):  # the launcher's signal, while the error was on its way
+        error = error.__context__
     return isinstance(error, (RuntimeError, ConnectionError)) and any(words in str(error) for words in LOST)
 
 

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trainer.config import Config
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, PeerLostError
 from trainer.launcher import START, Launch
 from trainer.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan import Plan
@@ -68,7 +68,7 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     """Join the other processes and build the plan's Accelerator.
 
     Raises ConfigError where Accelerate made something else of it: another number of processes, or a strategy
-    that fell back to another.
+    that fell back to another; PeerLostError where the others do not come.
     """
     for name, wanted in trackers(config).items():
         if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
@@ -81,7 +81,14 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     if plan.strategy != "single":
         _complete_environment()
     build = {"single": _single, "ddp": _ddp, "zero2": _zero, "zero3": _zero, "fsdp": _fsdp, "hsdp": _fsdp}
-    accelerator = build[plan.strategy](plan, timeout, settings)
+    try:
+        accelerator = build[plan.strategy](plan, timeout, settings)
+    except dist.DistError as error:
+        raise PeerLostError(
+            f"the {plan.world_size} processes of the run did not meet within {config.timeout_minutes:g} minutes"
+            f" (--timeout_minutes): {str(error).splitlines()[0]}. All need the same number of processes, address and"
+            " port, and the same flags"
+        ) from error
     _check(accelerator, plan)
     return accelerator
 
@@ -154,6 +161,8 @@ def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerat
 
 def _zero(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
     backend = "gloo" if _on_cpu() else "nccl"
+    # What a DEEPSPEED file named is in the plan already (trainer/launcher.py); Accelerate would refuse a second source.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, max_grad_norm=1.0)),
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],

@@ -37,7 +37,8 @@ class ZeroBackend:
         self._engine: Any
         self._engine, _ = accelerator.prepare(model, optimizer)
         self.model = self._engine
-        self._bare = model
+        # DeepSpeed hangs attributes of its own on them (ds_tensor, _hp_mapping).
+        self._parameters: list[tuple[str, Any]] = list(model.named_parameters())
         self._zero = self._engine.optimizer
         if plan.mixed_precision == "bf16":
             _add_positions_in_float32(model, table.to(self._device))
@@ -76,7 +77,7 @@ class ZeroBackend:
     def shares(self) -> Iterator[Share]:
         """This rank's share of every parameter, in the model's order."""
         place = self._place_in_stage2 if self._stage == 2 else self._place_in_stage3
-        for name, parameter in self._bare.named_parameters():
+        for name, parameter in self._parameters:
             start, flat, offset, length = place(parameter, self._shapes[name])
             state = self._zero.optimizer.state[flat]
             yield Share(
@@ -90,7 +91,7 @@ class ZeroBackend:
     @torch.no_grad()
     def publish(self, read: Read) -> None:
         """Give the computing copies the values of the masters: all of a parameter under ZeRO-2, a slice under ZeRO-3."""
-        for name, parameter in self._bare.named_parameters():
+        for name, parameter in self._parameters:
             numel = torch.Size(self._shapes[name]).numel()
             if self._stage == 2:
                 parameter.copy_(read(WEIGHT + name, 0, numel).view(self._shapes[name]))
@@ -102,7 +103,7 @@ class ZeroBackend:
 
     def weight_bytes(self) -> int:
         """Bytes of the computing copies."""
-        held = [p.ds_tensor if self._stage == 3 else p for p in self._bare.parameters()]
+        held = [p.ds_tensor if self._stage == 3 else p for _, p in self._parameters]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def gradient_bytes(self) -> int:
