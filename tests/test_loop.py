@@ -159,6 +159,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_not
         assert torch.equal(saved.weights()[name], parameter.detach())
 
 
+def seeds_of_dropout(folder: Path, **flags) -> list[int]:
+    """torch's seed at each forward pass of a run of 3 steps with 2 micro-batches each."""
+    run, found = run_of(steps=3), []
+    engine = engine_of(run, dropout=0.1, **flags)
+    engine.model.register_forward_pre_hook(lambda module, inputs: found.append(torch.initial_seed()))
+    trained(run, engine, folder)
+    return found
+
+
+def test_dropout_is_drawn_anew_for_each_step_and_micro_batch_and_repeats_itself(tmp_path):
+    first, again, other = (
+        seeds_of_dropout(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert len(set(first)) == len(first) == 6
+    assert first == again and not set(first) & set(other)
+
+
 def test_a_step_with_few_rows_computes_no_batch_of_fillers_alone(tmp_path):
     run = run_of(clips=[20, 20, 20], steps=None, global_batch=1000)
     run = Run(**{**vars(run), "order": Order(**{**vars(run.order), "epochs": 1})})

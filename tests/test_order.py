@@ -73,6 +73,16 @@ def test_crops_stay_inside_the_clip_and_reach_both_ends():
     assert {row.view for row in rows} == {0, 1}
 
 
+def test_draws_differ_between_seeds_epochs_and_clips_and_repeat():
+    frames = np.full((3, 2), 10_000)
+    draws = {
+        (seed, epoch, clip): draw(order_of(seed=seed, frames=frames), epoch, clip).start
+        for seed in range(3) for epoch in range(3) for clip in range(3)
+    }  # fmt: skip
+    assert len(set(draws.values())) == len(draws)
+    assert draw(order_of(seed=2, frames=frames), 1, 0).start == draws[2, 1, 0]
+
+
 def test_captions_are_dropped_at_their_rate_and_per_clip():
     order = order_of(caption_drop_rate=0.1)
     dropped = np.array([[draw(order, epoch, clip).drop_caption for clip in range(7)] for epoch in range(3000)])
