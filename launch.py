@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.config import Config, parse
 from trainer.errors import EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
@@ -63,6 +64,7 @@ def run(config: Config, typed: frozenset[str]) -> int:
     with Ranks(timeout_seconds=60 * config.timeout_minutes) as ranks:
         start_step = 0 if checkpoint is None else checkpoint.step
         ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
+        ranks.check_shared(output_dir=folder.root, cache_dir=Path(config.cache_dir))
         ranks.say(plan.describe())
 
         data = dataset.prepare(config, source, accelerator.device, ranks)

@@ -40,7 +40,7 @@ def test_epochs_batch_size_and_grad_acc_make_the_steps(warm):
 def test_global_batch_is_split_by_batch_size(warm):
     launch_here(warm, "--epochs", "4", "--global_batch", "6", "--batch_size", "4", "--output_dir", "global")
     plan = json.loads((warm / "global/plan.json").read_text())
-    assert (plan["global_batch"], plan["micro_batch"], plan["accumulation"]) == (6, 4, 2)
+    assert (plan["global_batch"], plan["micro_batch"], plan["accumulation"]) == (6, 3, 2)
     assert len((warm / "global/metrics.jsonl").read_text().splitlines()) == 2
 
 

@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_not
     run = run_of(global_batch=2)
     engine = engine_of(run)
     with torch.no_grad():
-        engine.model.enc_to_dec_proj.bias[0] = float("inf")
+        engine.backend.model.enc_to_dec_proj.bias[0] = float("inf")
     before = {name: parameter.detach().clone() for name, parameter in engine.backend.model.named_parameters()}
     rows = [row for step in range(6) for row in rows_of_step(run.order, step)]
     first = next(i for i, row in enumerate(rows) if not row.drop_caption and run.train.captions[row.clip]) // 2
@@ -163,7 +163,7 @@ def seeds_of_dropout(folder: Path, **flags) -> list[int]:
     """torch's seed at each forward pass of a run of 3 steps with 2 micro-batches each."""
     run, found = run_of(steps=3), []
     engine = engine_of(run, dropout=0.1, **flags)
-    engine.model.register_forward_pre_hook(lambda module, inputs: found.append(torch.initial_seed()))
+    engine.backend.model.register_forward_pre_hook(lambda module, inputs: found.append(torch.initial_seed()))
     trained(run, engine, folder)
     return found
 
@@ -180,7 +180,7 @@ def test_a_step_with_few_rows_computes_no_batch_of_fillers_alone(tmp_path):
     run = run_of(clips=[20, 20, 20], steps=None, global_batch=1000)
     run = Run(**{**vars(run), "order": Order(**{**vars(run.order), "epochs": 1})})
     engine, computed = engine_of(run), []
-    engine.model.register_forward_hook(lambda module, inputs, output: computed.append(len(inputs[0])))
+    engine.backend.model.register_forward_hook(lambda module, inputs, output: computed.append(len(inputs[0])))
     trained(run, engine, tmp_path)
     assert computed == [2, 2]
     assert newest(tmp_path).step == 1

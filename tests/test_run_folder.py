@@ -52,10 +52,9 @@ def test_a_killed_runs_folder_is_free_at_once(tmp_path):
     open_run(str(tmp_path), "auto")
 
 
-def test_other_ranks_enter_the_folder_of_their_first(tmp_path, monkeypatch):
+def test_other_ranks_enter_the_folder_of_their_first(tmp_path):
     first, _ = open_run(str(tmp_path), "auto")
-    monkeypatch.setenv("RANK", "1")
-    open_run(str(tmp_path), "auto")
+    open_run(str(tmp_path), "auto", first=False)
     assert first.lock is not None
 
 

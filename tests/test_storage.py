@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import assert_bit_equal, final_state, launch_here, metrics
-from trainer.checkpoint import newest
+from trainer.checkpoint import Checkpoint, complete_checkpoints
 
 FLAGS = ("--max_steps", "6", "--epochs", "100", "--lr", "3e-3", "--batch_size", "2", "--grad_acc", "1")
 FLAGS += ("--checkpoint_minutes", "0.00001")
@@ -35,8 +35,8 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_disk_that_fills_while_saving_loses_nothing(small_disk, tmp_path_factory):
     output = launch_here(small_disk, *FLAGS, expect=4)
     assert "could not be written" in output and "free space" in output
-    checkpoint = newest(small_disk / "models/checkpoints")
-    assert checkpoint is not None and checkpoint.step == 2
+    checkpoints = complete_checkpoints(small_disk / "models/checkpoints")
+    assert len(checkpoints) == 2 and Checkpoint(checkpoints[0]).step < 6
     assert not list((small_disk / "models/checkpoints").glob("*.partial"))
 
     subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk / "models")], check=True)

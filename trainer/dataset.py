@@ -53,6 +53,8 @@ class Peers(Protocol):
 
     def gather(self, value: Any) -> list[Any]: ...
 
+    def check_equal(self, **values: object) -> None: ...
+
 
 class Alone:
     """The view of a process without others."""
@@ -63,6 +65,8 @@ class Alone:
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def check_equal(self, **values: object) -> None: ...
 
 
 def prepare(config: Config, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -123,6 +127,9 @@ def _encoded(
     )
     if peers.rank == 0:
         peers.wait("scan")
+    peers.wait("scanned")
+    holds = f"{len(scanned.clips)} clips, digest {_digest(scanned.clips)}"
+    peers.check_equal(**{f"what {manifest.display(folder)} holds": holds})
     store = _code_store(config, source)
     mine = cache.fill_codes(
         store,

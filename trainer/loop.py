@@ -59,8 +59,9 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     last_save = time.monotonic()
     step = start_step
     stopping = False
+    silent = not engine.ranks.is_first
     with tqdm(
-        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=not engine.ranks.is_first
+        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=silent
     ) as bar:
         while step < steps and not stopping:
             rows = rows_of_step(run.order, step)

@@ -98,7 +98,7 @@ def measure(size: str, strategy: str, micro_batch: int, checkpointing: bool, ste
         "state_bytes": state_bytes,
         "peak_bytes": torch.cuda.max_memory_allocated(),
         "expected_bytes": memory.allocated,
-        "parts": {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "buffers", "activations")},
+        "parts": memory.describe(),
     }
 
 

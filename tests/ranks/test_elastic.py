@@ -55,7 +55,9 @@ def test_five_further_steps_are_those_of_an_undisturbed_run(before, after, world
     assert len(found.losses) == 5 and loss <= 1e-6 and norm <= 3e-6
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "fsdp", *(pytest.param(s, marks=pytest.mark.full) for s in ("ddp", "zero3"))])
+@pytest.mark.parametrize(
+    "strategy", ["zero2", "fsdp", *(pytest.param(other, marks=pytest.mark.full) for other in ("ddp", "zero3"))]
+)
 def test_the_same_layout_continues_bit_for_bit(strategy, saved):
     whole = run_ranks(2, steps, strategy, 1, count=10)[0]
     found = run_ranks(2, steps, strategy, 1, count=5, folder=str(saved(strategy)))[0]

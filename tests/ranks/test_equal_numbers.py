@@ -59,7 +59,6 @@ def test_bf16_stays_near_float32(strategy, reference):
     assert loss <= 2e-3 and norm <= 1e-2
 
 
-@pytest.mark.parametrize("strategy", ["ddp"])
-def test_a_mean_of_means_would_be_seen(strategy, reference):
-    loss, norm = differences(run_ranks(2, steps, strategy, 2, count=11, mean_of_means=True)[0], reference)
+def test_a_mean_of_means_would_be_seen(reference):
+    _, norm = differences(run_ranks(2, steps, "ddp", 2, count=11, mean_of_means=True)[0], reference)
     assert norm > 100 * NORM

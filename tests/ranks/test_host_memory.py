@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks.cases import plan_for
+from tests.plans import plan_for
 from tests.ranks.harness import start_ranks
 
 
@@ -22,8 +22,9 @@ def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
     from trainer.engine.zero_backend import ZeroBackend
     from trainer.models import open_model
 
+    import faulthandler; faulthandler.dump_traceback_later(40, file=open(f"/tmp/w/trace{os.getpid()}","w"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_for(strategy, world_size, 1, 1)
+    plan = plan_for(strategy, world_size=world_size)
     config = Config(dataset_path="unused", timeout_minutes=2.0)
     accelerator = build_accelerator(plan, config, Path("."))
     times: list[float] = []
@@ -59,7 +60,7 @@ def folder(tmp_path_factory):
     build_debug_model(width=768, layers=8).save_pretrained(f)
     return f
 
-@pytest.mark.parametrize("strategy", ["single","ddp","zero2","zero3","fsdp"])
+@pytest.mark.parametrize("strategy", ["fsdp","zero2","zero3"])
 def test_x(strategy, folder, tmp_path):
     from multiprocessing import forkserver
     n = 1 if strategy == "single" else 2

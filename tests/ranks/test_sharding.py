@@ -18,13 +18,13 @@ BYTES = {
 }
 
 
+CASES = [(strategy, world_size) for strategy in BYTES for world_size in (2, 4)]
+QUICK = {("zero2", 2), ("fsdp", 2)}
+
+
 @pytest.mark.parametrize(
     "strategy,world_size",
-    [
-        ("zero2", 2),
-        ("fsdp", 2),
-        *(pytest.param(s, n, marks=pytest.mark.full) for s in BYTES for n in (2, 4) if (s, n) not in (("zero2", 2), ("fsdp", 2))),
-    ],
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.full) for case in CASES],
 )
 def test_each_rank_holds_its_share(strategy, world_size):
     *per_parameter, shards = BYTES[strategy]

@@ -7,12 +7,15 @@ encoding times nothing out, and so that a rank that fails can say so while the o
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +26,7 @@ from trainer.errors import EXIT_FAILED, EXIT_RESUME, ConfigError, PeerLostError,
 BEAT_SECONDS = 1.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.
 LINGER_SECONDS = 3.0
+SHOWN_SECONDS = 5.0
 # What gloo, NCCL and the store say when the other side is gone or silent.
 LOST = ("Connection closed by peer", "Connection reset", "Connection refused", "Broken pipe", "Timed out", "timed out")
 LOST += ("gloo/transport", "remote process exited", "Failed to recv", "failed to recv")
@@ -79,14 +83,36 @@ class Ranks:
         return values
 
     def check_equal(self, **values: object) -> None:
-        """Raise ConfigError, on every rank, where a named value differs between ranks."""
-        for name in values:
-            found = self.gather(str(values[name]))
-            if len(set(found)) > 1:
-                each = "; ".join(f"rank {rank}: {value}" for rank, value in enumerate(found))
+        """Raise ConfigError, on every rank, where a named value differs between ranks; of mappings, each entry."""
+        for name, value in values.items():
+            mine = {str(key): str(entry) for key, entry in value.items()} if isinstance(value, Mapping) else {name: str(value)}
+            found = self.gather(mine)
+            for key in mine:
+                entries = [entry.get(key) for entry in found]
+                if len(set(entries)) > 1:
+                    each = "; ".join(f"rank {rank}: {entry}" for rank, entry in enumerate(entries))
+                    raise ConfigError(
+                        f"the processes do not agree on {key}: {each}. All need the same flags, the same --dataset and"
+                        " the same version of the program, on every machine"
+                    )
+
+    def check_shared(self, **folders: Path) -> None:
+        """Raise ConfigError, on every rank, where a named folder, made if missing, is not one for all machines."""
+        if self._store is None:
+            return
+        for name, folder in folders.items():
+            mark = folder / f".shared-{self.gather(secrets.token_hex(8))[0]}"
+            if self.is_first:
+                folder.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+            self.wait(f"marked {name}")
+            hosts = [host for host in self.gather(None if _appears(mark) else socket.gethostname()) if host is not None]
+            if self.is_first:
+                mark.unlink()
+            if hosts:
                 raise ConfigError(
-                    f"the processes do not agree on {name}: {each}. All need the same flags, the same --dataset and"
-                    " the same version of the program, on every machine"
+                    f"--{name} {folder} is not the same folder on all machines: {', '.join(sorted(set(hosts)))} does not"
+                    " see what the first process wrote there. Give a folder on a shared file system"
                 )
 
     def __enter__(self) -> Ranks:
@@ -184,6 +210,16 @@ class Ranks:
         code, rank, host, message = failure.split(" ", 3)
         if not self._failing:
             _leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+
+
+def _appears(path: Path) -> bool:
+    """Whether the file is there, or comes within what a network file system may take to show it."""
+    deadline = time.monotonic() + SHOWN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _says_lost(error: BaseException | None) -> bool:

@@ -160,7 +160,13 @@ def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerat
 
 
 def _zero(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+    import deepspeed.ops  # seconds, which the other strategies need not wait
+
     backend = "gloo" if _on_cpu() else "nccl"
+    if _on_cpu():
+        # DeepSpeed would compile a shared-memory operation, for inference only, at the first start. A process that is
+        # killed meanwhile leaves a lock file for which every later start waits without end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # What a DEEPSPEED file named is in the plan already (trainer/launcher.py); Accelerate would refuse a second source.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     accelerator = Accelerator(

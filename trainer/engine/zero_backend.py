@@ -31,7 +31,11 @@ class ZeroBackend:
         materialize(model, accelerator.device if self._stage == 2 else torch.device("cpu"))
         table = model.decoder.model.decoder.embed_positions.weights
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=not plan.offload_optimizer
+            model.parameters(),
+            lr=0.0,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
+            fused=not plan.offload_optimizer,
         )
         accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
         self._engine: Any
@@ -90,7 +94,7 @@ class ZeroBackend:
 
     @torch.no_grad()
     def publish(self, read: Read) -> None:
-        """Give the computing copies the values of the masters: all of a parameter under ZeRO-2, a slice under ZeRO-3."""
+        """Give the computing copies the masters' values: whole parameters under ZeRO-2, slices under ZeRO-3."""
         for name, parameter in self._parameters:
             numel = torch.Size(self._shapes[name]).numel()
             if self._stage == 2:

@@ -1,0 +1,126 @@
+"""Launches that would silently train something else are refused on every rank, with a message, and none hangs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.ranks.launches import ends, start
+from tests.runs import few_clips
+from trainer.errors import EXIT_FAILED, EXIT_USAGE
+
+
+def refused(folder, *flags, words, code=EXIT_USAGE, **named) -> None:
+    for rank, (found, output) in enumerate(ends(start(folder, *flags, **named), folder, 60)):
+        assert found == code, f"rank {rank}: exit code {found}\n{output}"
+        assert words in output, output
+        assert "Traceback" not in output, output
+    assert not (folder / "models/checkpoints").exists() or not list((folder / "models/checkpoints").iterdir())
+
+
+def without_the_lines_for_fsdp_on_cpus() -> None:
+    from accelerate import PartialState
+
+    from trainer.engine import runtime
+
+    class Untouched:
+        _shared_state: dict = {}
+
+        def __init__(self, **settings):
+            PartialState(**settings)
+
+    runtime.PartialState = Untouched  # type: ignore[misc]
+
+
+def test_fsdp_that_accelerate_turns_into_something_else_is_refused(tmp_path):
+    # Fails as well when a new accelerate no longer needs the lines: then they can go.
+    refused(
+        tmp_path, "--strategy", "fsdp", change=without_the_lines_for_fsdp_on_cpus, words="the plan says fsdp, but Accelerate"
+    )
+
+
+def as_if_there_were_gpus() -> None:
+    from trainer.engine import runtime
+
+    runtime._on_cpu = lambda: False
+
+
+def test_two_trainings_of_one_process_each_are_refused(tmp_path):
+    # A bare Accelerator() on CPUs: each rank believes to be alone.
+    refused(
+        tmp_path,
+        *("--strategy", "ddp"),
+        change=as_if_there_were_gpus,
+        words="the launcher started 2 process(es), Accelerate found 1",
+    )
+
+
+def one_process_more() -> None:
+    os.environ |= {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", *(pytest.param(s, marks=pytest.mark.full) for s in ("ddp", "zero2"))])
+def test_a_process_that_never_comes_ends_the_others_with_a_message(strategy, tmp_path):
+    refused(
+        tmp_path,
+        *("--strategy", strategy, "--timeout_minutes", "0.1"),
+        change=one_process_more,
+        words="the 3 processes of the run did not meet within 0.1 minutes",
+        code=EXIT_FAILED,
+    )
+
+
+def fsdp_by_configuration() -> None:
+    os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def test_a_flag_that_contradicts_the_configuration_is_refused(tmp_path):
+    refused(
+        tmp_path, "--strategy", "zero2", change=fsdp_by_configuration, words="--strategy zero2 contradicts fsdp"
+    )
+
+
+@pytest.mark.parametrize(
+    "of_rank,words",
+    [
+        ((("--seed", "1"), ("--seed", "2")), "the processes do not agree on seed: rank 0: 1; rank 1: 2"),
+        pytest.param(
+            (("--strategy", "zero2"), ("--strategy", "fsdp")),
+            "the processes do not agree on strategy: rank 0: zero2; rank 1: fsdp",
+        ),
+        pytest.param(
+            (("--strategy", "ddp"), ("--strategy", "zero3")), "do not agree on strategy", marks=pytest.mark.full
+        ),
+        pytest.param((("--epochs", "2"), ()), "do not agree on epochs", marks=pytest.mark.full),
+    ],
+)
+def test_ranks_with_different_flags_are_refused(of_rank, words, tmp_path):
+    refused(tmp_path, of_rank=of_rank, words=words)
+
+
+def in_a_folder_of_its_own() -> None:
+    os.chdir(f"machine-{os.environ['RANK']}")
+
+
+def test_ranks_with_different_datasets_are_refused(tmp_path):
+    few_clips(tmp_path / "machine-0/data")
+    few_clips(tmp_path / "machine-1/data", ("metal_madness", "rock_feelings"))
+    refused(tmp_path, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds: rank 0: 3 clips")
+
+
+def test_ranks_with_different_captions_are_refused(tmp_path):
+    for machine in ("machine-0", "machine-1"):
+        few_clips(tmp_path / machine / "data")
+    (tmp_path / "machine-1/data/metal_madness.txt").write_text("an older version")
+    refused(tmp_path, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds")
+
+
+def with_an_output_folder_of_its_own() -> None:
+    os.chdir(f"machine-{os.environ['RANK']}")
+
+
+def test_machines_that_share_no_folder_are_refused(tmp_path):
+    for machine in ("machine-0", "machine-1"):
+        few_clips(tmp_path / machine / "data")
+    refused(tmp_path, change=with_an_output_folder_of_its_own, words="is not the same folder on all machines")
