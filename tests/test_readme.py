@@ -47,7 +47,7 @@ def files_of_tree() -> set[str]:
         words = line.split()
         if not line.startswith(" "):
             folder = words.pop(0) if words[0].endswith("/") else ""
-        files |= {folder + word for word in words if re.fullmatch(r"[\w-]+\.(py|sh|md|cfg|toml|txt)", word)}
+        files |= {folder + word for word in words if re.fullmatch(r"[\w-]+\.(py|sh|md|cfg|toml|txt|yaml)", word)}
     return files
 
 
@@ -73,8 +73,10 @@ def test_the_table_of_flags_has_every_flag_its_default_and_its_section() -> None
 def test_every_flag_that_is_named_anywhere_exists() -> None:
     declared = settings(Config).values()
     of_ours = {"config", *settings(Config), *(alias for one in declared for alias in one.flag.aliases)}
-    # accelerate's, then those of scripts/generate.py
-    of_others = {"num_processes", "help", "model", "prompt", "seconds"}
+    of_others = {"help", "model", "prompt", "seconds"}  # scripts/generate.py
+    of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
+    of_others |= {"main_process_ip", "main_process_port"}
+    of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))
         assert named <= of_ours | of_others, page.name
@@ -98,15 +100,16 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
 def test_the_tree_names_every_module_script_and_page_and_nothing_else() -> None:
     files = files_of_tree()
     assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
-    patterns = ("trainer/*.py", "scripts/*.py", "scripts/*.sh", "docs/*.md")
+    patterns = ("trainer/**/*.py", "accelerate_configs/*.yaml", "scripts/*.py", "scripts/*.sh", "docs/*.md")
     there = [path for pattern in patterns for path in ROOT.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in there if path.name != "__init__.py"} <= files
 
 
 def test_the_architecture_has_a_line_for_every_module() -> None:
     table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    modules = re.findall(r"^\| `(trainer/\w+\.py)` \| [012] \|", table, re.MULTILINE)
-    there = {f"trainer/{path.name}" for path in ROOT.glob("trainer/*.py")} - {"trainer/__init__.py"}
+    modules = re.findall(r"^\| `(trainer/[\w/]+\.py)` \| [012] \|", table, re.MULTILINE)
+    files = [path for path in ROOT.glob("trainer/**/*.py") if path.name != "__init__.py"]
+    there = {str(path.relative_to(ROOT)) for path in files}
     assert len(modules) == len(set(modules)) and set(modules) == there
 
 

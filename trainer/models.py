@@ -8,6 +8,8 @@ never while training.
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,6 +87,15 @@ class Source:
         """The decoder's size in words, for messages and for the checkpoint."""
         decoder = self.config.decoder
         return f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.num_codebooks} codebooks"
+
+    def probe(self) -> str:
+        """A digest of shape, first and last values of each trained tensor: cheap, and different for other weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(name for name in self.weights if name.startswith((DECODER, PROJECTION))):
+            size = math.prod(self.weights.shape(name))
+            ends = [self.weights.read(name, 0, min(8, size)), self.weights.read(name, max(0, size - 8), size)]
+            digest.update(f"{name} {self.weights.shape(name)} {torch.cat(ends).tolist()}".encode())
+        return digest.hexdigest()
 
     def codec_identity(self) -> str:
         """Digest of everything that a clip's codes depend on besides its samples."""

@@ -18,7 +18,7 @@ from tests.runs import assert_bit_equal, final_state, metrics
 from trainer.checkpoint import complete_checkpoints, newest
 from trainer.errors import EXIT_FAILED, EXIT_OUT_OF_MEMORY, EXIT_RESUME
 
-STEPS = 24
+STEPS = 20
 STRATEGIES = ("zero2", "fsdp")
 
 

@@ -99,6 +99,9 @@ def test_ranks_with_different_flags_are_refused(of_rank, words, tmp_path):
     refused(tmp_path, of_rank=of_rank, words=words)
 
 
+SHARED = ("--cache_dir", "../cache", "--output_dir", "../models")
+
+
 def in_a_folder_of_its_own() -> None:
     os.chdir(f"machine-{os.environ['RANK']}")
 
@@ -106,21 +109,18 @@ def in_a_folder_of_its_own() -> None:
 def test_ranks_with_different_datasets_are_refused(tmp_path):
     few_clips(tmp_path / "machine-0/data")
     few_clips(tmp_path / "machine-1/data", ("metal_madness", "rock_feelings"))
-    refused(tmp_path, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds: rank 0: 3 clips")
+    words = "the processes do not agree on what data holds: rank 0: 3 clips"
+    refused(tmp_path, *SHARED, change=in_a_folder_of_its_own, words=words)
 
 
 def test_ranks_with_different_captions_are_refused(tmp_path):
     for machine in ("machine-0", "machine-1"):
         few_clips(tmp_path / machine / "data")
     (tmp_path / "machine-1/data/metal_madness.txt").write_text("an older version")
-    refused(tmp_path, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds")
-
-
-def with_an_output_folder_of_its_own() -> None:
-    os.chdir(f"machine-{os.environ['RANK']}")
+    refused(tmp_path, *SHARED, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds")
 
 
 def test_machines_that_share_no_folder_are_refused(tmp_path):
     for machine in ("machine-0", "machine-1"):
         few_clips(tmp_path / machine / "data")
-    refused(tmp_path, change=with_an_output_folder_of_its_own, words="is not the same folder on all machines")
+    refused(tmp_path, change=in_a_folder_of_its_own, words="is not the same folder on all machines")

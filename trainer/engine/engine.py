@@ -18,13 +18,15 @@ from trainer.engine.ranks import Ranks
 from trainer.engine.shares import MOMENTS, Read
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
-from trainer.errors import CheckpointError, MemoryShortError, NotFiniteError
+from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
 from trainer.models import Source, empty_language_model
 from trainer.plan import Plan
 
 # fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
 FP16_ATTEMPTS = 18
+# The most that a rank may own, as a multiple of an even share.
+UNEVEN = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Engine:
         self._seed = config.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
         self.backend = backend(accelerator, model, plan, config)
+        self._check_shares(plan)
+        ranks.check_equal(**{"the model's weights": source.probe()})
         self._fill_weights(_reader(source))
 
     def step(
@@ -100,6 +104,9 @@ class Engine:
         cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
         self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
         self.backend.reset_moments(0)
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            self.ranks.say(f"one step of the largest micro-batch took {peak:.1f} GiB of device memory")
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +146,22 @@ class Engine:
     def peak_memory_bytes(self) -> int | None:
         """Most device memory held at once since the start; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def _check_shares(self, plan: Plan) -> None:
+        """Raise ConfigError where the optimizer's state is not spread as the plan says.
+
+        Every value must be owned by one rank (by one of each node, for hsdp), and none may own much more than its
+        share: rows that do not divide leave some ranks one row more.
+        """
+        held = sum(len(share.weight) for share in self.backend.shares())
+        total = sum(math.prod(share.shape) for share in self.backend.shares())
+        copies = {"hsdp": plan.nodes, "single": 1, "ddp": plan.world_size}.get(plan.strategy, 1)
+        owned = int(self.ranks.sum(torch.tensor([held], dtype=torch.int64, device=self.device)).item())
+        if owned != copies * total or held > UNEVEN * copies * total / plan.world_size:
+            raise ConfigError(
+                f"{plan.strategy} should spread {total} values {copies} time(s) over {plan.world_size} processes, but"
+                f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
+            )
 
     def _fill_weights(self, read: Read) -> None:
         for share in self.backend.shares():
