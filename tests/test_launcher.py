@@ -84,7 +84,11 @@ def test_what_would_not_act_is_refused(environment, words):
     [
         (FSDP, "--strategy zero2", "--strategy zero2 contradicts fsdp"),
         (DEEPSPEED, "--strategy fsdp", "--strategy fsdp contradicts zero3"),
-        ({**FSDP, "ACCELERATE_MIXED_PRECISION": "bf16"}, "--mixed_precision no", "--mixed_precision no contradicts bf16"),
+        (
+            {**FSDP, "ACCELERATE_MIXED_PRECISION": "bf16"},
+            "--mixed_precision no",
+            "--mixed_precision no contradicts bf16",
+        ),
         (
             {**DEEPSPEED, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
             "--offload_optimizer 0",

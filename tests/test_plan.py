@@ -194,6 +194,7 @@ def test_a_named_strategy_is_obeyed_on_one_process_too(strategy: str) -> None:
     [
         (gpus(2), {"strategy": "single"}, ["single, named by --strategy", "2 were started", "zero2"]),
         (gpus(1), {"strategy": "hsdp"}, ["hsdp", "one process", "fsdp"]),
+        (gpus(1, nodes=2), {"strategy": "hsdp"}, ["each node has one", "fsdp or zero2"]),
         (gpus(2), {"strategy": "zero2", "deepspeed_available": False}, ["zero2", "pip install deepspeed", "fsdp"]),
         (gpus(2), {"strategy": "fsdp", "mixed_precision": "fp16"}, ["fsdp", "fp16", "bf16", "ddp"]),
         (gpus(2), {"strategy": "zero3", "mixed_precision": "fp16"}, ["zero3", "fp16"]),

@@ -18,7 +18,7 @@ GIB = 2**30
 FLOAT32, HALF = 4, 2
 MOMENTS = 2 * FLOAT32  # AdamW's two, a parameter
 
-# What trainer/engine.py configures; the estimate below holds for these.
+# What trainer/engine configures; the estimate below holds for these.
 DDP_BUCKET_MIB = 25  # torch's default; gradients are views of the buckets
 ZERO_BUCKET_ELEMENTS = 50_000_000  # reduce_bucket_size and allgather_bucket_size
 ZERO_BUCKETS = 2  # overlap_comm: one fills while the other is reduced

@@ -81,6 +81,8 @@ def _named(cluster: Cluster, options: Options, precision: Precision, strategy: S
         raise ConfigError(f"{named} is for one process, and {world_size} were started: use ddp, zero2 or fsdp")
     if strategy == "hsdp" and world_size == 1:
         raise ConfigError(f"{named} shards over the GPUs of a node, and there is one process: use single or fsdp")
+    if strategy == "hsdp" and cluster.gpus_per_node == 1:
+        raise ConfigError(f"{named} shards over the GPUs of a node, and each node has one: use fsdp or zero2")
     if strategy in DEEPSPEED and not options.deepspeed_available:
         raise ConfigError(f"{named} needs DeepSpeed, which is not installed: pip install deepspeed, or use fsdp")
     if precision == "fp16" and strategy not in FP16:

@@ -13,10 +13,12 @@ from pathlib import Path
 from tests.ranks.harness import RankProcesses, start_ranks
 from tests.runs import few_clips
 
-FLAGS = ("--dataset", "data", "--model_id", "debug", "--code_views", "1", "--segment_seconds", "2", "--lr", "3e-3")
-FLAGS += ("--global_batch", "4", "--batch_size", "2", "--use_cfg", "1", "--cfg_rate", "0.3", "--epochs", "1000")
-# Saves almost all the time, so that kills hit saves too.
-FLAGS += ("--checkpoint_minutes", "0.0001")
+FLAGS = [
+    *("--dataset", "data", "--model_id", "debug", "--code_views", "1", "--segment_seconds", "2", "--lr", "3e-3"),
+    *("--global_batch", "4", "--batch_size", "2", "--use_cfg", "1", "--cfg_rate", "0.3", "--epochs", "1000"),
+    # Saves almost all the time, so that kills hit saves too.
+    *("--checkpoint_minutes", "0.0001"),
+]
 
 
 def start(
@@ -57,6 +59,13 @@ def launch(folder: Path, *flags: str, world_size: int = 2, expect: int = 0) -> s
     ended = ends(start(folder, *flags, world_size=world_size), folder, 120)
     assert [code for code, _ in ended] == [expect] * world_size, "\n".join(output for _, output in ended)
     return ended[0][1]
+
+
+def send(running: RankProcesses, rank: int, number: int) -> None:
+    """A signal to one rank."""
+    pid = running.processes[rank].pid
+    assert pid is not None
+    os.kill(pid, number)
 
 
 def wait_until(running: RankProcesses, happened: Callable[[], object], seconds: float = 60) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.ranks.harness import run_ranks
-from tests.ranks.launches import ends, launch, saving, start, steps_reported, wait_until, with_the_cache_of
+from tests.ranks.launches import ends, launch, saving, send, start, steps_reported, wait_until, with_the_cache_of
 from tests.runs import assert_bit_equal, final_state, metrics
 from trainer.checkpoint import complete_checkpoints, newest
 from trainer.errors import EXIT_FAILED, EXIT_OUT_OF_MEMORY, EXIT_RESUME
@@ -55,7 +55,7 @@ def kill_once(folder: Path, strategy: str, draw: random.Random, *, victims: str,
         time.sleep(draw.uniform(0, 0.1))
     killed = [0, 1] if victims == "all" else [draw.randrange(2)]
     for rank in killed:
-        os.kill(running.processes[rank].pid, signal.SIGKILL)
+        send(running, rank, signal.SIGKILL)
     since = time.monotonic()
     for rank, (code, output) in enumerate(ends(running, folder, 40)):
         if rank in killed:
@@ -102,20 +102,20 @@ def test_ten_kills_change_nothing(strategy, victims, while_saving, undisturbed, 
 
 
 @pytest.mark.parametrize(
-    "strategy,stopped", [("fsdp", 1), pytest.param("fsdp", 0, marks=pytest.mark.full), pytest.param("zero2", 1, marks=pytest.mark.full)]
+    "strategy,stopped",
+    [("fsdp", 1), pytest.param("fsdp", 0, marks=pytest.mark.full), pytest.param("zero2", 1, marks=pytest.mark.full)],
 )
 def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(strategy, stopped, undisturbed, tmp_path):
     whole = undisturbed(strategy)
     with_the_cache_of(whole, tmp_path)
     running = start(tmp_path, "--strategy", strategy, "--max_steps", str(STEPS), "--timeout_minutes", "0.15")
     wait_until(running, lambda: steps_reported(tmp_path) >= 2)
-    victim = running.processes[stopped]
-    os.kill(victim.pid, signal.SIGSTOP)
+    send(running, stopped, signal.SIGSTOP)
     since = time.monotonic()
     other = running.processes[1 - stopped]
     other.join(40)
     seconds = time.monotonic() - since
-    os.kill(victim.pid, signal.SIGCONT)  # and so does the hung one, once it wakes up
+    send(running, stopped, signal.SIGCONT)  # and so does the hung one, once it wakes up
     ended = ends(running, tmp_path, 40)
     code, output = ended[1 - stopped]
     assert code == EXIT_FAILED and seconds < 60 * 0.15 + 12
@@ -162,7 +162,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(strategy, told, numb
     flags = ("--strategy", strategy, "--max_steps", str(STEPS))
     running = start(tmp_path, *flags, "--checkpoint_minutes", "60")
     wait_until(running, lambda: steps_reported(tmp_path) >= 3)
-    os.kill(running.processes[told].pid, number)
+    send(running, told, number)
     ended = ends(running, tmp_path)
     assert [code for code, _ in ended] == [EXIT_RESUME] * 2, "\n".join(output for _, output in ended)
     stopped = max(metrics(tmp_path))

@@ -1,4 +1,4 @@
-"""Each way of starting the trainer, for real: it trains, under the strategy that was named, with one process's losses."""
+"""Each way of starting the trainer, for real: it trains as named, with the losses of one process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.ranks.harness import free_port
 from tests.runs import ROOT, environ, few_clips, launch_here, metrics
@@ -20,8 +23,10 @@ from tests.runs import ROOT, environ, few_clips, launch_here, metrics
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 CONFIGS = ROOT / "accelerate_configs"
-FLAGS = ("--code_views", "1", "--segment_seconds", "2", "--lr", "1e-3", "--max_steps", "3", "--warmup_steps", "1")
-FLAGS += ("--global_batch", "4", "--batch_size", "2", "--use_cfg", "1", "--cfg_rate", "0.3")
+FLAGS = [
+    *("--code_views", "1", "--segment_seconds", "2", "--lr", "1e-3", "--max_steps", "3", "--warmup_steps", "1"),
+    *("--global_batch", "4", "--batch_size", "2", "--use_cfg", "1", "--cfg_rate", "0.3"),
+]
 TRAIN = (str(ROOT / "launch.py"), "--dataset", "data", "--model_id", "debug", *FLAGS)
 SECONDS = 150
 
@@ -42,7 +47,7 @@ def prepared(folder: Path, one_process: Path) -> Path:
 
 
 def start(folder: Path, command: Sequence[str]) -> subprocess.Popen[str]:
-    """Of another working directory's launcher settings nothing may be left in the environment."""
+    """The running launcher; it finds no settings of another one in the environment."""
     kept = {name: value for name, value in environ().items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
     return subprocess.Popen(
         [*command], cwd=folder, env=kept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -129,18 +134,15 @@ def test_a_killed_rank_ends_a_real_launch_with_a_message(one_process, tmp_path):
     prepared(tmp_path, one_process)
     process = start(tmp_path, [*by_file("zero2"), *TRAIN, "--max_steps", "1000"])
     while process.poll() is None and not (tmp_path / "models/metrics.jsonl").exists():
-        pass
-    # Field 7 of `ps -eo pid,ppid,args`: the launcher's children are the ranks
+        time.sleep(0.01)
     listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
     ranks = [int(line.split()[0]) for line in listed.splitlines()[1:] if int(line.split()[1]) == process.pid]
-    os.kill(max(ranks), 9)
+    os.kill(max(ranks), signal.SIGKILL)
     output = finish(process, expect=1)
     assert re.search(r"error: .*rank 1 on \S+.* the same command resumes", output), output
 
 
 def test_the_files_hold_the_strategy_only():
-    import yaml
-
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     assert files.keys() == {"default", "ddp", "zero2", "zero3", "fsdp", "multi_node"}
     allowed = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import ClassVar
 
 import pytest
 
@@ -25,7 +26,7 @@ def without_the_lines_for_fsdp_on_cpus() -> None:
     from trainer.engine import runtime
 
     class Untouched:
-        _shared_state: dict = {}
+        _shared_state: ClassVar[dict] = {}
 
         def __init__(self, **settings):
             PartialState(**settings)
@@ -35,9 +36,8 @@ def without_the_lines_for_fsdp_on_cpus() -> None:
 
 def test_fsdp_that_accelerate_turns_into_something_else_is_refused(tmp_path):
     # Fails as well when a new accelerate no longer needs the lines: then they can go.
-    refused(
-        tmp_path, "--strategy", "fsdp", change=without_the_lines_for_fsdp_on_cpus, words="the plan says fsdp, but Accelerate"
-    )
+    words = "the plan says fsdp, but Accelerate"
+    refused(tmp_path, "--strategy", "fsdp", change=without_the_lines_for_fsdp_on_cpus, words=words)
 
 
 def as_if_there_were_gpus() -> None:
@@ -76,9 +76,7 @@ def fsdp_by_configuration() -> None:
 
 
 def test_a_flag_that_contradicts_the_configuration_is_refused(tmp_path):
-    refused(
-        tmp_path, "--strategy", "zero2", change=fsdp_by_configuration, words="--strategy zero2 contradicts fsdp"
-    )
+    refused(tmp_path, "--strategy", "zero2", change=fsdp_by_configuration, words="--strategy zero2 contradicts fsdp")
 
 
 @pytest.mark.parametrize(

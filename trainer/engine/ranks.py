@@ -28,8 +28,18 @@ BEAT_SECONDS = 1.0
 LINGER_SECONDS = 3.0
 SHOWN_SECONDS = 5.0
 # What gloo, NCCL and the store say when the other side is gone or silent.
-LOST = ("Connection closed by peer", "Connection reset", "Connection refused", "Broken pipe", "Timed out", "timed out")
-LOST += ("gloo/transport", "remote process exited", "Failed to recv", "failed to recv")
+LOST = (
+    "Connection closed by peer",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out",
+    "timed out",
+    "gloo/transport",
+    "remote process exited",
+    "Failed to recv",
+    "failed to recv",
+)
 RESUME = "Complete checkpoints stay valid: once all processes have ended, the same command resumes"
 
 
@@ -85,34 +95,34 @@ class Ranks:
     def check_equal(self, **values: object) -> None:
         """Raise ConfigError, on every rank, where a named value differs between ranks; of mappings, each entry."""
         for name, value in values.items():
-            mine = {str(key): str(entry) for key, entry in value.items()} if isinstance(value, Mapping) else {name: str(value)}
-            found = self.gather(mine)
-            for key in mine:
-                entries = [entry.get(key) for entry in found]
-                if len(set(entries)) > 1:
-                    each = "; ".join(f"rank {rank}: {entry}" for rank, entry in enumerate(entries))
+            entries = value if isinstance(value, Mapping) else {name: value}
+            found = self.gather({str(key): str(entry) for key, entry in entries.items()})
+            for key in map(str, entries):
+                if len({of_rank.get(key) for of_rank in found}) > 1:
+                    each = "; ".join(f"rank {rank}: {of_rank.get(key)}" for rank, of_rank in enumerate(found))
                     raise ConfigError(
                         f"the processes do not agree on {key}: {each}. All need the same flags, the same --dataset and"
                         " the same version of the program, on every machine"
                     )
 
     def check_shared(self, **folders: Path) -> None:
-        """Raise ConfigError, on every rank, where a named folder, made if missing, is not one for all machines."""
+        """Raise ConfigError, on every rank, where a folder, named by its flag, is not one for all machines.
+
+        It is made if missing. One that cannot be written is left to those who find out what that means.
+        """
         if self._store is None:
             return
         for name, folder in folders.items():
-            mark = folder / f".shared-{self.gather(secrets.token_hex(8))[0]}"
+            mark = self.gather(_marked(folder) if self.is_first else None)[0]
+            if mark is None:
+                continue
+            hosts = set(self.gather("" if _appears(folder / mark) else socket.gethostname())) - {""}
             if self.is_first:
-                folder.mkdir(parents=True, exist_ok=True)
-                mark.touch()
-            self.wait(f"marked {name}")
-            hosts = [host for host in self.gather(None if _appears(mark) else socket.gethostname()) if host is not None]
-            if self.is_first:
-                mark.unlink()
+                (folder / mark).unlink()
             if hosts:
                 raise ConfigError(
-                    f"--{name} {folder} is not the same folder on all machines: {', '.join(sorted(set(hosts)))} does not"
-                    " see what the first process wrote there. Give a folder on a shared file system"
+                    f"--{name} {folder} is not the same folder on all machines: {', '.join(sorted(hosts))} does not see"
+                    " what the first process wrote there. Give a folder on a shared file system"
                 )
 
     def __enter__(self) -> Ranks:
@@ -184,7 +194,7 @@ class Ranks:
         neighbour = (self.rank + 1) % self.world_size
         beat, seen, since = 0, "", time.monotonic()
         try:
-            while not self._closed:
+            while not self._closed and not self._failing:
                 beat += 1
                 store.set(f"trainer/beat/{self.rank}", f"{beat} {socket.gethostname()}")
                 if store.check(["trainer/failure"]):
@@ -210,6 +220,17 @@ class Ranks:
         code, rank, host, message = failure.split(" ", 3)
         if not self._failing:
             _leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+
+
+def _marked(folder: Path) -> str | None:
+    """The name of a new file in `folder`; None where none can be made."""
+    name = f".shared-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    except OSError:
+        return None
+    return name
 
 
 def _appears(path: Path) -> bool:
@@ -259,4 +280,3 @@ def _connect() -> dist.TCPStore:
         wait_for_workers=False,
         timeout=timedelta(seconds=60),
     )
-

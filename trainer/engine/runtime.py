@@ -148,7 +148,7 @@ def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerat
         mixed_precision_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
     )
     mesh = None
-    if plan.strategy == "hsdp":
+    if plan.strategy == "hsdp" and plan.nodes > 1:
         mesh = ParallelismConfig(dp_replicate_size=plan.nodes, dp_shard_size=plan.world_size // plan.nodes)
     return Accelerator(
         mixed_precision=plan.mixed_precision,
