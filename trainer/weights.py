@@ -8,6 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,6 +95,8 @@ class WeightFiles(Weights):
         with safe_open(path, framework="pt") as file:
             whole = file.get_slice(stored)
             shape = whole.get_shape()
+            if not shape:  # safetensors slices no scalar
+                return file.get_tensor(stored).reshape(-1)[start:stop]
             row = torch.Size(shape[1:]).numel()
             first, last = start // row, -(-stop // row)
             return whole[first:last].reshape(-1)[start - first * row : stop - first * row]
@@ -117,6 +120,11 @@ class WeightFiles(Weights):
         if path not in self._pickled:
             try:
                 self._pickled[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except UnpicklingError as error:
+                raise ModelError(
+                    f"{path} cannot be read: it holds other things than tensors, which could run code when loaded."
+                    " Download the model again, best as safetensors"
+                ) from error
             except (RuntimeError, OSError, ValueError, EOFError) as error:
                 raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
         return self._pickled[path]

@@ -77,9 +77,11 @@ def wait_until(running: RankProcesses, happened: Callable[[], object], seconds: 
         time.sleep(0.001)
 
 
-def steps_reported(folder: Path) -> int:
+def steps_reported(folder: Path, since_ns: int = 0) -> int:
+    """Lines of metrics.jsonl, if it was written since then."""
     path = folder / "models" / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    written = path.exists() and path.stat().st_mtime_ns > since_ns
+    return len(path.read_text().splitlines()) if written else 0
 
 
 def saving(folder: Path) -> bool:

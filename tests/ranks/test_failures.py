@@ -45,10 +45,11 @@ def assert_as_undisturbed(folder: Path, whole: Path) -> None:
 
 def kill_once(folder: Path, strategy: str, draw: random.Random, *, victims: str, while_saving: bool) -> None:
     """Start the run, kill -9 one rank or all at a random moment, and see the others end with a message."""
+    started_ns = time.time_ns()  # what is reported since then is this start's: a killed one leaves lines to be cut off
     running = start(folder, "--strategy", strategy, "--max_steps", str(STEPS), "--timeout_minutes", "0.5")
     base = newest(folder / "models/checkpoints")
     target = (base.step if base else 0) + draw.randrange(1, 3)
-    wait_until(running, lambda: steps_reported(folder) >= target)
+    wait_until(running, lambda: steps_reported(folder, started_ns) >= target)
     if while_saving:
         wait_until(running, lambda: saving(folder))
     else:

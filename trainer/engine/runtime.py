@@ -84,10 +84,11 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     try:
         accelerator = build[plan.strategy](plan, timeout, settings)
     except dist.DistError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise PeerLostError(
             f"the {plan.world_size} processes of the run did not meet within {config.timeout_minutes:g} minutes"
-            f" (--timeout_minutes): {str(error).splitlines()[0]}. All need the same number of processes, address and"
-            " port, and the same flags"
+            f" (--timeout_minutes): {reason}. All need the same number of processes, address and port, and the same"
+            " flags"
         ) from error
     _check(accelerator, plan)
     return accelerator
