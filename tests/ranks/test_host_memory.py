@@ -64,7 +64,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "strategy", [name if name in ("zero2", "fsdp") else pytest.param(name, marks=pytest.mark.full) for name in DEVICE_COPIES]
+    "strategy",
+    [name if name in ("zero2", "fsdp") else pytest.param(name, marks=pytest.mark.full) for name in DEVICE_COPIES],
 )
 def test_at_most_one_copy_is_in_host_memory(strategy, folder, tmp_path):
     world_size = 1 if strategy == "single" else 2
@@ -125,7 +126,8 @@ def _first_call_of_reset_moments() -> list[float]:
 
 def measure(ranks: RankProcesses, meeting: Path) -> Growth:
     """Sample the ranks and the forkserver, whose pages they share, while the engine is built."""
-    pids = [process.pid for process in ranks.processes] + [forkserver._forkserver._forkserver_pid]  # type: ignore
+    pids: list[int] = [process.pid for process in ranks.processes]  # type: ignore[misc]
+    pids.append(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
     try:
         wait_for(ranks, meeting, "ready-*")
         before = proportional_bytes(pids)
