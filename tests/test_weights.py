@@ -63,7 +63,12 @@ def write_shards(
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": place}))
 
 
-STORED = {"safetensors": save_one, "shards": save_shards, "pickled": save_pickled, "pickled shards": save_pickled_shards}
+STORED = {
+    "safetensors": save_one,
+    "shards": save_shards,
+    "pickled": save_pickled,
+    "pickled shards": save_pickled_shards,
+}
 
 
 @pytest.mark.parametrize("stored", [*STORED, "memory"])

@@ -1,5 +1,7 @@
 """Loading and sharding hold at most one copy of the model in host memory, however many ranks a machine has.
 
+From safetensors not even that: a rank reads its share, tensor by tensor.
+
 Measured as proportional set size: a page that several processes map counts once. On a CPU the device's memory is
 host memory too, so what a strategy must hold there is subtracted.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import MusicgenProcessor
 
 from tests.plans import plan_for
@@ -39,9 +42,14 @@ DEVICE_COPIES: dict[str, Callable[[int], int]] = {
 # Of these, what is there before the moments are. Only strategies that shard from host memory; the others build on the
 # device, where DDP's first buckets and DeepSpeed's flattening need a copy more for a moment.
 SHARDED_COPIES = {"zero3": 3, "fsdp": 1}
-# Copies of one tensor at a time, Python objects and pages that the forkserver's children write to: 0.11 copies of
-# 354 MB were measured at most (2026-11-22, 2 CPU cores, gloo).
-SLACK = 0.2
+# Beside them: single tensors on their way from the file, in copies; where the file is mapped as a whole, that is one
+# copy, whose pages all ranks share.
+SLACK = 0.1
+MAPPED_COPIES = {"safetensors": 0, "pickled": 1}
+# And what does not grow with the model, in each process: modules loaded late, pages that a fork shared and a write
+# unshared. With a decoder of 3 M parameters 30 MB (FSDP) to 80 MB (ZeRO-3) were measured, which is what is left here
+# too (2026-11-22, 2 CPU cores, gloo).
+PROCESS_BYTES = 100e6
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
@@ -55,29 +63,38 @@ class Growth:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A decoder of 88 M parameters as a folder."""
-    made = tmp_path_factory.mktemp("model")
-    build_debug_model(width=768, layers=8).save_pretrained(made)
-    MusicgenProcessor(debug_feature_extractor(), debug_tokenizer()).save_pretrained(made)
-    return made
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A decoder of 88 M parameters, as safetensors and as pytorch_model.bin."""
+    root = tmp_path_factory.mktemp("models")
+    model = build_debug_model(width=768, layers=8)
+    for stored in MAPPED_COPIES:
+        model.config.save_pretrained(root / stored)
+        MusicgenProcessor(debug_feature_extractor(), debug_tokenizer()).save_pretrained(root / stored)
+    model.save_pretrained(root / "safetensors")
+    torch.save(model.state_dict(), root / "pickled" / "pytorch_model.bin")
+    return {stored: root / stored for stored in MAPPED_COPIES}
+
+
+QUICK = {("zero2", "safetensors"), ("fsdp", "safetensors")}
+CASES = [(strategy, "safetensors") for strategy in DEVICE_COPIES] + [("zero2", "pickled"), ("fsdp", "pickled")]
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [name if name in ("zero2", "fsdp") else pytest.param(name, marks=pytest.mark.full) for name in DEVICE_COPIES],
+    "strategy,stored", [case if case in QUICK else pytest.param(*case, marks=pytest.mark.full) for case in CASES]
 )
-def test_at_most_one_copy_is_in_host_memory(strategy, folder, tmp_path):
+def test_no_more_than_the_shares_and_one_mapped_file_is_in_host_memory(strategy, stored, folders, tmp_path):
     world_size = 1 if strategy == "single" else 2
-    copy = copy_bytes(folder)
+    copy = copy_bytes(folders[stored])
     assert 300e6 < copy < 400e6
-    growth = measure(start_ranks(world_size, build, str(folder), strategy, str(tmp_path)), tmp_path)
-    print(f"{strategy}: {growth.peak_sharding / copy:.2f}, {growth.peak / copy:.2f}, {growth.final / copy:.2f} copies")
+    growth = measure(start_ranks(world_size, build, str(folders[stored]), strategy, str(tmp_path)), tmp_path)
+    found = [size / copy for size in (growth.peak_sharding, growth.peak, growth.final)]
+    print(f"{strategy}, {stored}: while sharding {found[0]:.2f}, at most {found[1]:.2f}, at the end {found[2]:.2f} copies")
+    slack = SLACK + world_size * PROCESS_BYTES / copy
     on_devices = DEVICE_COPIES[strategy](world_size)
-    assert growth.final / copy == pytest.approx(on_devices, abs=SLACK)
-    assert growth.peak / copy <= on_devices + 1 + SLACK
+    assert growth.final / copy >= on_devices - SLACK
+    assert growth.peak / copy <= on_devices + MAPPED_COPIES[stored] + slack
     if strategy in SHARDED_COPIES:
-        assert growth.peak_sharding / copy <= SHARDED_COPIES[strategy] + 1 + SLACK
+        assert growth.peak_sharding / copy <= SHARDED_COPIES[strategy] + slack
 
 
 def build(folder: str, strategy: str, meeting: str) -> float:

@@ -18,13 +18,14 @@ from trainer.order import Order, Row, micro_batches, rows_of_step
 
 EPOCHS, STEPS, MICRO_BATCH, ACCUMULATION = 3, 6, 1, 2
 FLAGS = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
-FLAGS += ("--batch_size", str(MICRO_BATCH), "--grad_acc", str(ACCUMULATION), "--epochs", str(EPOCHS), "--strategy", "zero2")
+FLAGS += ("--batch_size", str(MICRO_BATCH), "--grad_acc", str(ACCUMULATION), "--epochs", str(EPOCHS))
+FLAGS += ("--strategy", "zero2")
 CLIPS = (*FEW, "arcade_horizon", "arcade_meadow", "metal_chaosland", "rock_feelings_guitar")
 HUGE_PAGE = 2 * 2**20
 
 
 def counted_run(folder: str) -> dict[str, Any]:
-    """A run that notes which files this rank decodes, which rows it crops and which rows of the stores it looks into."""
+    """A run that notes which files this rank decodes, which rows it crops, which rows of the store it opens."""
     from trainer import audio, loop
     from trainer.arrow_store import Binaries
     from trainer.cache import Codes
@@ -104,7 +105,8 @@ def test_a_crop_maps_its_own_pages_and_no_others(tmp_path):
     frames, clips, start, length = 2_000_000, 6, 1_000_000, 2_000
     store = code_store(tmp_path, "codec", 1)
     fixed = {"views": 1, "codebooks": 4, "frames": [frames]}
-    store.append([{KEY: str(clip), "codes": np.full((4, frames), clip, "<i2").tobytes(), **fixed} for clip in range(clips)])
+    codes = [np.full((4, frames), clip, "<i2").tobytes() for clip in range(clips)]
+    store.append([{KEY: str(clip), "codes": codes[clip], **fixed} for clip in range(clips)])
     opened, cropped = run_ranks(1, mapped_bytes, str(tmp_path), clips, [3, 5], start, length)[0]
     # A touched page comes with the block around it that the page cache holds as one, up to a huge page.
     assert opened <= 3 * HUGE_PAGE  # the table's two ends, and not the codes
