@@ -34,10 +34,13 @@ reads: largest difference of the losses, largest relative difference of the grad
 
 {table}
 
-Saved and resumed in the same layout, against that layout's own undisturbed run: {same}.
+Saved and resumed in the same layout, against that layout's own undisturbed run:
+{same}.
 
 {cells} resumed runs of the debug model (2.7 M parameters) on ragged clips, some without captions, global batch 8,
-learning rate 1e-3, float32. {date}, {hardware}; {versions}. Made by `python -m scripts.elastic_matrix`.
+learning rate 1e-3, float32. {date}, {hardware};
+{versions}.
+Made by `python -m scripts.elastic_matrix`.
 """
 
 Cells = dict[tuple[str, str, int], tuple[float, float]]

@@ -121,7 +121,8 @@ def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(strategy, stopp
     code, output = ended[1 - stopped]
     assert code == EXIT_FAILED and seconds < 60 * 0.15 + 12
     last = output.split("error: ")[-1]
-    assert f"rank {stopped} on {os.uname().nodename}" in last, output
+    # Rank 0 holds the store here, so that nobody can ask whose beat stands still.
+    assert (f"rank 1 on {os.uname().nodename}" if stopped else "rank 0 or the launcher") in last, output
     assert "Traceback" not in output, output
     assert ended[stopped][0] == EXIT_FAILED, ended[stopped][1]
 

@@ -17,7 +17,7 @@ from trainer.cache import code_store, open_codes
 from trainer.order import Order, Row, micro_batches, rows_of_step
 
 EPOCHS, STEPS, MICRO_BATCH, ACCUMULATION = 3, 6, 1, 2
-FLAGS = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
+FLAGS: tuple[str, ...] = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
 FLAGS += ("--batch_size", str(MICRO_BATCH), "--grad_acc", str(ACCUMULATION), "--epochs", str(EPOCHS))
 FLAGS += ("--strategy", "zero2")
 CLIPS = (*FEW, "arcade_horizon", "arcade_meadow", "metal_chaosland", "rock_feelings_guitar")
@@ -51,7 +51,7 @@ def counted_run(folder: str) -> dict[str, Any]:
         return train(run, *arguments)
 
     audio.stream, Codes.crop, Binaries.__getitem__ = noting_stream, noting_crop, noting_get  # type: ignore
-    loop.train = noting_train
+    loop.train = noting_train  # type: ignore[assignment]
     code, output = launch_rank(folder, *FLAGS)
     assert code == 0, output
     seen["rows"] = [row for owner, row in seen["rows"] if owner == seen["codes"]]

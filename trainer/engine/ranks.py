@@ -54,9 +54,11 @@ class Ranks:
         self._timeout_seconds = timeout_seconds
         self._waits: dict[str, int] = {}
         self._closed = self._failing = False
+        self._beat = 0
         self._store = _connect() if several else None
         if several:
             threading.Thread(target=self._watch, args=(_connect(),), daemon=True, name="peers").start()
+            threading.Thread(target=self._watch_the_store, daemon=True, name="store").start()
 
     @property
     def is_first(self) -> bool:
@@ -192,17 +194,17 @@ class Ranks:
     def _watch(self, store: dist.TCPStore) -> None:
         """Beat, look at the next rank's beat, and end this process once any rank has failed or is lost."""
         neighbour = (self.rank + 1) % self.world_size
-        beat, seen, since = 0, "", time.monotonic()
+        seen, silent = "", 0.0
         try:
             while not self._closed and not self._failing:
-                beat += 1
-                store.set(f"trainer/beat/{self.rank}", f"{beat} {socket.gethostname()}")
+                self._beat += 1
+                store.set(f"trainer/beat/{self.rank}", f"{self._beat} {socket.gethostname()}")
                 if store.check(["trainer/failure"]):
                     self._end(store.get("trainer/failure").decode())
                 now = _beat_in(store, neighbour)
-                if now != seen:
-                    seen, since = now, time.monotonic()
-                elif time.monotonic() - since > self._timeout_seconds:
+                silent = silent + BEAT_SECONDS if now == seen else 0.0
+                seen = now
+                if silent > self._timeout_seconds:
                     lost = f"no sign of life for {self._timeout_seconds:.0f} s. {RESUME}"
                     host = seen.split(" ")[-1] or "an_unknown_host"
                     store.set("trainer/failure", f"{EXIT_FAILED} {neighbour} {host} {lost}")
@@ -210,6 +212,19 @@ class Ranks:
         except (RuntimeError, ConnectionError):
             if not self._closed and not self._failing:
                 _leave(f"error: rank {self.rank} ends: {_store_is_gone()}. {RESUME}", EXIT_FAILED)
+
+    def _watch_the_store(self) -> None:
+        """End this process once the store has not answered for too long: `_watch` then waits inside it.
+
+        Here as there, time is counted in naps, so that a job that was suspended as a whole is not taken for lost.
+        """
+        seen, silent = 0, 0.0
+        while not self._closed and not self._failing:
+            silent = silent + BEAT_SECONDS if self._beat == seen else 0.0
+            seen = self._beat
+            if silent > self._timeout_seconds:
+                _leave(f"error: rank {self.rank} ends: {_store_is_gone()}, or does not answer. {RESUME}", EXIT_FAILED)
+            time.sleep(BEAT_SECONDS)
 
     def _beat_of(self, rank: int) -> str:
         assert self._store is not None
