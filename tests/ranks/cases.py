@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,8 +86,7 @@ def steps(
         if checkpoint is not None:
             engine.load(checkpoint)
             start = checkpoint.step
-        finish, gradient_bytes = engine.backend.finish, []
-        engine.backend.finish = lambda rate: (gradient_bytes.append(engine.backend.gradient_bytes()), finish(rate))[1]
+        gradient_bytes = _gradient_bytes_of(engine.backend)
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
         for step in range(start, min(start + count, order.steps)):
             rows = rows_of_step(order, step)
@@ -111,6 +111,18 @@ def steps(
             weight_bytes=engine.backend.weight_bytes(),
             gradient_bytes=max(gradient_bytes, default=0),
         )
+
+
+def _gradient_bytes_of(backend: Any) -> list[int]:
+    """A list that grows by the bytes of gradients that the rank holds at the end of each step's backward."""
+    found, finish = [], backend.finish
+
+    def measured(learning_rate: float) -> Any:
+        found.append(backend.gradient_bytes())
+        return finish(learning_rate)
+
+    backend.finish = measured
+    return found
 
 
 def differences(found: Numbers, reference: Numbers) -> tuple[float, float]:
