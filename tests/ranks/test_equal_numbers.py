@@ -44,6 +44,13 @@ def test_hybrid_shards_give_them_too(reference):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("strategy,world_size", [("zero2", 1), ("zero2", 2), ("zero3", 2)])
+def test_an_offloaded_optimizer_gives_them_too(strategy, world_size, reference):
+    loss, norm = differences(run_ranks(world_size, steps, strategy, 2, count=11, offload=True)[0], reference)
+    assert loss <= LOSS and norm <= NORM
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("strategy", ["zero2", "fsdp"])
 def test_activation_checkpointing_changes_nothing(strategy, reference):
     loss, norm = differences(run_ranks(2, steps, strategy, 1, count=11, checkpointing=True)[0], reference)
