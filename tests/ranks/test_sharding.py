@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.plans import plan_for
 from tests.ranks.cases import steps
 from tests.ranks.harness import run_ranks
 
@@ -34,6 +35,9 @@ def test_each_rank_holds_its_share(strategy, world_size):
         held = (numbers.weight_bytes, numbers.gradient_bytes, numbers.optimizer_bytes)
         for part, bytes_, wanted in zip(("weights", "gradients", "optimizer"), held, expected, strict=True):
             assert bytes_ == pytest.approx(wanted, rel=0.05), part
+    memory = plan_for(strategy, world_size=world_size, micro_batch=8 // world_size).memory
+    for part, wanted in zip(("weights", "gradients", "optimizer"), expected, strict=True):
+        assert getattr(memory, part) == pytest.approx(wanted, rel=0.05), f"the plan's {part}"
     if strategy != "ddp":
         total = per_parameter[2] * PARAMETERS
         assert max(numbers.optimizer_bytes for numbers in found) <= 1.05 * total / world_size
