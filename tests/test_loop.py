@@ -17,7 +17,7 @@ from trainer.checkpoint import Saver, newest
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.errors import NotFiniteError
-from trainer.loop import Intervals, Run, train, validate
+from trainer.loop import Intervals, Run, train, validate, worst_case
 from trainer.loss import step_loss
 from trainer.models import LanguageModel, load_language_model, open_model
 from trainer.order import Order, micro_batches, rows_of_step, valid_cells
@@ -208,3 +208,10 @@ def test_each_flag_of_schedule_and_intervals_reaches_its_place(tmp_path):
     assert made.intervals == Intervals(log_steps=4, validation_steps=9, save_step=5, checkpoint_minutes=7.5)
     unset = recipe.run_of(Config(dataset_path="x"), run.plan, run.order, data, {}, None)
     assert unset.intervals.validation_steps == 1 and unset.intervals.save_step is None  # 5 clips, 4 a step
+
+
+@pytest.mark.parametrize("clips", [LENGTHS, [8, 5, 7], [24, 3]])
+def test_the_rehearsed_micro_batch_is_as_large_as_the_runs_largest_and_no_larger(clips):
+    run = run_of(clips=clips, micro_batch=1, global_batch=1, steps=20)
+    largest = max(run.train.batch(rows_of_step(run.order, step)).inputs_BKT.shape[-1] for step in range(20))
+    assert worst_case(run).inputs_BKT.shape == (1, 4, largest)

@@ -16,7 +16,7 @@ from trainer.checkpoint import Checkpoint, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
-from trainer.patterns import inputs_and_labels
+from trainer.patterns import inputs_and_labels, steps_of
 from trainer.plan import Plan
 from trainer.schedule import Schedule, learning_rate
 from trainer.stopping import StopRequest
@@ -107,8 +107,9 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
 
 
 def worst_case(run: Run) -> Batch:
-    """The micro-batch that needs most memory: every clip fills the segment and has the longest caption."""
-    frames, text = run.order.segment_frames, run.train
+    """The micro-batch that needs most memory: every clip is as long as the longest, with the longest caption."""
+    text, segment = run.train, run.order.segment_frames
+    frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
     longest = max((caption for caption in text.captions if caption is not None), key=len, default=None)
     states = 1 if longest is None else len(text.text.states(longest))
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
