@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.batches import Examples
+from trainer.shapes import KNOWN
 
 
 class RandomCodes:
@@ -47,8 +48,7 @@ def random_examples(
         text=RandomText(),
         captions=captions,
         names=[f"clip{clip}.wav" for clip in range(len(lengths))],
-        codebooks=4,
+        shape=KNOWN["debug"],
         special_token=2048,
         segment_frames=segment_frames,
-        text_width=512,
     )

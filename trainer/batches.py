@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.flops import clip_flops
 from trainer.order import Row
 from trainer.patterns import inputs_and_labels, steps_of
+from trainer.shapes import Shape
 
 
 class Codes(Protocol):
@@ -41,6 +43,7 @@ class Batch:
     attention_BS: Tensor | None
     frames: int  # of the clips themselves, without padding and fillers
     padded_frames: int  # steps x rows that are computed
+    flops: int = 0  # model FLOPs of forward and backward of these frames and their captions
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` applied to each tensor."""
@@ -60,23 +63,22 @@ class Batch:
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
-    condition, `names[clip]` is its file, for messages."""
+    condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them."""
 
     codes: Codes
     text: Text
     captions: Sequence[str | None]
     names: Sequence[str]
-    codebooks: int
+    shape: Shape
     special_token: int
     segment_frames: int
-    text_width: int
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """The micro-batch of these rows, in CPU memory, pinned where there is a CUDA device."""
         codes = [self.codes.crop(row.clip, row.view, row.start, row.frames) for row in rows]
         captions = [None if row.drop_caption else self.captions[row.clip] for row in rows]
         states = [None if caption is None else self.text.states(caption) for caption in captions]
-        steps = max(steps_of(row.frames, self.codebooks, self.segment_frames) for row in rows)
+        steps = max(steps_of(row.frames, self.shape.codebooks, self.segment_frames) for row in rows)
         inputs, labels = inputs_and_labels(self._padded_codes(codes, steps), self.special_token)
         for index, row in enumerate(rows):
             if row.weight == 0:
@@ -90,11 +92,15 @@ class Examples:
             attention_BS=attention,
             frames=sum(row.frames for row in rows if row.weight),
             padded_frames=steps * len(rows),
+            flops=sum(self._flops(row, own) for row, own in zip(rows, states, strict=True)),
         )
         return batch.map(Tensor.pin_memory) if torch.cuda.is_available() else batch
 
+    def _flops(self, row: Row, states: np.ndarray | None) -> int:
+        return row.weight * clip_flops(self.shape, row.frames, 0 if states is None else len(states))
+
     def _padded_codes(self, codes: Sequence[np.ndarray], steps: int) -> Tensor:
-        padded = torch.full((len(codes), self.codebooks, steps), self.special_token, dtype=torch.int64)
+        padded = torch.full((len(codes), self.shape.codebooks, steps), self.special_token, dtype=torch.int64)
         for index, clip_KT in enumerate(codes):
             padded[index, :, : clip_KT.shape[1]] = torch.from_numpy(clip_KT.astype(np.int64))
         return padded
@@ -106,7 +112,7 @@ class Examples:
         """
         lengths = [0 if row is None else len(row) for row in states]
         longest = max(1, *lengths)
-        text = torch.zeros(len(states), longest, self.text_width)
+        text = torch.zeros(len(states), longest, self.shape.text_width)
         mask = torch.zeros(len(states), longest)
         for index, row in enumerate(states):
             if row is not None:

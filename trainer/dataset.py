@@ -183,10 +183,9 @@ def _examples(config: Config, source: Source, clips: datasets.Dataset) -> Exampl
         text=cache.open_text(_text_store(config, source), [text for text in captions if text is not None]),
         captions=captions,
         names=clips["path"][:],
-        codebooks=source.codebooks,
+        shape=source.shape,
         special_token=source.special_token,
         segment_frames=segment_frames(source, config.segment_seconds),
-        text_width=source.config.text_encoder.hidden_size,
     )
 
 

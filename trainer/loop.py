@@ -64,17 +64,18 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
         total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=silent
     ) as bar:
         while step < steps and not stopping:
+            since = time.perf_counter()
             rows = rows_of_step(run.order, step)
             micro = list(islice(batches, _filled(run.plan, rows)))
             due = engine.ranks.is_first and time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes
             result = _step(run, engine, saver, rows, micro, step, wishes=(stop.name is not None, due))
             stopping, save = result.wishes
             step += 1
-            meter.add(micro)
+            meter.add(rows, micro, time.perf_counter() - since)
             bar.update()
             if step % run.intervals.log_steps == 0 or step == steps:
                 bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{learning_rate(run.schedule, step - 1):.2e}")
-                tracker.log(_report(run, engine, result, meter.read(), step))
+                tracker.log(_report(run, engine, result, meter.read(engine.matmul_rate), step))
             if run.validation is not None and (_every(run.intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))
             exports = _every(run.intervals.save_step, step)
@@ -118,7 +119,7 @@ def worst_case(run: Run) -> Batch:
     return Batch(
         inputs_BKT=inputs,
         labels_BKT=labels,
-        text_BSD=torch.zeros(rows, states, text.text_width),
+        text_BSD=torch.zeros(rows, states, text.shape.text_width),
         text_mask_BS=torch.ones(rows, states),
         attention_BS=torch.ones(rows, states, dtype=torch.bool),
         frames=rows * frames,
@@ -134,23 +135,28 @@ def middle_crop(examples: Examples, clip: int) -> Row:
 
 
 class _Meter:
-    """Frames and time since the last report."""
+    """What the steps since the last report computed, and how long they took; what happens between steps is left out."""
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._frames = self._padded = 0
+        self._seconds, self._frames = 0.0, 0
+        self._own_frames = self._own_padded = self._own_flops = 0
 
-    def add(self, batches: Sequence[Batch]) -> None:
-        self._frames += sum(batch.frames for batch in batches)
-        self._padded += sum(batch.padded_frames for batch in batches)
+    def add(self, rows: Sequence[Row], batches: Sequence[Batch], seconds: float) -> None:
+        """A step of `rows` on all ranks, of which this rank computed `batches`."""
+        self._seconds += seconds
+        self._frames += sum(row.frames for row in rows)
+        self._own_frames += sum(batch.frames for batch in batches)
+        self._own_padded += sum(batch.padded_frames for batch in batches)
+        self._own_flops += sum(batch.flops for batch in batches)
 
-    def read(self) -> dict[str, float]:
-        now = time.monotonic()
+    def read(self, matmul_rate: float) -> dict[str, float]:
+        """Frames a second of the whole run; MFU and share of padding of this rank; then start anew."""
         values = {
-            "frames_per_second": self._frames / (now - self._since),
-            "padding_share": 1 - self._frames / self._padded,
+            "frames_per_second": self._frames / self._seconds,
+            "mfu": self._own_flops / self._seconds / matmul_rate,
+            "padding_share": 1 - self._own_frames / self._own_padded,
         }
-        self._since, self._frames, self._padded = now, 0, 0
+        self.__init__()  # type: ignore[misc]
         return values
 
 

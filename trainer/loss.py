@@ -17,16 +17,15 @@ def summed_cross_entropy(logits_BKTV: Tensor, labels_BKT: Tensor) -> Tensor:
 
     Source: audiocraft 1.3.0, MusicGenSolver._compute_cross_entropy, before its mean over valid cells.
     """
-    sums = [
-        functional.cross_entropy(
-            logits_BKTV[:, k].flatten(0, 1).float(),
-            labels_BKT[:, k].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        for k in range(labels_BKT.shape[1])
-    ]
-    return torch.stack(sums)
+    pairs = zip(logits_BKTV.unbind(1), labels_BKT.unbind(1), strict=True)
+    return torch.stack([codebook_cross_entropy(logits_BTV, labels_BT) for logits_BTV, labels_BT in pairs])
+
+
+def codebook_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Summed cross entropy of one codebook, a float32 scalar; see summed_cross_entropy."""
+    return functional.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 def step_loss(sums_K: Tensor, cells_K: Tensor) -> Tensor:

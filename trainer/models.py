@@ -35,7 +35,8 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.errors import ModelError
-from trainer.loss import summed_cross_entropy
+from trainer.loss import codebook_cross_entropy
+from trainer.shapes import Shape, shape_of_config
 from trainer.weights import MemoryWeights, WeightFiles, Weights, current_name, fingerprint, under
 
 MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
@@ -64,6 +65,10 @@ class Source:
     @property
     def codebooks(self) -> int:
         return self.config.decoder.num_codebooks
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of_config(self.name, self.config.to_dict())
 
     @property
     def special_token(self) -> int:
@@ -150,14 +155,17 @@ class LanguageModel(nn.Module):
         steps = inputs_BKT.shape[-1]
         # Four axes: transformers then uses the mask as it is, without reading it on the host.
         mask = None if attention_BS is None else attention_BS[:, None, None, :].expand(-1, 1, steps, -1)
-        logits = self.decoder(
+        hidden_BTD = self.decoder.model(
             input_ids=inputs_BKT.flatten(0, 1),
             encoder_hidden_states=text_BSD,
             encoder_attention_mask=mask,
             use_cache=False,
-        ).logits
-        logits_BKTV = logits.unflatten(0, inputs_BKT.shape[:2])
-        return logits_BKTV if labels_BKT is None else summed_cross_entropy(logits_BKTV, labels_BKT)
+        ).last_hidden_state
+        heads = self.decoder.lm_heads
+        if labels_BKT is None:
+            return torch.stack([head(hidden_BTD) for head in heads], dim=1)
+        # Head by head: stacked logits would be copied once more here, and filled with zeros in the backward pass.
+        return torch.stack([codebook_cross_entropy(head(hidden_BTD), labels_BKT[:, k]) for k, head in enumerate(heads)])
 
 
 def open_model(model_id: str) -> Source:

@@ -13,7 +13,6 @@ from trainer.options import batch_flags, options
 from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
-from trainer.shapes import shape_of_config
 from trainer.strategies import Cluster
 
 if TYPE_CHECKING:
@@ -34,10 +33,9 @@ def plan_of(
     checkpoint: Checkpoint | None,
 ) -> Plan:
     """The plan for this cluster; a resumed run keeps its global batch."""
-    shape = shape_of_config(source.name, source.config.to_dict())
     return make_plan(
         cluster,
-        shape,
+        source.shape,
         batch_flags(config, typed),
         options(
             config,
@@ -71,7 +69,7 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
         epochs=config.epochs,
         global_batch=plan.global_batch,
         segment_frames=data.train.segment_frames,
-        codebooks=data.train.codebooks,
+        codebooks=data.train.shape.codebooks,
         caption_drop_rate=config.caption_drop_rate,
         frames=data.train.codes.frames,
         max_steps=config.max_steps,

@@ -78,10 +78,9 @@ def examples_of(source, lengths, captions, seed=0) -> Examples:
         text=T5States(source),
         captions=captions,
         names=[str(clip) for clip in range(len(lengths))],
-        codebooks=4,
+        shape=source.shape,
         special_token=2048,
         segment_frames=SEGMENT,
-        text_width=source.config.text_encoder.hidden_size,
     )
 
 

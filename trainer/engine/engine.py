@@ -20,6 +20,7 @@ from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
+from trainer.matmul_rate import matmul_rate
 from trainer.models import Source, empty_language_model
 from trainer.plan import Plan
 
@@ -62,6 +63,7 @@ class Engine:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
         self.ranks = ranks
+        self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
         self._reseeds = config.dropout > 0
         self._seed = config.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
