@@ -84,7 +84,8 @@ def test_lr_and_warmup_steps_are_what_the_run_reports(warm):
     lines = [json.loads(line) for line in (warm / "rates/metrics.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in lines[:4]] == pytest.approx([0.0005, 0.001, 0.0015, 0.002])
     assert 0 < lines[-1]["lr"] < 0.0005
-    assert all(len(line["loss_per_codebook"]) == 4 and line["frames_per_second"] > 0 < line["mfu"] < 2 for line in lines)
+    assert all(len(line["loss_per_codebook"]) == 4 for line in lines)
+    assert all(line["frames_per_second"] > 0 and 0 < line["mfu"] < 2 for line in lines)
 
 
 def test_weight_decay_shrinks_every_parameter(warm):

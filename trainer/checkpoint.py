@@ -160,6 +160,11 @@ class Saver:
         """Whether a complete checkpoint of this step is on disk or on its way there."""
         return (self._folder / f"step-{step:08d}").exists() or self._step_in_flight == step
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def last(self) -> Checkpoint:
         """The newest complete checkpoint, after waiting for a save in flight."""
         self.wait()

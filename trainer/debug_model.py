@@ -144,13 +144,13 @@ def build_debug_model(
     """
     config = MusicgenConfig(
         text_encoder=_text_config().to_dict(),
-        audio_encoder=_codec_config().to_dict(),
+        audio_encoder=codec_config().to_dict(),
         decoder=_decoder_config(width, layers, heads, dropout).to_dict(),
     )
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(SEED)
         model = MusicgenForConditionalGeneration(config)
-        _set_codebooks(model.audio_encoder)
+        set_codebooks(model.audio_encoder)
     model.config.decoder.decoder_start_token_id = model.config.decoder.pad_token_id
     model.generation_config = GenerationConfig(
         bos_token_id=2048,
@@ -178,7 +178,8 @@ def debug_feature_extractor() -> EncodecFeatureExtractor:
     return EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000, padding_value=0.0, padding_side="left")
 
 
-def _codec_config() -> EncodecConfig:
+def codec_config(*, filters: int = 8, width: int = 32) -> EncodecConfig:
+    """EnCodec as MusicGen has it, 32 kHz, 50 Hz, 4 codebooks; the published one has 64 filters and width 128."""
     return EncodecConfig(
         sampling_rate=32_000,
         audio_channels=1,
@@ -186,8 +187,8 @@ def _codec_config() -> EncodecConfig:
         chunk_length_s=None,
         overlap=None,
         upsampling_ratios=[8, 5, 4, 4],
-        num_filters=8,
-        hidden_size=32,
+        num_filters=filters,
+        hidden_size=width,
         codebook_size=2048,
         target_bandwidths=[2.2],
         use_causal_conv=False,
@@ -239,7 +240,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _set_codebooks(codec: EncodecModel) -> None:
+def set_codebooks(codec: EncodecModel) -> None:
     """Draw each stage's codebook from a Gaussian with the mean and deviation of that stage's residuals.
 
     Zero codebooks, which is how EncodecModel starts, map every sound to code 0. The residuals are those

@@ -202,6 +202,7 @@ def _step(
 def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, float], step: int) -> dict[str, Value]:
     return {
         "step": step,
+        "time": time.time(),
         "epoch": round(run.order.epoch_of(step), 4),
         "loss": result.loss,
         "loss_per_codebook": list(result.losses_K),

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from tests.gpu.cases import work_of
 from tests.runs import ROOT, environ
 
 pytestmark = [
@@ -70,8 +71,4 @@ def test_memory_is_what_the_plan_expects(size, strategy, micro_batch, checkpoint
 
 
 def _expected_gib(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> float:
-    from tests.gpu.cases import layout_of
-    from trainer.memory import expected_bytes
-    from trainer.shapes import KNOWN
-
-    return expected_bytes(KNOWN[size], layout_of(strategy, micro_batch, checkpointing)).total / GIB
+    return work_of(size, strategy, micro_batch, checkpointing).plan(gpu_memory_bytes=1).memory.total / GIB

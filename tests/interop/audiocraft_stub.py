@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 
-import pytest
 import torch
 
 STUBBED = ("xformers", "spacy", "torchaudio", "av", "librosa", "num2words", "torchmetrics")
@@ -64,8 +63,15 @@ def require_audiocraft() -> None:
     Call it at the top of a test module, before any `import audiocraft`.
     """
     if importlib.util.find_spec("audiocraft") is None:
+        import pytest
+
         warnings.warn(MISSING, stacklevel=2)
         pytest.skip(MISSING, allow_module_level=True)
+    import_audiocraft()
+
+
+def import_audiocraft() -> None:
+    """Import audiocraft's language model and solver; raises ImportError where it is not installed."""
     finder = _StubFinder()
     sys.meta_path.append(finder)
     try:

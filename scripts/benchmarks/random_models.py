@@ -1,0 +1,122 @@
+"""Models of the published sizes with random weights: what is measured does not depend on their values."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
+
+from trainer.debug_model import codec_config, debug_feature_extractor, debug_tokenizer, set_codebooks
+from trainer.models import LanguageModel, Source
+from trainer.shapes import KNOWN
+from trainer.weights import Weights
+
+SPECIAL = 2048
+
+
+class RandomWeights(Weights):
+    """Normal values of deviation 0.02 by name; norms' weights are 1. Every look-up makes them anew, equal."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self._shapes = shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        if "norm" in name and name.endswith("weight"):
+            return torch.ones(self._shapes[name])
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return torch.randn(self._shapes[name], generator=generator) * 0.02
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self[name].reshape(-1)[start:stop]
+
+
+def random_source(size: str, layers: int | None = None) -> Source:
+    """A Source with the decoder of `size` (small, medium, large), or that many layers of it, for training only."""
+    config = _config(size, layers, real_encoders=False)
+    return Source(
+        name=size,
+        config=config,
+        generation_config=None,  # type: ignore[arg-type]
+        weights=RandomWeights(_trained_shapes(config)),
+        load_tokenizer=debug_tokenizer,
+        load_feature_extractor=debug_feature_extractor,
+    )
+
+
+def random_model(
+    size: str, layers: int | None = None, *, real_encoders: bool = True
+) -> MusicgenForConditionalGeneration:
+    """The whole model in eval mode, float32.
+
+    real_encoders  EnCodec and T5-base of the published sizes; False for the debug model's small ones
+    """
+    torch.manual_seed(0)
+    model = MusicgenForConditionalGeneration(_config(size, layers, real_encoders=real_encoders))
+    set_codebooks(model.audio_encoder)
+    model.config.decoder.decoder_start_token_id = SPECIAL
+    model.generation_config = GenerationConfig(
+        bos_token_id=SPECIAL, pad_token_id=SPECIAL, decoder_start_token_id=SPECIAL, max_length=1500
+    )
+    return model.eval()
+
+
+def write_model(folder: Path, size: str, layers: int | None, *, real_encoders: bool) -> Path:
+    """A local model folder for --model_id."""
+    random_model(size, layers, real_encoders=real_encoders).save_pretrained(folder)
+    debug_tokenizer().save_pretrained(folder)
+    debug_feature_extractor().save_pretrained(folder)
+    return folder
+
+
+def decoder_config(size: str, layers: int | None) -> MusicgenDecoderConfig:
+    shape = KNOWN[size]
+    return MusicgenDecoderConfig(
+        vocab_size=shape.codes,
+        hidden_size=shape.width,
+        num_hidden_layers=layers or shape.layers,
+        num_attention_heads=shape.heads,
+        ffn_dim=shape.ffn,
+        num_codebooks=shape.codebooks,
+        dropout=0.0,
+        pad_token_id=SPECIAL,
+        bos_token_id=SPECIAL,
+    )
+
+
+def _config(size: str, layers: int | None, *, real_encoders: bool) -> MusicgenConfig:
+    text_width = KNOWN[size].text_width
+    text = T5Config(d_model=text_width, d_kv=64, d_ff=3072, num_layers=12, num_heads=12)
+    if not real_encoders:
+        text = T5Config(d_model=text_width, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
+    text.vocab_size, text.decoder_start_token_id = len(debug_tokenizer()), 0
+    codec = codec_config(filters=64, width=128) if real_encoders else codec_config()
+    return MusicgenConfig(
+        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder_config(size, layers).to_dict()
+    )
+
+
+def _trained_shapes(config: MusicgenConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        decoder = MusicgenForCausalLM._from_config(config.decoder)
+        model = LanguageModel(decoder, nn.Linear(config.text_encoder.hidden_size, config.decoder.hidden_size))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,0 +1,98 @@
+"""The work that contestants are given: one optimizer step of clips of one length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainer.batches import Batch
+from trainer.flops import clip_flops
+from trainer.memory import Layout, Strategy, expected_bytes
+from trainer.patterns import inputs_and_labels
+from trainer.plan import Plan
+from trainer.shapes import KNOWN, Shape
+
+CODES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A step: accumulation x micro_batch clips of `frames` frames, with captions of `text_tokens` tokens.
+
+    layers     of the model; None for all
+    precision  no, bf16 or fp16
+    """
+
+    model: str
+    layers: int | None
+    frames: int
+    micro_batch: int
+    accumulation: int = 1
+    text_tokens: int = 20
+    precision: str = "no"
+    strategy: Strategy = "single"
+    gradient_checkpointing: bool = False
+    compiled: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        shape = KNOWN[self.model]
+        return replace(shape, layers=self.layers or shape.layers)
+
+    @property
+    def clips(self) -> int:
+        return self.micro_batch * self.accumulation
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of the step."""
+        return self.clips * clip_flops(self.shape, self.frames, self.text_tokens)
+
+    def batch(self) -> Batch:
+        """One micro-batch of random codes and text states, in host memory."""
+        torch.manual_seed(0)
+        codes = torch.randint(0, CODES, (self.micro_batch, self.shape.codebooks, self.frames))
+        inputs, labels = inputs_and_labels(codes, CODES)
+        return Batch(
+            inputs_BKT=inputs,
+            labels_BKT=labels,
+            text_BSD=torch.randn(self.micro_batch, self.text_tokens, self.shape.text_width) * 0.1,
+            text_mask_BS=torch.ones(self.micro_batch, self.text_tokens),
+            attention_BS=None,
+            frames=self.micro_batch * self.frames,
+            padded_frames=self.micro_batch * self.frames,
+            flops=self.flops // self.accumulation,
+        )
+
+    def layout(self, *, on_gpu: bool) -> Layout:
+        """What the plan's estimate of memory is made from."""
+        return Layout(
+            strategy=self.strategy,
+            shards=1,
+            precision=self.precision,  # type: ignore[arg-type]
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            frames=self.frames,
+            gradient_checkpointing=self.gradient_checkpointing,
+            offload_optimizer=False,
+            on_gpu=on_gpu,
+        )
+
+    def plan(self, *, gpu_memory_bytes: int | None) -> Plan:
+        """The plan that make_plan would give, for one process."""
+        layout = self.layout(on_gpu=gpu_memory_bytes is not None)
+        return Plan(
+            strategy=self.strategy,
+            nodes=1,
+            world_size=1,
+            offload_optimizer=False,
+            global_batch=self.clips,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            mixed_precision=self.precision,  # type: ignore[arg-type]
+            gradient_checkpointing=self.gradient_checkpointing,
+            memory=expected_bytes(self.shape, layout),
+            gpu_memory_bytes=gpu_memory_bytes,
+            reasons=(),
+        )
