@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from _thread import interrupt_main
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.errors import EXIT_FAILED, EXIT_RESUME, ConfigError, PeerLostError, TrainerError
+from trainer.stopping import ignore_requests
 
 BEAT_SECONDS = 1.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.
 LINGER_SECONDS = 3.0
 SHOWN_SECONDS = 5.0
+# For a rank to end by itself once another was told to stop; for its exit code to be written.
+GRACE_SECONDS = 10.0
+RECORD_SECONDS = 5.0
 # What gloo, NCCL and the store say when the other side is gone or silent.
 LOST = (
     "Connection closed by peer",
@@ -46,14 +51,20 @@ RESUME = "Complete checkpoints stay valid: once all processes have ended, the sa
 class Ranks:
     """This process's view of all processes. With one process every method is trivial."""
 
-    def __init__(self, *, timeout_seconds: float):
-        """After the process group exists. timeout_seconds: without a sign of life for so long, a rank is lost."""
+    def __init__(self, *, timeout_seconds: float, record: Callable[[int], None] = lambda code: None):
+        """After the process group exists.
+
+        timeout_seconds  without a sign of life for so long, a rank is lost
+        record           called with the exit code before the others can know of a failure, and before this
+                         process ends because of another's
+        """
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if several else 0
         self.world_size = dist.get_world_size() if several else 1
         self._timeout_seconds = timeout_seconds
+        self._record = record
         self._waits: dict[str, int] = {}
-        self._closed = self._failing = False
+        self._closed = self._failing = self._interrupted = False
         self._beat = 0
         self._store = _connect() if several else None
         if several:
@@ -135,13 +146,15 @@ class Ranks:
 
         Raises PeerLostError in place of what a collective raises when another rank is gone.
         """
+        closing = error is None
         try:
-            if error is None:
+            if closing:
                 return self._close()
-        except (RuntimeError, ConnectionError) as lost:
-            error = lost
-        if self._store is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, once it sees another rank's end
+        except (RuntimeError, ConnectionError, KeyboardInterrupt) as late:
+            error = late
+        ignore_requests()  # the launcher's, once it sees another rank's end
+        if self._interrupted and not isinstance(error, (KeyboardInterrupt, TrainerError)):
+            raise KeyboardInterrupt from error  # another was told to stop, and has left what this one waited in
         if self._store is not None and _says_lost(error):
             message = f"{self._missing()} ({_one_line(error)}). {RESUME}"
             self._announce(message, PeerLostError.exit_code)
@@ -152,14 +165,17 @@ class Ranks:
             self._announce("stopped on request; the same command continues", EXIT_RESUME)
         else:
             self._announce(f"{type(error).__name__}: {error}", EXIT_FAILED)
+        if closing and error is not None:
+            raise error
 
     def _announce(self, message: str, code: int) -> None:
         """Tell the others that this rank fails; they end with `code` too, wherever they are."""
         if self._store is None:
             return
         self._failing = True
+        self._record(code)
         try:
-            self._store.set("trainer/failure", f"{code} {self.rank} {socket.gethostname()} {_one_line(message)}")
+            _fail(self._store, code, self.rank, socket.gethostname(), message)
         except (RuntimeError, ConnectionError):
             return  # the store is gone, which the others see as well
         time.sleep(LINGER_SECONDS)
@@ -183,6 +199,8 @@ class Ranks:
         """Leave together; the rank that may hold the store goes last."""
         if self._store is None:
             return
+        if not self.is_first:  # while the first exports, it alone decides
+            ignore_requests()
         self.wait("end")
         self._closed = True
         gone = self._store.add("trainer/gone", 1)
@@ -206,12 +224,11 @@ class Ranks:
                 seen = now
                 if silent > self._timeout_seconds:
                     lost = f"no sign of life for {self._timeout_seconds:.0f} s. {RESUME}"
-                    host = seen.split(" ")[-1] or "an_unknown_host"
-                    store.set("trainer/failure", f"{EXIT_FAILED} {neighbour} {host} {lost}")
+                    _fail(store, EXIT_FAILED, neighbour, seen.split(" ")[-1] or "an_unknown_host", lost)
                 time.sleep(BEAT_SECONDS)
         except (RuntimeError, ConnectionError):
             if not self._closed and not self._failing:
-                _leave(f"error: rank {self.rank} ends: {_store_is_gone()}. {RESUME}", EXIT_FAILED)
+                self._leave(f"error: rank {self.rank} ends: {_store_is_gone()}. {RESUME}", EXIT_FAILED)
 
     def _watch_the_store(self) -> None:
         """End this process once the store has not answered for too long: `_watch` then waits inside it.
@@ -222,8 +239,9 @@ class Ranks:
         while not self._closed and not self._failing:
             silent = silent + BEAT_SECONDS if self._beat == seen else 0.0
             seen = self._beat
-            if silent > self._timeout_seconds:
-                _leave(f"error: rank {self.rank} ends: {_store_is_gone()}, or does not answer. {RESUME}", EXIT_FAILED)
+            if silent > self._timeout_seconds and not self._interrupted:
+                words = f"error: rank {self.rank} ends: {_store_is_gone()}, or does not answer. {RESUME}"
+                self._leave(words, EXIT_FAILED)
             time.sleep(BEAT_SECONDS)
 
     def _beat_of(self, rank: int) -> str:
@@ -233,8 +251,22 @@ class Ranks:
     def _end(self, failure: str) -> None:
         """End this process because of `failure`, unless it is this rank that announced it."""
         code, rank, host, message = failure.split(" ", 3)
+        if int(code) == EXIT_RESUME and not self._interrupted:
+            self._interrupted = True
+            interrupt_main(signal.SIGTERM)  # as if it had been asked itself: what it has encoded is kept
+            time.sleep(GRACE_SECONDS)
         if not self._failing:
-            _leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+            self._leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+
+    def _leave(self, words: str, code: int) -> None:
+        """End from a thread, whatever the main thread waits for."""
+        sys.stderr.write(f"\n{words}\n")
+        sys.stderr.flush()
+        # In a thread of its own, as the folder may be what everything waits for.
+        recording = threading.Thread(target=self._record, args=(code,), daemon=True)
+        recording.start()
+        recording.join(RECORD_SECONDS)
+        os._exit(code)
 
 
 def _marked(folder: Path) -> str | None:
@@ -279,11 +311,9 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split()) or "no message"
 
 
-def _leave(words: str, code: int) -> None:
-    """From a thread, whatever the main thread waits for."""
-    sys.stderr.write(f"\n{words}\n")
-    sys.stderr.flush()
-    os._exit(code)
+def _fail(store: dist.TCPStore, code: int, rank: int, host: str, message: str) -> None:
+    """Announce a failure, unless one is announced already: what follows from it must not hide it."""
+    store.compare_set("trainer/failure", "", f"{code} {rank} {host} {_one_line(message)}")
 
 
 def _connect() -> dist.TCPStore:
