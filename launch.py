@@ -6,21 +6,25 @@ accelerate launch --num_processes 8 launch.py --dataset DIR --model_id large
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config import Config, parse
-from trainer.errors import EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
-from trainer.stopping import interruptible
+from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
+from trainer.stopping import interruptible, time_limit
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, read-only
+if TYPE_CHECKING:
+    from trainer.ending import Ending
+    from trainer.launcher import Launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
+    started = time.monotonic()
     try:
         with interruptible():
             config, typed = parse(argv)
@@ -28,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
                 from trainer.dry_run import dry_run
 
                 return dry_run(config, typed)
-            return run(config, typed)
+            with time_limit(config.max_minutes, since=started):
+                return run(config, typed)
     except KeyboardInterrupt:
         print("stopped: what was encoded or saved is kept; run the same command to continue", file=sys.stderr)
         return EXIT_RESUME
@@ -43,12 +48,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(config: Config, typed: frozenset[str]) -> int:
+    """Hold output_dir for this run, and leave the exit code there."""
+    from trainer.ending import Ending
+    from trainer.launcher import read_launch
+
+    launch = read_launch(os.environ)
+    if launch.use_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
+    with Ending(config.output_dir, first=launch.rank == 0) as ending:
+        ending.code = train_and_export(config, typed, launch, ending)
+    return ending.code
+
+
+def train_and_export(config: Config, typed: frozenset[str], launch: Launch, ending: Ending) -> int:
     """Plan, data, training, files that load elsewhere; on every process alike."""
     # Imported here, so that --help, --dry_run and refused flags need no torch.
     from trainer import dataset, export, manifest, recipe
     from trainer.checkpoint import Saver
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster, start_trackers
-    from trainer.launcher import read_launch
     from trainer.loop import train, worst_case
     from trainer.models import open_model, quiet
     from trainer.run_folder import check_same_run, open_run
@@ -56,12 +73,11 @@ def run(config: Config, typed: frozenset[str]) -> int:
     from trainer.tracking import Tracker
 
     quiet()
-    launch = read_launch(os.environ)
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
-    with Ranks(timeout_seconds=60 * config.timeout_minutes) as ranks:
+    with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
         start_step = 0 if checkpoint is None else checkpoint.step
         ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
         ranks.check_shared(output_dir=folder.root, cache_dir=Path(config.cache_dir))
@@ -91,7 +107,9 @@ def run(config: Config, typed: frozenset[str]) -> int:
         tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=reports)
         with StopRequest() as stop:
             step = train(training, engine, saver, tracker, stop, start_step)
-        tracker.close()
+            tracker.close()
+        if ranks.is_first and (words := folder.words_on_tracking()):
+            print(words)
 
         if step < order.steps:
             ranks.say(f"{stop.name or 'stopped'}: saved after step {step} of {order.steps}; run the same command again")

@@ -1,18 +1,14 @@
-"""output_dir belongs to one run at a time, and says what it holds."""
+"""output_dir says what it holds."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runs import ROOT, environ
 from trainer.checkpoint import FlatSlice, Saver
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError
 from trainer.run_folder import open_run
 
 
@@ -21,41 +17,6 @@ def save(folder: Path, *steps: int) -> None:
         saver = Saver(folder)
         saver.save(step, {"weight/a": FlatSlice(shape=(2,), start=0, values=torch.zeros(2))}, {"identity": {}})
         saver.wait()
-
-
-def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(tmp_path):
-    first, _ = open_run(str(tmp_path / "models"), "auto")
-    in_work = first.checkpoints / "step-00000003.partial"
-    in_work.mkdir()
-    with pytest.raises(ConfigError, match=r"in use by another run.*choose another folder"):
-        open_run(str(tmp_path / "models"), "auto")
-    assert in_work.exists(), "the other run's save in flight was removed"
-    assert first.lock is not None
-    first.lock.close()
-    open_run(str(tmp_path / "models"), "auto")
-    assert not in_work.exists()
-
-
-def test_a_killed_runs_folder_is_free_at_once(tmp_path):
-    code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from trainer.run_folder import open_run;"
-        " kept = open_run(sys.argv[2], 'auto'); print('open', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(ROOT), str(tmp_path)]
-    holder = subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "open\n"
-    with pytest.raises(ConfigError, match="in use by another run"):
-        open_run(str(tmp_path), "auto")
-    holder.kill()
-    holder.wait()
-    time.sleep(0.05)
-    open_run(str(tmp_path), "auto")
-
-
-def test_other_ranks_enter_the_folder_of_their_first(tmp_path):
-    first, _ = open_run(str(tmp_path), "auto")
-    open_run(str(tmp_path), "auto", first=False)
-    assert first.lock is not None
 
 
 def test_what_a_kill_left_half_deleted_is_removed(tmp_path):

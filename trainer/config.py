@@ -130,6 +130,14 @@ class Config:
         int | None, output("Write lm_<step>.pt every so many steps; none: at the end only.", least=1)
     ] = None
     checkpoint_minutes: Annotated[float, output("Minutes between resumable checkpoints.", above=0)] = 15.0
+    max_minutes: Annotated[
+        float | None,
+        output(
+            "Stop with a checkpoint and exit code 75 once so many minutes have passed since the start, loading "
+            "and encoding included; none: no limit.",
+            above=0,
+        ),
+    ] = None
     resume: Annotated[
         str,
         output(

@@ -6,6 +6,8 @@ shows its traceback.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -62,3 +64,17 @@ class MemoryShortError(TrainerError):
 
 class PeerLostError(TrainerError):
     """Another process of the run is gone; complete checkpoints stay valid, and the same command resumes."""
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, read-only
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a process ends with that `error` ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_RESUME
+    if isinstance(error, TrainerError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return EXIT_STORAGE
+    return EXIT_FAILED

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from trainer.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial, write_atomically
 from trainer.errors import CheckpointError, ConfigError, StorageError
@@ -17,10 +15,9 @@ from trainer.manifest import Fate, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """The layout of output_dir; `lock` keeps other runs out for as long as it is open."""
+    """The layout of output_dir, which trainer/ending.py holds for this run."""
 
     root: Path
-    lock: IO[str] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -46,6 +43,12 @@ class RunFolder:
             write_atomically(path, secrets.token_hex(8).encode())
         return path.read_text()
 
+    def words_on_tracking(self) -> str:
+        """How to upload what wandb was told without a network; empty where there is nothing of it."""
+        if not list(self.root.glob("wandb/offline-run-*")):
+            return ""
+        return f"logged without a network; to upload it: wandb sync {self.root}/wandb/offline-run-*-{self.tracker_id()}"
+
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         write_atomically(self.root / name, json.dumps(values, indent=1).encode())
 
@@ -70,15 +73,16 @@ def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFo
     """The run's folder and the checkpoint to continue from, if any.
 
     resume  auto, no, or a checkpoint's path
-    first   whether this process is the one that makes the folder and removes what a killed run left
+    first   whether this process is the one that makes the folder and removes what a killed run left; it holds
+            the folder (trainer/ending.py)
 
-    Raises ConfigError where `no` would overwrite a run or another process runs there, CheckpointError where
+    Raises ConfigError where `no` would overwrite a run, CheckpointError where
     the named checkpoint is none or an older one than the folder holds, StorageError where the folder cannot
     be written.
     """
     folder = RunFolder(root=Path(output_dir))
     if first:
-        folder = _made(folder, output_dir)
+        _make(folder, output_dir)
     if resume == "auto":
         checkpoint = newest(folder.checkpoints)
         if checkpoint is None and first:  # what was finished is no longer here to continue
@@ -95,33 +99,15 @@ def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFo
     return folder, _named_checkpoint(folder, Path(resume))
 
 
-def _made(folder: RunFolder, output_dir: str) -> RunFolder:
-    """The folder on disk, locked and without what a killed run left."""
+def _make(folder: RunFolder, output_dir: str) -> None:
+    """The folder on disk, without what a killed run left."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        folder = replace(folder, lock=_locked(folder.root))
         write_atomically(folder.root / ".writable", b"")
         (folder.root / ".writable").unlink()
         remove_partial(folder.checkpoints)
     except OSError as error:
         raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
-    return folder
-
-
-def _locked(root: Path) -> IO[str] | None:
-    """The held lock of output_dir; None where the file system has no locks."""
-    file = (root / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(
-            f"--output_dir {root} is in use by another run: wait for its end, or choose another folder"
-        ) from None
-    except OSError:
-        file.close()
-        return None
-    return file
 
 
 def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
