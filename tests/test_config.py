@@ -26,6 +26,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "code_views": ("640", 640),
     "rehash": ("true", True),
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
+    "init_from": ("models", "models"),
     "dropout": (".1", 0.1),
     "lr": ("3e-5", 3e-5),
     "lr_schedule": ("linear", "linear"),

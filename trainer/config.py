@@ -57,6 +57,13 @@ class Config:
             "debug, a tiny model with random weights."
         ),
     ] = "small"
+    init_from: Annotated[
+        str | None,
+        model(
+            "Start from the weights of an earlier run, a checkpoint, an lm_*.pt, a Hugging Face or audiocraft folder "
+            "or file of the same size; none: those of --model_id."
+        ),
+    ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
     tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
 

@@ -51,8 +51,11 @@ def plan_of(
 
 
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
-    """What must be the same for a checkpoint to be continued: the numbers depend on all of it."""
-    return {
+    """What must be the same for a checkpoint to be continued: the numbers depend on all of it.
+
+    Settings that are off have no entry, so that checkpoints from before they existed can be continued.
+    """
+    identity: dict[str, object] = {
         "dataset": f"{data.clips} clips, digest {data.digest}",
         "codec": source.codec_identity(),
         "text encoder": source.text_identity(),
@@ -62,6 +65,9 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         "--code_views": config.code_views,
         "share of captions dropped (--use_cfg, --cfg_rate)": config.caption_drop_rate,
     }
+    if config.init_from is not None:
+        identity["--init_from"] = config.init_from
+    return identity
 
 
 def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
@@ -117,6 +123,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
     return model_card(
         Training(
             base_model=config.model_id,
+            started_from=config.init_from,
             dataset=config.dataset_path,
             clips=data.clips,
             hours=data.seconds / 3600,
