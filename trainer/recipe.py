@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
@@ -67,6 +69,9 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     }
     if config.init_from is not None:
         identity["--init_from"] = config.init_from
+    if config.word_dropout > 0:
+        rate, variants = config.word_dropout, config.caption_variants
+        identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
     return identity
 
 
@@ -80,6 +85,7 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
         codebooks=data.train.codebooks,
         caption_drop_rate=config.caption_drop_rate,
         frames=data.train.codes.frames,
+        texts=None if data.train.texts is None else np.array([len(texts) for texts in data.train.texts]),
         max_steps=config.max_steps,
     )
 
@@ -133,6 +139,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
                 "epochs": round(order.epoch_of(step), 2),
                 "precision": plan.mixed_precision,
                 "captions dropped": config.caption_drop_rate,
+                "words dropped": config.word_dropout,
                 **{name: getattr(config, name) for name in names},
             },
         )
