@@ -69,12 +69,17 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     from trainer.loop import train, worst_case
     from trainer.models import open_model, quiet
     from trainer.run_folder import check_same_run, open_run
+    from trainer.starting_points import find_starting_point, start_from
     from trainer.stopping import StopRequest
     from trainer.tracking import Tracker
 
     quiet()
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
+    start = None
+    if config.init_from is not None and checkpoint is None:  # a run that goes on has its weights in its checkpoint
+        start = find_starting_point(config.init_from)
+        source = start_from(source, start)
     plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
@@ -94,6 +99,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
                 ranks.say(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
                 return EXIT_DONE
             ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
+        if start is not None:
+            ranks.say(f"starting from the weights in {start.path}")
         if ranks.is_first:
             folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 

@@ -24,8 +24,12 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "validation": ("0.1", "0.1"),
     "cache_dir": ("encoded", "encoded"),
     "code_views": ("640", 640),
+    "word_dropout": ("0.25", 0.25),
+    "caption_variants": ("5", 5),
+    "caption_lines": ("1", True),
     "rehash": ("true", True),
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
+    "init_from": ("models", "models"),
     "dropout": (".1", 0.1),
     "lr": ("3e-5", 3e-5),
     "lr_schedule": ("linear", "linear"),
@@ -61,6 +65,12 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "log_steps": ("10", 10),
     "validation_steps": ("50", 50),
 }
+# Those that are refused beside no_label.
+OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
+TOGETHER = [
+    {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
+    for without in (OF_CAPTIONS, {"no_label"})
+]
 
 
 def config_of(*argv: str) -> Config:
@@ -95,19 +105,15 @@ def test_of_a_flag_given_twice_the_last_one_wins() -> None:
     assert (config.dataset_path, config.lr) == ("b", 2.0)
 
 
+@pytest.mark.parametrize("values", TOGETHER, ids=["no_label", "captions"])
 @pytest.mark.parametrize(
     "spelling", ["--{name}={text}", "--{name} {text}", "--{dashed}={text}", "--{dashed} {text}"]
 )
-def test_every_flag_is_read_in_every_spelling(spelling: str) -> None:
-    words = [
-        spelling.format(name=name, dashed=name.replace("_", "-"), text=text)
-        for name, (text, _) in OTHER_VALUES.items()
-    ]
+def test_every_flag_is_read_in_every_spelling(spelling: str, values: dict[str, tuple[str, object]]) -> None:
+    words = [spelling.format(name=name, dashed=name.replace("_", "-"), text=text) for name, (text, _) in values.items()]
     config, typed = parse(" ".join(words).split(" "))
-    assert {name: getattr(config, name) for name in OTHER_VALUES} == {
-        n: v for n, (_, v) in OTHER_VALUES.items()
-    }
-    assert typed == set(OTHER_VALUES)
+    assert {name: getattr(config, name) for name in values} == {n: v for n, (_, v) in values.items()}
+    assert typed == set(values)
     for field in dataclasses.fields(Config):
         if field.default is not dataclasses.MISSING and field.default is not None:
             assert type(getattr(config, field.name)) is type(field.default)
@@ -323,7 +329,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_survives_json() -> None:
-    for words in (["--dataset", "music"], [f"--{name}={text}" for name, (text, _) in OTHER_VALUES.items()]):
+    stated = [[f"--{name}={text}" for name, (text, _) in values.items()] for values in TOGETHER]
+    for words in (["--dataset", "music"], *stated):
         config = parse(words)[0]
         values = json.loads(json.dumps(config.to_dict()))
         assert config_from_dict(values) == config

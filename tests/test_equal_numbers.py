@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional
 
 from tests.plans import engine_for, plan_for
 from tests.synthetic import random_examples
+from trainer.captions import texts_of
 from trainer.config import Config
 from trainer.loss import step_loss
 from trainer.models import load_language_model, open_model
@@ -67,8 +70,11 @@ def test_a_clips_loss_does_not_depend_on_its_batch_mates():
             torch.testing.assert_close(logits[row.clip, :, :steps][valid], alone[0][valid], rtol=0, atol=2e-6)
 
 
-def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no"):
+def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no", word_dropout=0.0):
     examples = random_examples(lengths)
+    if word_dropout:
+        rules = {"word_dropout": word_dropout, "variants": 5, "seed": 1}
+        examples = replace(examples, texts=[texts_of(caption, **rules) for caption in examples.captions])
     order = Order(
         seed=1,
         epochs=10 * global_batch,
@@ -77,6 +83,7 @@ def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precis
         codebooks=4,
         caption_drop_rate=0.3,
         frames=examples.codes.frames,
+        texts=None if examples.texts is None else np.array([len(texts) for texts in examples.texts]),
         max_steps=10,
     )
     plan = plan_for(micro_batch=micro_batch, accumulation=accumulation, precision=precision)
@@ -96,6 +103,15 @@ def test_batch_times_accumulation_may_be_split_at_will():
     assert losses[-1] < losses[0]
     for micro_batch, accumulation in [(4, 2), (1, 8), (3, 3), (5, 2)]:
         other_losses, other_norms = ten_steps(micro_batch, accumulation)
+        np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(other_norms, norms, rtol=3e-6)
+
+
+def test_batches_may_be_split_at_will_with_words_dropped():
+    losses, norms = ten_steps(8, 1, word_dropout=0.4)
+    assert (losses != ten_steps(8, 1)[0]).all(), "no word was dropped"
+    for micro_batch, accumulation in [(1, 8), (3, 3)]:
+        other_losses, other_norms = ten_steps(micro_batch, accumulation, word_dropout=0.4)
         np.testing.assert_allclose(other_losses, losses, rtol=0, atol=1e-6)
         np.testing.assert_allclose(other_norms, norms, rtol=3e-6)
 

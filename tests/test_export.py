@@ -188,7 +188,8 @@ def test_what_was_exported_reads_back_bit_for_bit(exported: Path, state: dict[st
         assert read.config is None
     else:
         assert read.config == layout.AudiocraftConfig(
-            width=128, layers=2, heads=4, delays=(0, 1, 2, 3), text_encoder="t5-small", segment_seconds=30.0
+            width=128, layers=2, heads=4, activation="gelu", delays=(0, 1, 2, 3), text_encoder="t5-small",
+            segment_seconds=30.0,
         )
 
 

@@ -22,6 +22,7 @@ WITHOUT_TORCH = (
     "dry_run",
     "launcher",
     "manifest",
+    "captions",
     "order",
     "schedule",
     "audio",

@@ -24,7 +24,20 @@ def test_the_card_claims_no_licence_that_it_does_not_know(base_model: str) -> No
     assert "license" not in front and "base_model" not in front
 
 
-def _training(*, base_model: str, dataset: str) -> Training:
+def test_the_card_names_the_weights_at_the_start_but_no_path() -> None:
+    card = model_card(_training(base_model="small", dataset="songs", started_from="/home/ann/first/lm_final.pt"))
+    assert 'started from the language model of "lm_final.pt"' in card and "/home" not in card
+    assert "licence of the weights at the start" in card
+    assert "the start" not in model_card(_training(base_model="small", dataset="songs"))
+
+
+def _training(*, base_model: str, dataset: str, started_from: str | None = None) -> Training:
     return Training(
-        base_model=base_model, dataset=dataset, clips=12, hours=1.5, steps=40, hyperparameters={"lr": 1e-5}
+        base_model=base_model,
+        dataset=dataset,
+        clips=12,
+        hours=1.5,
+        steps=40,
+        hyperparameters={"lr": 1e-5},
+        started_from=started_from,
     )

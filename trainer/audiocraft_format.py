@@ -7,11 +7,9 @@ side: audiocraft 1.3.0, models/lm.py, models/loaders.py, modules/transformer.py 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from transformers import EncodecConfig, MusicgenConfig
 
 from trainer.errors import ModelError
+from trainer.pickled import load_pickled, plain_config
 
 # Parts of a name that wrappers put in: DDP and DeepSpeed, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -34,8 +33,8 @@ TEXT_ENCODERS = {
     "google/flan-t5-base": 768,
     "google/flan-t5-large": 1024,
 }
-LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
-STATE, CONFIG = "best_state", "xp.cfg"
+LM_FILE, CODEC_FILE, SOLVER_FILE = "state_dict.bin", "compression_state_dict.bin", "checkpoint.th"
+STATE, FSDP_STATE, CONFIG = "best_state", "fsdp_best_state", "xp.cfg"
 # Parts of a convolution: weight_norm's names since torch 2.0, and before.
 CODEC_TAILS = {
     "bias": "bias",
@@ -53,6 +52,7 @@ class AudiocraftConfig:
     width: int
     layers: int
     heads: int
+    activation: str
     delays: tuple[int, ...]
     text_encoder: str
     segment_seconds: float
@@ -83,6 +83,7 @@ def lm_to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def lm_from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `lm_to_audiocraft`; takes the `.mha.` names of audiocraft's plain attention as well.
 
+    The tensors share the memory of those given, so that of a mapped file only what is used is read.
     Raises ModelError where tensors are missing or unknown, as in melody and style models.
     """
     names = plain_names(state, also=("mha",))
@@ -94,7 +95,7 @@ def lm_from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.shape[0] % len(parts):
             raise ModelError(f"{theirs} has {tensor.shape[0]} rows: not query, key and value of one size")
         for ours, part in zip(parts, tensor.chunk(len(parts)), strict=True):
-            result[ours] = _stacked([part])
+            result[ours] = part.detach().cpu()
     return result
 
 
@@ -223,14 +224,17 @@ def text_encoder_name(config: MusicgenConfig) -> str:
 
 
 def read_audiocraft(path: Path) -> AudiocraftModel:
-    """The language model of a folder with state_dict.bin, of such a file, or of a plain lm_final.pt.
+    """The language model of a folder with state_dict.bin, of such a file, of a plain lm_final.pt, or of a solver's
+    checkpoint.th: there the best state, FSDP's first, as audiocraft 1.3.0's utils/export.py takes it.
 
-    Nothing in the file is executed (weights_only). Raises ModelError where it is missing, truncated or holds
-    something else.
+    Nothing in the file is executed (see `trainer.pickled`), and its tensors stay on disk until they are used. Raises
+    ModelError where it is missing, truncated or holds something else.
     """
     file = path / LM_FILE if path.is_dir() else path
-    package = _load(file)
-    state = package.get(STATE, package)
+    package = load_pickled(file)
+    state = package.get(FSDP_STATE) or package.get(STATE, package)
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # a solver's: by the name of each module
+        state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{file} holds no language model of audiocraft, whose tensors stand under {STATE}")
     try:
@@ -337,26 +341,16 @@ def _yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(value, sort_keys=False)
 
 
-def _load(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ModelError(f"there is no {file}")
+def _parse_config(config: object, file: Path) -> AudiocraftConfig:
+    """`config` is the YAML of an exported file, or what stands for a solver's configuration object."""
     try:
-        package = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise ModelError(f"{file} cannot be read as a file of tensors ({error}); is it complete?") from error
-    if not isinstance(package, dict):
-        raise ModelError(f"{file} holds a {type(package).__name__}, not the tensors of a model by name")
-    return package
-
-
-def _parse_config(text: str, file: Path) -> AudiocraftConfig:
-    try:
-        tree = yaml.safe_load(text)
+        tree = yaml.safe_load(config) if isinstance(config, str) else plain_config(config)
         model, conditioner = tree["transformer_lm"], tree["conditioners"]["description"]
         return AudiocraftConfig(
             width=int(model["dim"]),
             layers=int(model["num_layers"]),
             heads=int(model["num_heads"]),
+            activation=str(model.get("activation", "relu")),  # audiocraft's own default
             delays=tuple(int(delay) for delay in tree["codebooks_pattern"]["delay"]["delays"]),
             text_encoder=str(conditioner["t5"]["name"]),
             segment_seconds=float(tree["dataset"]["segment_duration"]),

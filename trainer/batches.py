@@ -63,7 +63,8 @@ class Batch:
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
-    condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them."""
+    condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them. `texts[clip]` are
+    those that Row.text chooses from; None where each clip is always trained with its caption."""
 
     codes: Codes
     text: Text
@@ -72,12 +73,23 @@ class Examples:
     shape: Shape
     special_token: int
     segment_frames: int
+    texts: Sequence[Sequence[str | None]] | None = None
+
+    def text_of(self, row: Row) -> str | None:
+        """What the row is trained with; None is a null condition."""
+        if row.drop_caption:
+            return None
+        return self.captions[row.clip] if self.texts is None else self.texts[row.clip][row.text]
+
+    def all_texts(self) -> Iterator[str]:
+        """Every caption and every text that is drawn in its place."""
+        return (text for texts in (self.captions, *(self.texts or ())) for text in texts if text is not None)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """The micro-batch of these rows, in CPU memory, pinned where there is a CUDA device."""
         codes = [self.codes.crop(row.clip, row.view, row.start, row.frames) for row in rows]
-        captions = [None if row.drop_caption else self.captions[row.clip] for row in rows]
-        states = [None if caption is None else self.text.states(caption) for caption in captions]
+        texts = [self.text_of(row) for row in rows]
+        states = [None if text is None else self.text.states(text) for text in texts]
         steps = max(steps_of(row.frames, self.shape.codebooks, self.segment_frames) for row in rows)
         inputs, labels = inputs_and_labels(self._padded_codes(codes, steps), self.special_token)
         for index, row in enumerate(rows):

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError, StorageError
+from trainer.weights import Weights
 
 FORMAT = 1
 KEPT = 2
@@ -77,7 +78,7 @@ class Checkpoint:
                     parts.append(file.get_slice(name)[max(start, first) - first : min(stop, last) - first])
         return torch.cat(parts)
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> Weights:
         """The model's tensors by name, each read when it is asked for."""
         return _Weights(self)
 
@@ -98,18 +99,24 @@ class Checkpoint:
             self._pieces[name].sort()
 
 
-class _Weights(Mapping[str, Tensor]):
+class _Weights(Weights):
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.read(WEIGHT + name).reshape(self._checkpoint.shape(WEIGHT + name))
+        return self._checkpoint.read(WEIGHT + name).reshape(self.shape(name))
 
     def __iter__(self) -> Iterator[str]:
         return (name.removeprefix(WEIGHT) for name in self._checkpoint.names(WEIGHT))
 
     def __len__(self) -> int:
         return len(self._checkpoint.names(WEIGHT))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._checkpoint.shape(WEIGHT + name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._checkpoint.read(WEIGHT + name, start, stop)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

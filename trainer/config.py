@@ -46,6 +46,15 @@ class Config:
     code_views: Annotated[
         int, data("Offsets inside a codec frame at which each file is encoded.", least=1, most=640)
     ] = 4
+    word_dropout: Annotated[
+        float, data("Share of a caption's words that are left out while training.", least=0, below=1)
+    ] = 0.0
+    caption_variants: Annotated[
+        int, data("With --word_dropout: variants of each caption; each epoch draws one.", least=1, most=1000)
+    ] = 8
+    caption_lines: Annotated[
+        bool, data("Each line of a .txt is a caption, one of which is drawn each epoch; 0: all lines are one.")
+    ] = False
     rehash: Annotated[
         bool, data("Read every file to see whether it changed, instead of its size and date.")
     ] = False
@@ -57,6 +66,13 @@ class Config:
             "debug, a tiny model with random weights."
         ),
     ] = "small"
+    init_from: Annotated[
+        str | None,
+        model(
+            "Start from the weights of an earlier run, a checkpoint, an lm_*.pt, a Hugging Face or audiocraft folder "
+            "or file of the same size; none: those of --model_id."
+        ),
+    ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
     tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
 
@@ -260,6 +276,14 @@ def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
         )
+    if "caption_variants" in typed and config.word_dropout == 0:
+        raise ConfigError(
+            f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
+            "--word_dropout 0.3, or remove --caption_variants."
+        )
+    for name in ("word_dropout", "caption_lines"):
+        if config.no_label and name in typed and getattr(config, name):
+            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
     if "min_lr_ratio" in typed and config.lr_schedule == "constant":
         raise ConfigError(
             "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."

@@ -14,6 +14,7 @@ import torch
 
 from trainer import cache, manifest
 from trainer.batches import Examples
+from trainer.captions import first_caption, texts_of
 from trainer.config import Config
 from trainer.errors import DataError
 from trainer.manifest import Fate
@@ -88,9 +89,11 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers |
         held_out, other_fates = _encoded(config, source, device, peers, folder)
         shown = manifest.display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
-    _fill_text(config, source, device, peers, [*train["caption"], *held_out["caption"]])
+    captions = [first_caption(caption) for caption in (*train["caption"], *held_out["caption"])]
+    texts = _texts(config, train)
+    _fill_text(config, source, device, peers, [*captions, *(text for of_clip in texts or () for text in of_clip)])
     return Dataset(
-        train=_examples(config, source, train),
+        train=_examples(config, source, train, texts),
         validation=_examples(config, source, held_out) if len(held_out) else None,
         fates=fates,
         digest=_digest(train),
@@ -120,6 +123,7 @@ def _encoded(
     scanned = manifest.scan(
         folder,
         no_label=config.no_label,
+        caption_lines=config.caption_lines,
         min_seconds=config.min_seconds,
         memory=Path(config.cache_dir) / "scan",
         rehash=config.rehash and peers.rank == 0,
@@ -176,12 +180,27 @@ def _fill_text(
     peers.wait("text")
 
 
-def _examples(config: Config, source: Source, clips: datasets.Dataset) -> Examples:
-    captions: Sequence[str | None] = clips["caption"][:]
+def _texts(config: Config, clips: datasets.Dataset) -> list[tuple[str | None, ...]] | None:
+    """The texts that each clip is trained with; None where that is its caption alone."""
+    if config.word_dropout == 0 and not config.caption_lines:
+        return None
+    rate, variants = config.word_dropout, config.caption_variants
+    return [texts_of(caption, word_dropout=rate, variants=variants, seed=config.seed) for caption in clips["caption"]]
+
+
+def _examples(
+    config: Config,
+    source: Source,
+    clips: datasets.Dataset,
+    texts: Sequence[Sequence[str | None]] | None = None,
+) -> Examples:
+    captions = [first_caption(caption) for caption in clips["caption"]]
+    drawn = [text for of_clip in texts or () for text in of_clip]
     return Examples(
         codes=cache.open_codes(_code_store(config, source), clips["content"][:]),
-        text=cache.open_text(_text_store(config, source), [text for text in captions if text is not None]),
+        text=cache.open_text(_text_store(config, source), [text for text in (*captions, *drawn) if text is not None]),
         captions=captions,
+        texts=texts,
         names=clips["path"][:],
         shape=source.shape,
         special_token=source.special_token,

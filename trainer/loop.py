@@ -111,7 +111,7 @@ def worst_case(run: Run) -> Batch:
     """The micro-batch that needs most memory: every clip is as long as the longest, with the longest caption."""
     text, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
-    longest = max((caption for caption in text.captions if caption is not None), key=len, default=None)
+    longest = max(text.all_texts(), key=len, default=None)
     states = 1 if longest is None else len(text.text.states(longest))
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)

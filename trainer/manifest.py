@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from trainer.audio import AudioFacts, AudioFault, inspect_all, write_whole
+from trainer.captions import LINE
 from trainer.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ class Manifest:
 
 def scan(
     folder: Path, *, no_label: bool, min_seconds: float, memory: Path, rehash: bool = False,
-    show_progress: bool = True,
+    show_progress: bool = True, caption_lines: bool = False,
 ) -> Manifest:
     """Every .wav below `folder` with the .txt of the same name beside it, and each file's fate.
 
-    With `no_label` no caption is read or used, present or not, and all clips have caption null.
+    With `no_label` no caption is read or used, present or not, and all clips have caption null. With
+    `caption_lines` each line of a .txt is a caption of its own, and they stand joined by LINE.
     Facts of inspected files are kept in the folder `memory`: a file of unchanged size and modification
     time is not read again unless `rehash`. Raises DataError if there is no clip to train on, StorageError
     if `memory` cannot be written. No single file makes it fail.
@@ -82,7 +84,7 @@ def scan(
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
     for item in _walk(root):
-        judged = _candidate(root, item, no_label) if isinstance(item, _Sound) else item
+        judged = _candidate(root, item, no_label, caption_lines) if isinstance(item, _Sound) else item
         if isinstance(judged, Fate):
             fates.append(judged)
         else:
@@ -248,7 +250,7 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK_NAMES
 
 
-def _candidate(root: str, sound: _Sound, no_label: bool) -> _Candidate | Fate:
+def _candidate(root: str, sound: _Sound, no_label: bool, caption_lines: bool) -> _Candidate | Fate:
     """What is worth decoding: a regular file whose caption is in order. Nothing of the sound is read."""
     shown, path = display(sound.name), os.path.join(root, sound.name)
     try:
@@ -266,7 +268,7 @@ def _candidate(root: str, sound: _Sound, no_label: bool) -> _Candidate | Fate:
         return Fate(path=shown, fate="no caption", detail=detail)
     else:
         try:
-            caption, remark = read_caption(os.path.join(root, sound.caption_name))
+            caption, remark = read_caption(os.path.join(root, sound.caption_name), lines=caption_lines)
         except _CaptionFault as fault:
             return Fate(path=shown, fate=fault.fate, detail=f"{display(sound.caption_name)} {fault.detail}")
     return _Candidate(name=sound.name, path=path, caption=caption, remark=remark)
@@ -327,8 +329,10 @@ class _CaptionFault(Exception):
         self.detail = detail
 
 
-def read_caption(path: str) -> tuple[str | None, str]:
+def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
     """The caption in a text file with all white space made single spaces, None if blank; and a remark.
+
+    With `lines`, that of each line that is not blank, joined by LINE.
 
     UTF-8 and UTF-16 with BOM are read, then Windows-1252, of which Latin-1's letters are a part.
     """
@@ -345,9 +349,11 @@ def read_caption(path: str) -> tuple[str | None, str]:
     text, remark = _decode(raw)
     if CONTROLS.intersection(text):
         raise _CaptionFault("caption unreadable", "holds NUL or control characters: save it as UTF-8 text")
-    caption = " ".join(text.split())
-    if len(caption) > CAPTION_CHARACTERS:
-        detail = f"has {len(caption):,} characters: shorten it to {CAPTION_CHARACTERS:,} at most"
+    captions = [" ".join(part.split()) for part in (text.splitlines() if lines else [text])]
+    caption = LINE.join(filter(None, captions))
+    longest = max(map(len, captions), default=0)
+    if longest > CAPTION_CHARACTERS:
+        detail = f"has {longest:,} characters: shorten it to {CAPTION_CHARACTERS:,} at most"
         raise _CaptionFault("caption too long", detail)
     return (caption, remark) if caption else (None, "empty caption: trained without text")
 

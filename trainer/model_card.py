@@ -25,6 +25,7 @@ class Training:
     """What the model card tells about how a model came to be.
 
     base_model       what --model_id said
+    started_from     what --init_from said; only its last part is published
     dataset          folder or dataset id; only its last part is published
     hours            of audio, the sum over the clips
     hyperparameters  flag or quantity to its value, in the order of the table
@@ -36,6 +37,7 @@ class Training:
     hours: float
     steps: int
     hyperparameters: Mapping[str, object]
+    started_from: str | None = None
 
 
 def model_card(training: Training) -> str:
@@ -50,6 +52,7 @@ def model_card(training: Training) -> str:
     if meta:
         front["license"] = "cc-by-nc-4.0"
     base = hub_id or Path(training.base_model).name
+    start = _start(training.started_from)
     rows = {"optimizer steps": training.steps, **training.hyperparameters}
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
     return f"""---
@@ -59,7 +62,7 @@ def model_card(training: Training) -> str:
 # MusicGen, fine-tuned on {_cell(dataset)}
 
 A text-to-music model: {_cell(base)} with its language model fine-tuned on {training.clips} clips
-({training.hours:.2f} hours) of "{_cell(dataset)}". T5 and EnCodec are those of the base model.
+({training.hours:.2f} hours) of "{_cell(dataset)}". T5 and EnCodec are those of the base model.{start}
 
 ## Training
 
@@ -95,7 +98,7 @@ model = MusicGen.get_pretrained("models/audiocraft")
 
 ## Licence
 
-{_licence(training.base_model, meta)}
+{_licence(training.base_model, meta, training.started_from)}
 
 ## Citation
 
@@ -116,7 +119,18 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _licence(base_model: str, meta: bool) -> str:
+def _start(started_from: str | None) -> str:
+    if started_from is None:
+        return ""
+    return f'\nThe training started from the language model of "{_cell(Path(started_from).name)}".'
+
+
+def _licence(base_model: str, meta: bool, started_from: str | None) -> str:
+    of_base = _licence_of_base(base_model, meta)
+    return of_base if started_from is None else f"{of_base} The licence of the weights at the start holds as well."
+
+
+def _licence_of_base(base_model: str, meta: bool) -> str:
     if meta:
         return (
             "The base model's weights are Meta's and under CC-BY-NC 4.0, which binds this model as well: no"

@@ -15,12 +15,16 @@ from functools import lru_cache
 import numpy as np
 
 # Separate the draws of one (seed, epoch, clip) by what they are for.
-PERMUTATION, CROP = 1, 2
+PERMUTATION, CROP, TEXT = 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The whole run's order. `frames[clip, view]` are the frames that each cached view of a clip has."""
+    """The whole run's order.
+
+    frames  (clips, views): the frames that each cached view of a clip has
+    texts   (clips,): how many texts a clip's caption is drawn from; None where each has one
+    """
 
     seed: int
     epochs: int
@@ -30,6 +34,7 @@ class Order:
     caption_drop_rate: float
     frames: np.ndarray
     max_steps: int | None = None
+    texts: np.ndarray | None = None
 
     @property
     def clips(self) -> int:
@@ -50,7 +55,8 @@ class Order:
 class Row:
     """One row of a step: frames [start, start + frames) of one view of a clip, with its caption or without.
 
-    A filler has weight 0 and only completes a micro-batch.
+    `text` numbers the text that its caption is, of those that it is drawn from. A filler has weight 0 and only
+    completes a micro-batch.
     """
 
     clip: int
@@ -59,6 +65,7 @@ class Row:
     start: int
     frames: int
     drop_caption: bool
+    text: int = 0
     weight: int = 1
 
 
@@ -97,7 +104,14 @@ def draw(order: Order, epoch: int, clip: int) -> Row:
         start=start_word * (available - frames + 1) >> 64,
         frames=frames,
         drop_caption=drop_word < order.caption_drop_rate * 2**64,
+        text=_drawn_text(order, epoch, clip),
     )
+
+
+def _drawn_text(order: Order, epoch: int, clip: int) -> int:
+    if order.texts is None:
+        return 0
+    return int(_words(order.seed, TEXT, epoch, clip, count=1)[0]) * int(order.texts[clip]) >> 64
 
 
 def micro_batches(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
@@ -49,8 +51,11 @@ def plan_of(
 
 
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
-    """What must be the same for a checkpoint to be continued: the numbers depend on all of it."""
-    return {
+    """What must be the same for a checkpoint to be continued: the numbers depend on all of it.
+
+    Settings that are off have no entry, so that checkpoints from before they existed can be continued.
+    """
+    identity: dict[str, object] = {
         "dataset": f"{data.clips} clips, digest {data.digest}",
         "codec": source.codec_identity(),
         "text encoder": source.text_identity(),
@@ -60,6 +65,12 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         "--code_views": config.code_views,
         "share of captions dropped (--use_cfg, --cfg_rate)": config.caption_drop_rate,
     }
+    if config.init_from is not None:
+        identity["--init_from"] = config.init_from
+    if config.word_dropout > 0:
+        rate, variants = config.word_dropout, config.caption_variants
+        identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
+    return identity
 
 
 def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
@@ -72,6 +83,7 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
         codebooks=data.train.shape.codebooks,
         caption_drop_rate=config.caption_drop_rate,
         frames=data.train.codes.frames,
+        texts=None if data.train.texts is None else np.array([len(texts) for texts in data.train.texts]),
         max_steps=config.max_steps,
     )
 
@@ -115,6 +127,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
     return model_card(
         Training(
             base_model=config.model_id,
+            started_from=config.init_from,
             dataset=config.dataset_path,
             clips=data.clips,
             hours=data.seconds / 3600,
@@ -124,6 +137,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
                 "epochs": round(order.epoch_of(step), 2),
                 "precision": plan.mixed_precision,
                 "captions dropped": config.caption_drop_rate,
+                "words dropped": config.word_dropout,
                 **{name: getattr(config, name) for name in names},
             },
         )

@@ -128,7 +128,8 @@ def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
     """Raise CheckpointError, naming both values, where the checkpoint belongs to other data or settings."""
     then = checkpoint.run["identity"]
     assert isinstance(then, dict)
-    different = [f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+    names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]
     if different:
         raise CheckpointError(
             f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"

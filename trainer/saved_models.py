@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from transformers import (
 from trainer.audiocraft_format import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
 from trainer.errors import ModelError
 from trainer.models import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
+from trainer.pickled import load_pickled
 from trainer.weights import MemoryWeights, current_name
 
 RUN_CONFIG = "config.json"
@@ -114,7 +113,6 @@ def _open_audiocraft(folder: Path) -> Source:
         raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
     codec_config, codec = _codec(folder / CODEC_FILE)
     encoder, location = _text_encoder(folder, package.config.text_encoder)
-    tree = _tree(_package(folder / LM_FILE), folder / LM_FILE)
     embedding = package.state["decoder.model.decoder.embed_tokens.0.weight"]
     codes = embedding.shape[0] - 1
     decoder = MusicgenDecoderConfig(
@@ -124,7 +122,7 @@ def _open_audiocraft(folder: Path) -> Source:
         num_attention_heads=package.config.heads,
         ffn_dim=package.state["decoder.model.decoder.layers.0.fc1.weight"].shape[0],
         num_codebooks=len(package.config.delays),
-        activation_function=tree["transformer_lm"].get("activation", "relu"),  # audiocraft's own default
+        activation_function=package.config.activation,
         audio_channels=1,
         pad_token_id=codes,
         bos_token_id=codes,
@@ -162,7 +160,7 @@ def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
 
 
 def _codec(file: Path) -> tuple[EncodecConfig, dict[str, Tensor]]:
-    package = _package(file)
+    package = load_pickled(file)
     if STATE not in package:
         raise ModelError(f"{file} does not hold EnCodec itself: add --base with the model whose EnCodec it is")
     tree = _tree(package, file)
@@ -204,15 +202,6 @@ def _codec_config(tree: Mapping[str, Any]) -> EncodecConfig:
     config.target_bandwidths = [quantizer["n_q"] * config.frame_rate * bits / 1000]
     assert config.num_quantizers == quantizer["n_q"]
     return config
-
-
-def _package(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ModelError(f"there is no {file}")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise ModelError(f"{file} cannot be read as a file of tensors ({error}); is it complete?") from error
 
 
 def _tree(package: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -54,6 +54,33 @@ class MemoryWeights(Weights):
         return self._tensors[name].detach().reshape(-1)[start:stop]
 
 
+class ReplacedWeights(Weights):
+    """`weights` in which `others` stand in place of the tensors of the same names."""
+
+    def __init__(self, weights: Weights, others: Weights):
+        self._weights = weights
+        self._others = others
+        self._replaced = frozenset(weights) & frozenset(others)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of(name)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._of(name).shape(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._of(name).read(name, start, stop)
+
+    def _of(self, name: str) -> Weights:
+        return self._others if name in self._replaced else self._weights
+
+
 class WeightFiles(Weights):
     """Read-only mapping from tensor name to tensor over the weight files of a Hugging Face folder.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .random_models import decoder_config, random_model, random_source
-from .turns import Turn
-from .work import CODES, Work
+from benchmarks.random_models import decoder_config, random_model, random_source
+from benchmarks.turns import Turn
+from benchmarks.work import CODES, Work
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, (0.9, 0.95), 1e-5, 1.0
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

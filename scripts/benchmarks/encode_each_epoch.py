@@ -1,6 +1,6 @@
 """Three epochs as trainers do it that keep no cache: every clip through EnCodec and T5 again in every epoch.
 
-python -m scripts.benchmarks.encode_each_epoch MODEL_FOLDER DATA_FOLDER MICRO_BATCH PRECISION
+python -m benchmarks.encode_each_epoch MODEL_FOLDER DATA_FOLDER MICRO_BATCH PRECISION
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import soundfile
 import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
+from benchmarks.contestants import AUTOCAST, LEARNING_RATE
+from benchmarks.work import CODES
 from trainer.patterns import inputs_and_labels
-
-from .contestants import AUTOCAST, LEARNING_RATE
-from .work import CODES
 
 
 def main(model_folder: str, data: str, micro_batch: int, precision: str, epochs: int = 3) -> None:

@@ -14,6 +14,11 @@ import numpy as np
 import torch
 from transformers import EncodecModel
 
+from benchmarks.music import SAMPLE_RATE_HZ, write_clips
+from benchmarks.random_models import random_model, random_source
+from benchmarks.report import Row
+from benchmarks.turns import resident_bytes
+from benchmarks.work import CODES, Work
 from trainer import cache, manifest
 from trainer.batches import Examples
 from trainer.checkpoint import Saver
@@ -24,12 +29,6 @@ from trainer.loop import Intervals, Run, train
 from trainer.order import Order, rows_of_step
 from trainer.schedule import Schedule
 from trainer.stopping import StopRequest
-
-from .music import SAMPLE_RATE_HZ, write_clips
-from .random_models import random_model, random_source
-from .report import Row
-from .turns import resident_bytes
-from .work import CODES, Work
 
 SAVE_STEPS = 100  # what --save_step is taken to be
 GROWTH = (1, 4, 16)

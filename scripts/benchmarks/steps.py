@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks import contestants
+from benchmarks.report import Row
+from benchmarks.turns import Timing, take_turns
+from benchmarks.work import Work
 from trainer.memory import expected_bytes
-
-from . import contestants
-from .report import Row
-from .turns import Timing, take_turns
-from .work import Work
 
 CONTESTANTS = ("step", "bare", "seq2seq", "audiocraft")
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks import steps
+from benchmarks.report import Row
+from benchmarks.work import Work
 from trainer.memory import expected_bytes
-
-from . import steps
-from .report import Row
-from .work import Work
 
 SIZES = ("small", "medium", "large")
 MOST = 64  # micro-batch

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.work import Work
 from trainer.matmul_rate import matmul_rate
-
-from .work import Work
 
 READY, DONE, FAILED = "ready", "done", "failed"
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from . import steps
-from .music import write_clips
-from .parts import Settings
-from .random_models import write_model
-from .report import Row
-from .work import Work
+from benchmarks import steps
+from benchmarks.music import write_clips
+from benchmarks.parts import Settings
+from benchmarks.random_models import write_model
+from benchmarks.report import Row
+from benchmarks.work import Work
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = "import torch, transformers, accelerate"
@@ -130,8 +130,8 @@ def epochs(settings: Settings) -> list[Row]:
             seconds[f"ours, {views} view(s) of each clip"] = lines[-1]["time"] - started
         since = time.time()
         words = [str(model), str(folder / "data"), str(work.micro_batch), work.precision]
-        command = [sys.executable, "-m", "scripts.benchmarks.encode_each_epoch", *words]
-        subprocess.run(command, cwd=ROOT, env=_environ(), check=True)
+        command = [sys.executable, "-m", "benchmarks.encode_each_epoch", *words]
+        subprocess.run(command, cwd=ROOT / "scripts", env=_environ(), check=True)
         seconds["encoding in every epoch"] = time.time() - since
     for what, value in seconds.items():
         rows.append(

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from scripts.benchmarks.work import Work
+from benchmarks.work import Work
 
 
 def work_of(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> Work:
@@ -28,8 +28,8 @@ def measure(work: Work, steps: int = 6) -> dict:
     """Losses and peak memory of `steps` steps."""
     import numpy as np
     import torch
+    from benchmarks.random_models import random_source
 
-    from scripts.benchmarks.random_models import random_source
     from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.launcher import Launch

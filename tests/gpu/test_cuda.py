@@ -28,7 +28,7 @@ def measured(size: str, strategy: str, micro_batch: int, checkpointing: bool) ->
     """What tests/gpu/cases.py prints, run in a process of its own, so that memory starts from nothing."""
     words = [size, strategy, str(micro_batch), str(int(checkpointing))]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.cases", *words], cwd=ROOT, env=environ(), capture_output=True, text=True
+        [sys.executable, "-m", "tests.gpu.cases", *words], cwd=ROOT, env=environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts"), capture_output=True, text=True
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
     assert lines, done.stdout + done.stderr

@@ -1,0 +1,45 @@
+"""The texts that a clip's caption is drawn from: lines of its file, and variants of them with words left out.
+
+They are made before training, so that T5 reads each once into the cache. Which one a clip has in an epoch is
+drawn in `trainer.order`, all with equal probability.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+# Between the captions of one clip, where a file has several (--caption_lines 1).
+LINE = "\n"
+
+
+def first_caption(caption: str | None) -> str | None:
+    """The caption by which a clip is validated and named: the first of its lines, with all its words."""
+    return None if caption is None else caption.split(LINE)[0]
+
+
+def texts_of(caption: str | None, *, word_dropout: float, variants: int, seed: int) -> tuple[str | None, ...]:
+    """The texts that a clip with this caption is trained on, one of which is drawn each epoch; None is no text.
+
+    word_dropout  probability in [0, 1) of each word to be left out of a variant; 0 gives the lines themselves
+    variants      of each line; they may be alike, and without words a variant is None
+
+    Source: audiocraft 1.3.0, T5Conditioner.tokenize splits at spaces and takes "" as the null condition. It draws
+    anew for every batch.
+    """
+    if caption is None:
+        return (None,)
+    lines = caption.split(LINE)
+    if word_dropout == 0:
+        return tuple(lines)
+    return tuple(thinned(line, word_dropout, seed, variant) for line in lines for variant in range(variants))
+
+
+def thinned(line: str, word_dropout: float, seed: int, variant: int) -> str | None:
+    """`line` without some of its words: a function of (seed, line, variant), and None where none is left."""
+    words = line.split(" ")
+    key = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
+    draws = np.random.SeedSequence((seed, key, variant)).generate_state(len(words), np.uint64)
+    kept = [word for word, draw in zip(words, draws, strict=True) if int(draw) >= word_dropout * 2**64]
+    return " ".join(kept) or None
