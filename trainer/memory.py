@@ -235,12 +235,12 @@ def _frame_bytes(shape: Shape, layout: Layout) -> int:
 
 
 def _logits_bytes(shape: Shape, layout: Layout) -> int:
-    """The final norm and the heads' inputs; logits, their gradient and the float32 log-probabilities of the loss."""
+    """The final norm and the heads' inputs; every codebook's float32 log-probabilities, kept for the backward pass, and
+    what one codebook's cross entropy holds beside them: two gradients in float32, one in the compute precision."""
     compute, residual = _compute_bytes(layout), _residual_bytes(layout)
     inputs = residual * shape.width + compute * shape.width * (shape.codebooks if _autocast(layout) else 1)
-    every_codebook = shape.codebooks * shape.codes * (2 * compute + FLOAT32)
-    one_codebook = 2 * FLOAT32 * shape.codes
-    return inputs + every_codebook + one_codebook
+    one_codebook = 2 * FLOAT32 + (compute if layout.precision != "no" else 0)
+    return inputs + shape.codes * (shape.codebooks * FLOAT32 + one_codebook)
 
 
 def _autocast(layout: Layout) -> bool:

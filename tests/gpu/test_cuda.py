@@ -27,9 +27,9 @@ GIB = 2**30
 def measured(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> dict:
     """What tests/gpu/cases.py prints, run in a process of its own, so that memory starts from nothing."""
     words = [size, strategy, str(micro_batch), str(int(checkpointing))]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.cases", *words], cwd=ROOT, env=environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts"), capture_output=True, text=True
-    )
+    environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
+    command = [sys.executable, "-m", "tests.gpu.cases", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
     assert lines, done.stdout + done.stderr
     return json.loads(lines[0].removeprefix("MEASURED "))

@@ -21,7 +21,7 @@ from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
 from trainer.matmul_rate import matmul_rate
-from trainer.models import Source, empty_language_model
+from trainer.models import LanguageModel, Source, empty_language_model
 from trainer.plan import Plan
 
 # fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
@@ -61,6 +61,8 @@ class Engine:
         model = empty_language_model(source, dropout=config.dropout)
         if plan.gradient_checkpointing:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.compile:
+            _compile_layers(model, plan)
         self.device = accelerator.device
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
@@ -223,6 +225,17 @@ class Engine:
         if self._reseeds:
             entropy = (self._seed, step, micro_batch, self.ranks.rank)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def _compile_layers(model: LanguageModel, plan: Plan) -> None:
+    """Each layer by itself, in place: names stay, and all layers share what is compiled for the first.
+
+    For any length at once, since batches differ in theirs.
+    """
+    if plan.strategy == "zero3":
+        raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
+    for layer in model.decoder.model.decoder.layers:
+        layer.compile(dynamic=True)
 
 
 def _reader(source: Source) -> Read:
