@@ -53,6 +53,8 @@ def run(config: Config, typed: frozenset[str]) -> int:
     from trainer.launcher import read_launch
 
     launch = read_launch(os.environ)
+    if launch.use_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
     with Ending(config.output_dir, first=launch.rank == 0) as ending:
         ending.code = train_and_export(config, typed, launch, ending)
     return ending.code
@@ -106,6 +108,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         with StopRequest() as stop:
             step = train(training, engine, saver, tracker, stop, start_step)
             tracker.close()
+        if ranks.is_first and (words := folder.words_on_tracking()):
+            print(words)
 
         if step < order.steps:
             ranks.say(f"{stop.name or 'stopped'}: saved after step {step} of {order.steps}; run the same command again")

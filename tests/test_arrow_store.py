@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,17 +108,32 @@ def test_rows_wait_for_a_part_by_time_and_bytes(tmp_path: Path, monkeypatch: pyt
     assert parts(tmp_path) == 3 + 3
 
 
+def an_hour_old(path: Path) -> None:
+    os.utime(path, (time.time() - 3700,) * 2)
+
+
 def test_only_abandoned_partial_files_are_removed(tmp_path: Path) -> None:
     store = number_store(tmp_path)
     store.append([number_row(0)])
     abandoned = tmp_path / ("left-by-a-kill" + PARTIAL)
     abandoned.write_bytes(b"half")
+    an_hour_old(abandoned)
     with arrow_store._locked(tmp_path / ("in-hand" + PARTIAL)) as file:
+        an_hour_old(Path(file.name))
         assert store.keys() == {"0"}
         assert not abandoned.exists()
         assert Path(file.name).exists()
     assert store.keys() == {"0"}
     assert not Path(file.name).exists()
+
+
+def test_what_another_machine_may_be_writing_is_left_alone(tmp_path: Path) -> None:
+    """Where locks do not reach it, only its age tells a partial file that a kill left from one in hand."""
+    number_store(tmp_path).append([number_row(0)])
+    in_hand = tmp_path / ("of-another-machine" + PARTIAL)
+    in_hand.write_bytes(b"half")
+    assert number_store(tmp_path).keys() == {"0"}
+    assert in_hand.exists()
 
 
 def append_many(folder: Path, first: int) -> None:

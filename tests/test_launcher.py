@@ -48,6 +48,11 @@ def test_a_configuration_names_its_strategy(environment, strategy, offload):
     assert (launch.strategy, launch.offload_optimizer) == (strategy, offload)
 
 
+def test_a_configuration_that_says_cpu_is_heard():
+    assert read_launch({**ACCELERATE, "ACCELERATE_USE_CPU": "true"}).use_cpu
+    assert not read_launch({**ACCELERATE, "ACCELERATE_USE_CPU": "false"}).use_cpu
+
+
 def test_a_configuration_names_its_precision():
     assert read_launch({**FSDP, "ACCELERATE_MIXED_PRECISION": "bf16"}).mixed_precision == "bf16"
 

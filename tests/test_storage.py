@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import assert_bit_equal, final_state, launch_here, metrics
+from tests.runs import assert_bit_equal, few_clips, final_state, launch_here, metrics
 from trainer.checkpoint import Checkpoint, complete_checkpoints
 
 FLAGS = ("--max_steps", "6", "--epochs", "100", "--lr", "3e-3", "--batch_size", "2", "--grad_acc", "1")
@@ -57,6 +57,22 @@ def test_a_read_only_output_folder_is_refused_before_any_work(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
     assert "--output_dir models cannot be written" in output
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_read_only_dataset_is_trained_on(tmp_path):
+    data = few_clips(tmp_path / "data")
+    mount(data, "size=50m")
+    try:
+        few_clips(data)
+        before = {path.name for path in data.iterdir()}
+        subprocess.run(["mount", "-o", "remount,ro", str(data)], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (data / "probe").touch()
+        launch_here(tmp_path, *FLAGS[2:], "--max_steps", "1")
+        assert {path.name for path in data.iterdir()} == before
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+    assert (tmp_path / "models/lm_final.pt").is_file()
 
 
 def test_an_output_path_below_a_file_is_refused(tmp_path):

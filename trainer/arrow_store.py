@@ -27,6 +27,8 @@ KEY = "key"
 # A part is written once this much work or this many bytes wait: a kill costs a minute and the row in hand.
 FLUSH_SECONDS = 60.0
 FLUSH_BYTES = 64 * 2**20
+# A lock that a file system keeps to one machine does not show another one's writer: nothing is written for so long.
+ABANDONED_SECONDS = 3600.0
 PART, PARTIAL, DAMAGED = ".arrow", ".partial", ".damaged"
 
 log = logging.getLogger(__name__)
@@ -221,7 +223,9 @@ def _locked(partial: Path) -> Iterator[Any]:
 
 
 def _remove_if_abandoned(partial: Path) -> None:
-    """Remove a part that a killed process left behind: one that nobody holds the lock of."""
+    """Remove a part that a killed process left behind: an old one that nobody holds the lock of."""
     with suppress(OSError), open(partial, "r+b") as file:
+        if time.time() - os.fstat(file.fileno()).st_mtime < ABANDONED_SECONDS:
+            return
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         partial.unlink()

@@ -27,6 +27,7 @@ class Launch:
 
     strategy, mixed_precision  None where the configuration names none; a plain launch on several processes
                                names none, and a MULTI_GPU file cannot be told from it
+    use_cpu                    GPUs that are there are not to be used (use_cpu: true, ACCELERATE_USE_CPU)
     """
 
     rank: int = 0
@@ -36,6 +37,7 @@ class Launch:
     strategy: str | None = None
     offload_optimizer: bool = False
     mixed_precision: str | None = None
+    use_cpu: bool = False
 
     @property
     def nodes(self) -> int:
@@ -70,6 +72,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
         strategy=strategy,
         offload_optimizer=offload,
         mixed_precision=None if precision == "no" else precision,
+        use_cpu=_on(environment, "ACCELERATE_USE_CPU"),
     )
 
 

@@ -43,6 +43,12 @@ class RunFolder:
             write_atomically(path, secrets.token_hex(8).encode())
         return path.read_text()
 
+    def words_on_tracking(self) -> str:
+        """How to upload what wandb was told without a network; empty where there is nothing of it."""
+        if not list(self.root.glob("wandb/offline-run-*")):
+            return ""
+        return f"logged without a network; to upload it: wandb sync {self.root}/wandb/offline-run-*-{self.tracker_id()}"
+
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         write_atomically(self.root / name, json.dumps(values, indent=1).encode())
 

@@ -26,12 +26,22 @@ class Tracker:
     def __init__(self, path: Path | None, *, start_step: int, external: ExternalTrackers | None):
         """Continues `path` after `start_step`: what a killed run reported beyond that is cut off.
 
+        The external trackers cannot take back what they were told beyond it. It is not told to them again, and
+        kept in `.told.json` beside `path` for the case that this run is killed too.
+
         path  None on the processes that do not report
         """
+        self._told: set[tuple[str, ...]] = set()
         if path is not None and path.exists():
             lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
+            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+            kept = [line for line, values in whole if values["step"] <= start_step]
+            told_path = path.with_name(".told.json")
+            before = json.loads(told_path.read_text()) if told_path.exists() else []
+            self._told = {_what(values) for _, values in whole if values["step"] > start_step} | set(map(tuple, before))
             if len(kept) != len(lines):
+                if external is not None:
+                    write_atomically(told_path, json.dumps(sorted(self._told)).encode())
                 write_atomically(path, "".join(kept).encode())
         self._file = path.open("a") if path is not None else None
         self._external = external
@@ -41,7 +51,7 @@ class Tracker:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        if self._external is not None:
+        if self._external is not None and _what(values) not in self._told:
             self._external.log(_flat(values), step=int(values["step"]))  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -49,6 +59,11 @@ class Tracker:
             self._file.close()
         if self._external is not None:
             self._external.end_training()
+
+
+def _what(values: Mapping[str, Value]) -> tuple[str, ...]:
+    """What a report is about: its step, and which values it names."""
+    return (str(values["step"]), *sorted(values))
 
 
 def _flat(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -148,6 +148,7 @@ def test_one_rank_out_of_memory_ends_all_with_its_code_and_the_flag_to_use(strat
         assert code == EXIT_OUT_OF_MEMORY, output
         assert "--batch_size" in output and "--gradient_checkpointing 1" in output, output
         assert "Traceback" not in output, output
+    assert (tmp_path / "models/exit_code").read_text() == f"{EXIT_OUT_OF_MEMORY}\n"
 
 
 @pytest.mark.parametrize(

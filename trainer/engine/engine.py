@@ -87,6 +87,7 @@ class Engine:
         Raises NotFiniteError, with every weight and moment as before, where loss or norm is not finite, and
         MemoryShortError where the device is too small.
         """
+        self.ranks.steps_begun = step + 1
         try:
             return self._step(batches, torch.from_numpy(cells_K).to(self.device), step, learning_rate, wishes)
         except torch.OutOfMemoryError as error:
@@ -103,6 +104,7 @@ class Engine:
         """
         cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
         self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
+        self.ranks.steps_begun = 0
         self.backend.reset_moments(0)
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30

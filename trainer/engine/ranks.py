@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-from _thread import interrupt_main
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,21 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.engine.failures import (
+    RESUME,
+    STOPPED,
+    announce,
+    beat_in,
+    because,
+    host_of,
+    named,
+    one_line,
+    place,
+    says_lost,
+    stack,
+    step_of,
+    store_is_gone,
+)
 from trainer.errors import EXIT_FAILED, EXIT_RESUME, ConfigError, PeerLostError, TrainerError
 from trainer.stopping import ignore_requests
 
@@ -32,20 +46,6 @@ SHOWN_SECONDS = 5.0
 # For a rank to end by itself once another was told to stop; for its exit code to be written.
 GRACE_SECONDS = 10.0
 RECORD_SECONDS = 5.0
-# What gloo, NCCL and the store say when the other side is gone or silent.
-LOST = (
-    "Connection closed by peer",
-    "Connection reset",
-    "Connection refused",
-    "Broken pipe",
-    "Timed out",
-    "timed out",
-    "gloo/transport",
-    "remote process exited",
-    "Failed to recv",
-    "failed to recv",
-)
-RESUME = "Complete checkpoints stay valid: once all processes have ended, the same command resumes"
 
 
 class Ranks:
@@ -66,6 +66,7 @@ class Ranks:
         self._waits: dict[str, int] = {}
         self._closed = self._failing = self._interrupted = False
         self._beat = 0
+        self.steps_begun = 0  # set by the engine, for messages about this rank
         self._store = _connect() if several else None
         if several:
             threading.Thread(target=self._watch, args=(_connect(),), daemon=True, name="peers").start()
@@ -155,14 +156,14 @@ class Ranks:
         ignore_requests()  # the launcher's, once it sees another rank's end
         if self._interrupted and not isinstance(error, (KeyboardInterrupt, TrainerError)):
             raise KeyboardInterrupt from error  # another was told to stop, and has left what this one waited in
-        if self._store is not None and _says_lost(error):
-            message = f"{self._missing()} ({_one_line(error)}). {RESUME}"
+        if self._store is not None and says_lost(error):
+            message = f"{self._missing()} ({one_line(error)}). {RESUME}"
             self._announce(message, PeerLostError.exit_code)
             raise PeerLostError(message) from error
         if isinstance(error, TrainerError):
             self._announce(str(error), error.exit_code)
         elif isinstance(error, KeyboardInterrupt):
-            self._announce("stopped on request; the same command continues", EXIT_RESUME)
+            self._interrupt()
         else:
             self._announce(f"{type(error).__name__}: {error}", EXIT_FAILED)
         if closing and error is not None:
@@ -175,25 +176,52 @@ class Ranks:
         self._failing = True
         self._record(code)
         try:
-            _fail(self._store, code, self.rank, socket.gethostname(), message)
+            announce(self._store, code, self.rank, socket.gethostname(), message)
         except (RuntimeError, ConnectionError):
             return  # the store is gone, which the others see as well
         time.sleep(LINGER_SECONDS)
 
-    def _missing(self) -> str:
-        """Which ranks are gone, in words: those whose beat stands still."""
+    def _interrupt(self) -> None:
+        """Tell the others that this rank was told to stop; raise PeerLostError if it was because one was lost."""
+        if self._store is None:
+            return
+        self._failing = True
         try:
-            before = [self._beat_of(rank) for rank in range(self.world_size)]
-            time.sleep(3 * BEAT_SECONDS)
-            after = [self._beat_of(rank) for rank in range(self.world_size)]
+            self._store.set(f"trainer/stopped/{self.rank}", "")
+            announced = announce(self._store, EXIT_RESUME, self.rank, socket.gethostname(), STOPPED)
+            if not announced.startswith(f"{EXIT_RESUME} "):  # the launcher's signal, because of that failure
+                self._leave(because(self.rank, announced), int(announced.split(" ")[0]))
+            lost = self._still()
         except (RuntimeError, ConnectionError):
-            return _store_is_gone()
-        still = [
-            f"rank {rank} on {beat.split(' ')[-1] or 'an unknown host'}"
+            lost = []  # the others have ended
+        if lost:
+            message = f"{', '.join(lost)} is gone, or does not answer. {RESUME}"
+            self._record(PeerLostError.exit_code)
+            raise PeerLostError(message)
+        self._record(EXIT_RESUME)
+
+    def _missing(self) -> str:
+        """Which ranks are gone, in words: those whose beat stands still, or else those that are steps behind."""
+        try:
+            still = self._still()
+            beats = [self._beat_of(rank) for rank in range(self.world_size)]
+        except (RuntimeError, ConnectionError):
+            return store_is_gone()
+        steps = [step_of(beat) for beat in beats]
+        behind = [named(rank, beat) for rank, beat in enumerate(beats) if step_of(beat) < max(steps)]
+        return f"{', '.join(still or behind) or 'another rank'} is gone, or does not answer"
+
+    def _still(self) -> list[str]:
+        """The other ranks whose beat stands still, and that have not said that they were told to stop."""
+        assert self._store is not None
+        before = [self._beat_of(rank) for rank in range(self.world_size)]
+        time.sleep(3 * BEAT_SECONDS)
+        after = [self._beat_of(rank) for rank in range(self.world_size)]
+        return [
+            named(rank, beat)
             for rank, beat in enumerate(after)
-            if beat == before[rank] and rank != self.rank
+            if beat == before[rank] and rank != self.rank and not self._store.check([f"trainer/stopped/{rank}"])
         ]
-        return f"{', '.join(still) or 'another rank'} is gone, or does not answer"
 
     def _close(self) -> None:
         """Leave together; the rank that may hold the store goes last."""
@@ -212,23 +240,28 @@ class Ranks:
     def _watch(self, store: dist.TCPStore) -> None:
         """Beat, look at the next rank's beat, and end this process once any rank has failed or is lost."""
         neighbour = (self.rank + 1) % self.world_size
-        seen, silent = "", 0.0
+        seen, silent, steps, behind = "", 0.0, (0, 0), 0.0
         try:
             while not self._closed and not self._failing:
                 self._beat += 1
-                store.set(f"trainer/beat/{self.rank}", f"{self._beat} {socket.gethostname()}")
+                beat = f"{self._beat} {self.steps_begun} {socket.gethostname()}"
+                store.set(f"trainer/beat/{self.rank}", beat)
                 if store.check(["trainer/failure"]):
-                    self._end(store.get("trainer/failure").decode())
-                now = _beat_in(store, neighbour)
+                    self._end(store, store.get("trainer/failure").decode())
+                now = beat_in(store, neighbour)
                 silent = silent + BEAT_SECONDS if now == seen else 0.0
+                were, steps = steps, (step_of(now), self.steps_begun)
+                # Its threads live, but what it does between steps does not end; collectives do not always see it.
+                behind = behind + BEAT_SECONDS if steps == were and steps[0] < steps[1] else 0.0
                 seen = now
-                if silent > self._timeout_seconds:
-                    lost = f"no sign of life for {self._timeout_seconds:.0f} s. {RESUME}"
-                    _fail(store, EXIT_FAILED, neighbour, seen.split(" ")[-1] or "an_unknown_host", lost)
+                if max(silent, behind) > self._timeout_seconds:
+                    what = "no sign of life" if silent > behind else f"step {steps[1]} waited for it"
+                    lost = f"{what} for {self._timeout_seconds:.0f} s, {place(seen)}. {RESUME}"
+                    announce(store, EXIT_FAILED, neighbour, host_of(seen), lost)
                 time.sleep(BEAT_SECONDS)
         except (RuntimeError, ConnectionError):
             if not self._closed and not self._failing:
-                self._leave(f"error: rank {self.rank} ends: {_store_is_gone()}. {RESUME}", EXIT_FAILED)
+                self._leave(f"error: rank {self.rank} ends: {store_is_gone()}. {RESUME}", EXIT_FAILED)
 
     def _watch_the_store(self) -> None:
         """End this process once the store has not answered for too long: `_watch` then waits inside it.
@@ -240,23 +273,25 @@ class Ranks:
             silent = silent + BEAT_SECONDS if self._beat == seen else 0.0
             seen = self._beat
             if silent > self._timeout_seconds and not self._interrupted:
-                words = f"error: rank {self.rank} ends: {_store_is_gone()}, or does not answer. {RESUME}"
+                words = f"error: rank {self.rank} ends: {store_is_gone()}, or does not answer. {RESUME}"
                 self._leave(words, EXIT_FAILED)
             time.sleep(BEAT_SECONDS)
 
     def _beat_of(self, rank: int) -> str:
         assert self._store is not None
-        return _beat_in(self._store, rank)
+        return beat_in(self._store, rank)
 
-    def _end(self, failure: str) -> None:
+    def _end(self, store: dist.TCPStore, failure: str) -> None:
         """End this process because of `failure`, unless it is this rank that announced it."""
-        code, rank, host, message = failure.split(" ", 3)
-        if int(code) == EXIT_RESUME and not self._interrupted:
+        code = int(failure.split(" ")[0])
+        if code == EXIT_RESUME:
             self._interrupted = True
-            interrupt_main(signal.SIGTERM)  # as if it had been asked itself: what it has encoded is kept
+            store.set(f"trainer/stopped/{self.rank}", "")
+            # As if it had been asked itself: what it has encoded is kept.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             time.sleep(GRACE_SECONDS)
         if not self._failing:
-            self._leave(f"error: rank {self.rank} ends because rank {rank} on {host} failed: {message}", int(code))
+            self._leave(because(self.rank, failure) + (stack() if RESUME in failure else ""), code)
 
     def _leave(self, words: str, code: int) -> None:
         """End from a thread, whatever the main thread waits for."""
@@ -288,32 +323,6 @@ def _appears(path: Path) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def _says_lost(error: BaseException | None) -> bool:
-    if isinstance(error, KeyboardInterrupt):  # the launcher's signal, while the error was on its way
-        error = error.__context__
-    return isinstance(error, (RuntimeError, ConnectionError)) and any(words in str(error) for words in LOST)
-
-
-def _store_is_gone() -> str:
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return f"rank 0 or the launcher, at which the processes met ({place}), is gone"
-
-
-def _beat_in(store: dist.TCPStore, rank: int) -> str:
-    """A counter and the rank's host; empty before the first."""
-    key = f"trainer/beat/{rank}"
-    return store.get(key).decode() if store.check([key]) else ""
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split()) or "no message"
-
-
-def _fail(store: dist.TCPStore, code: int, rank: int, host: str, message: str) -> None:
-    """Announce a failure, unless one is announced already: what follows from it must not hide it."""
-    store.compare_set("trainer/failure", "", f"{code} {rank} {host} {_one_line(message)}")
 
 
 def _connect() -> dist.TCPStore:
