@@ -48,8 +48,9 @@ check_request() {
     if [[ $(requested signal) != B:USR1@* ]]; then
         bad "without --signal=B:USR1@SECONDS the job is killed at its time limit instead of saving"
     fi
-    if [[ $(requested ntasks-per-node) != 1 ]]; then
-        bad "--ntasks-per-node=$(requested ntasks-per-node): must be 1, launch.py's launcher starts each GPU's process"
+    if [[ $(requested ntasks-per-node)$(requested ntasks) ]]; then
+        bad "--ntasks or --ntasks-per-node: leave them out. The job starts one launcher a node by itself, and with them" \
+            "SLURM takes the fewest nodes of a range"
     fi
 }
 

@@ -26,11 +26,13 @@ train() {
         refuse "there is no $python in $PWD: bash scripts/setup.sh, and submit from there, or PYTHON=... sbatch ..."
     prepare
     say "job $SLURM_JOB_ID, start $starts: $SLURM_JOB_NUM_NODES x $PROCESSES_PER_NODE process(es) on" \
-        "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT; each one's output is in $RANK_LOGS"
+        "$SLURM_JOB_NODELIST, meeting at $MASTER_ADDR:$MASTER_PORT. Below, each line begins with its node's number;" \
+        "the output of each of several processes is in $RANK_LOGS"
 
     # --kill-on-bad-exit=0: where one process fails, the others hear why and end by themselves.
-    srun --label --kill-on-bad-exit=0 --ntasks-per-node=1 ${srun_options[@]+"${srun_options[@]}"} \
-        ${container[@]+"${container[@]}"} bash "$trainer/scripts/slurm/task.sh" "$@" &
+    srun --label --kill-on-bad-exit=0 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+        ${srun_options[@]+"${srun_options[@]}"} ${container[@]+"${container[@]}"} \
+        bash "$trainer/scripts/slurm/task.sh" "$@" &
     local step=$! status=0
     trap 'asked=yes; say "USR1: saving"; ask "$step"' USR1
     trap 'cancelled=yes; say "TERM: ended from outside"' TERM
@@ -63,8 +65,7 @@ prepare() {
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node must not meet
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since SLURM 22.05 srun does not take the job's
-    mkdir -p "$RANK_LOGS" || exit 4
-    checkpoint_before=$(newest_checkpoint)
+    mkdir -p "$RANK_LOGS" && touch "$RANK_LOGS/started" || exit 4 # launch.py's code where nothing can be written
     # A former run's; not where another job runs, which may be about to leave its own.
     [[ $(job_in_it) == "" ]] && rm -f "$output_dir/exit_code"
 }
@@ -97,12 +98,17 @@ verdict() {
     fi
 }
 
-# Saved on request; or a process was lost, as happens when a machine fails, after this start saved something new.
-# The same failure at each start makes no new checkpoint, and so ends the job.
+# Saved on request; or processes were lost in the middle of training, as when a machine fails. What fails for the
+# third time at one checkpoint is no accident.
 can_go_on() {
     ((code == 75)) && return
-    [[ $code == 1 || ! -s $output_dir/exit_code ]] && ((code != 0 && code != 2)) &&
-        [[ $(newest_checkpoint) != "$checkpoint_before" ]]
+    ((code == 0 || code == 2)) && return 1
+    [[ $code == 1 || ! -s $output_dir/exit_code ]] || return 1
+    [[ $output_dir/metrics.jsonl -nt $RANK_LOGS/started ]] || return 1
+    local losses=$output_dir/logs/lost_at.txt here
+    here=$(newest_checkpoint)
+    printf '%s\n' "${here:-no checkpoint}" >>"$losses"
+    (($(grep -cxF "${here:-no checkpoint}" "$losses") < 3))
 }
 
 end_of_job() {
@@ -110,6 +116,7 @@ end_of_job() {
         exit "$code"
     fi
     # An array's last task has the array's own id: naming that would requeue all of them.
+    trap '' TERM # which the requeue itself sends
     local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
     if ((starts >= ${MAX_STARTS:-200})); then

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def kill_tasks(run: Run) -> None:
 
 def kill_first(run: Run) -> None:
     """Those of the first node, which write the exit code; the job's own shell lives."""
-    kill(pid for pid in processes_of("n1", run.job) if b"launch" in (open(f"/proc/{pid}/cmdline", "rb").read()))
+    kill(pid for pid in processes_of("n1", run.job) if b"launch.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def fail_node(run: Run) -> None:
@@ -102,6 +103,20 @@ def test_five_interruptions_lose_nothing_beyond_the_last_save(cluster, undisturb
     run.wait()
     assert run.assert_every_step_once() == undisturbed.assert_every_step_once()
     assert_bit_equal(final_state(run.folder), final_state(undisturbed.folder))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_process_that_is_lost_three_times_at_one_checkpoint_ends_the_job(cluster, undisturbed, tmp_path):
+    undisturbed.wait()
+    run = Run(cluster, tmp_path).with_the_cache_of(undisturbed)
+    run.submit("one_node", flags=("--segment_seconds", "8"))  # slow enough to be killed before the first save
+    for index in range(3):
+        run.wait_for_start(index + 1)
+        run.wait_for_step(2)
+        (run.output_dir / "metrics.jsonl").unlink()
+        kill_first(run)
+    assert run.wait("FAILED", exit_code=137)["Restarts"] == "2"
 
 
 @pytest.mark.full
