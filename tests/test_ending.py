@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, environ, launch_here
+from tests.runs import launch_here
 from trainer.ending import NAME, Ending
 from trainer.errors import ConfigError, DataError, NotFiniteError
 from trainer.run_lock import RunLock
+from trainer.stopping import interruptible
 
 LAUNCH = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
 
@@ -101,7 +100,7 @@ def test_a_rank_that_fails_before_the_first_holds_the_folder_is_heard(tmp_path, 
     (tmp_path / NAME).write_text("0\n")
 
     def early() -> None:
-        Ending(str(tmp_path), first=False).record(2)
+        Ending(str(tmp_path), first=False).record(2, wait_seconds=5.0)
 
     thread = threading.Thread(target=early)
     thread.start()
@@ -135,22 +134,19 @@ def test_a_folder_that_does_not_exist_leaves_its_code(tmp_path):
     assert code_in(tmp_path / "models") == "3\n"
 
 
-def test_a_second_signal_does_not_cut_off_the_end(tmp_path):
-    """The launcher forwards SIGTERM, and the scheduler has sent it already."""
-    code = (
-        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from trainer.ending import Ending; from trainer.stopping import interruptible\n"
-        "with interruptible():\n"
-        "    try:\n"
-        "        with Ending(sys.argv[2], first=True):\n"
-        "            try:\n"
-        "                os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
-        "            finally:\n"
-        "                for _ in range(3): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.05)\n"
-        "    except KeyboardInterrupt: sys.exit(75)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(tmp_path)], env=environ(), timeout=60)
-    assert done.returncode == 75 and code_in(tmp_path) == "75\n"
+def test_a_signal_at_the_very_end_does_not_keep_the_code_from_being_written(tmp_path, monkeypatch):
+    from trainer import ending
+
+    write_once = ending._write_once
+
+    def late(path: Path, code: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_once(path, code)
+
+    monkeypatch.setattr(ending, "_write_once", late)
+    with interruptible(), Ending(str(tmp_path), first=True) as run:
+        run.code = 0
+    assert code_in(tmp_path) == "0\n"
 
 
 def test_the_handlers_are_those_of_before_once_the_program_has_ended(tmp_path):

@@ -18,6 +18,20 @@ def test_outside_the_training_a_signal_interrupts(number):
         time.sleep(5)
 
 
+def test_a_second_signal_does_not_cut_off_what_the_first_one_made_end():
+    """The launcher forwards SIGTERM, and the scheduler has sent it already."""
+    written = []
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+                written.append(number)
+    assert len(written) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_within_the_training_it_is_remembered(number, capsys):
     with interruptible(), StopRequest() as stop:

@@ -15,7 +15,7 @@ from trainer.stopping import ignore_requests
 
 NAME = "exit_code"
 # Longest wait of a rank that fails at once for the first process to hold the folder.
-FIRST_SECONDS = 10.0
+FIRST_SECONDS = 5.0
 
 
 class Ending:
@@ -48,13 +48,14 @@ class Ending:
     ) -> None:
         ignore_requests()
         if self._first or error is not None:
-            self.record(self.code if error is None else exit_code_of(error))
+            code = self.code if error is None else exit_code_of(error)
+            self.record(code, wait_seconds=0.0 if code == EXIT_RESUME else FIRST_SECONDS)
         if self._lock is not None:
             self._lock.close()
 
-    def record(self, code: int) -> None:
-        """Write `code`, unless this run has one already or this process knows of no run that holds the folder."""
-        if self._first or self._is_ours(0.0 if code == EXIT_RESUME else FIRST_SECONDS):
+    def record(self, code: int, *, wait_seconds: float = 0.0) -> None:
+        """Write `code`, unless this run has one already, or does not hold the folder after so many seconds."""
+        if self._first or self._is_ours(wait_seconds):
             try:
                 _write_once(self._root / NAME, code)
             except OSError as error:
