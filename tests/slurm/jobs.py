@@ -52,13 +52,15 @@ class Run:
         path = self.output_dir / "metrics.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def wait_for_step(self, step: int, *, starts: int = 0, seconds: float = 120) -> None:
-        """Return once that step is reported, and the run was resumed so many times."""
-        self._until(lambda: self.steps() >= step and len(self.resumed_at()) >= starts, f"step {step}", seconds)
+    def wait_for_step(self, step: int, *, start: int = 1, seconds: float = 120) -> None:
+        """Return once the run reports that step, or a later one, in its start of that number, over all its jobs."""
+        self._until(lambda: self.training(start) and self.steps() >= step, f"step {step} of start {start}", seconds)
 
-    def wait_for_resume(self, count: int, seconds: float = 120) -> None:
-        """Return once the run was resumed so many times."""
-        self._until(lambda: len(self.resumed_at()) >= count, f"resume {count}", seconds)
+    def training(self, start: int) -> bool:
+        """Whether metrics.jsonl was written in the newest start, which is at least that one."""
+        times = [path.stat().st_mtime_ns for path in self.output_dir.glob("logs/*/start-*/started")]
+        path = self.output_dir / "metrics.jsonl"
+        return len(times) >= start and path.exists() and path.stat().st_mtime_ns > max(times)
 
     def _until(self, happened: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -68,13 +70,14 @@ class Run:
             assert state not in ENDED, f"{state} before {what}:\n" + self.log()
             time.sleep(0.1)
 
-    def wait(self, state: str = "COMPLETED", exit_code: int = 0, seconds: float = 180) -> dict[str, str]:
-        """The job once it has ended, in this state and with this exit code."""
+    def wait(self, state: str = "COMPLETED", exit_code: int | None = 0, seconds: float = 180) -> dict[str, str]:
+        """The job once it has ended, in this state and with this exit code; None: with any."""
         deadline = time.monotonic() + seconds
         while (job := self.cluster.job(self.job))["JobState"] not in ENDED:
             assert time.monotonic() < deadline, f"{job['JobState']} ({job['Reason']}) for long:\n" + self.log()
             time.sleep(0.2)
-        assert (job["JobState"], job["ExitCode"].split(":")[0]) == (state, str(exit_code)), self.log()
+        found = int(job["ExitCode"].split(":")[0])
+        assert (job["JobState"], found) == (state, found if exit_code is None else exit_code), self.log()
         return job
 
     def log(self) -> str:
