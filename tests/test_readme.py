@@ -47,7 +47,7 @@ def files_of_tree() -> set[str]:
         words = line.split()
         if not line.startswith(" "):
             folder = words.pop(0) if words[0].endswith("/") else ""
-        files |= {folder + word for word in words if re.fullmatch(r"[\w-]+\.(py|sh|md|cfg|toml|txt|yaml)", word)}
+        files |= {folder + word for word in words if re.fullmatch(r"[\w-]+\.(py|sh|sbatch|md|cfg|toml|txt|yaml)", word)}
     return files
 
 
@@ -77,6 +77,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
     of_others |= {"main_process_ip", "main_process_port"}
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
+    of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start", "container", "ntasks"}  # sbatch
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))
         assert named <= of_ours | of_others, page.name
@@ -100,7 +101,8 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
 def test_the_tree_names_every_module_script_and_page_and_nothing_else() -> None:
     files = files_of_tree()
     assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
-    patterns = ("trainer/**/*.py", "accelerate_configs/*.yaml", "scripts/*.py", "scripts/*.sh", "docs/*.md")
+    patterns = ("trainer/**/*.py", "accelerate_configs/*.yaml", "scripts/*.py", "scripts/**/*.sh", "docs/*.md")
+    patterns += ("scripts/slurm/*.sbatch",)
     there = [path for pattern in patterns for path in ROOT.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in there if path.name != "__init__.py"} <= files
 
