@@ -77,7 +77,8 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
     of_others |= {"main_process_ip", "main_process_port"}
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
-    of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start", "container", "ntasks"}  # sbatch
+    of_others |= {"nodes", "ntasks", "gpus", "container", "signal", "batch", "test"}  # SLURM's
+    of_others |= {"job", "jobid", "overlap", "start"}
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))
         assert named <= of_ours | of_others, page.name
