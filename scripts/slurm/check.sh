@@ -49,8 +49,8 @@ check_request() {
         bad "without --signal=B:USR1@SECONDS the job is killed at its time limit instead of saving"
     fi
     if [[ $(requested ntasks-per-node)$(requested ntasks) ]]; then
-        bad "--ntasks or --ntasks-per-node: leave them out. The job starts one launcher a node by itself, and with them" \
-            "SLURM takes the fewest nodes of a range"
+        bad "--ntasks or --ntasks-per-node: leave them out. The job starts one launcher a node by itself, and with" \
+            "them SLURM takes the fewest nodes of a range"
     fi
 }
 

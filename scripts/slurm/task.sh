@@ -3,7 +3,8 @@
 set -euo pipefail
 trap "" USR1 # the launcher would die of it; launch.py listens to it all the same
 
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > PROCESSES_PER_NODE ? SRUN_CPUS_PER_TASK / PROCESSES_PER_NODE : 1))}
+threads=$((SRUN_CPUS_PER_TASK / PROCESSES_PER_NODE))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30} # a log file needs no line a step
 processes=$((SLURM_NNODES * PROCESSES_PER_NODE))
 if ((processes == 1)); then
