@@ -72,9 +72,10 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
             stopping, save = result.wishes
             step += 1
             meter.add(rows, micro, time.perf_counter() - since)
+            shown = {"loss": f"{result.loss:.4f}", "lr": f"{learning_rate(run.schedule, step - 1):.2e}"}
+            bar.set_postfix(shown, refresh=False)  # `update` shows it, no oftener than TQDM_MININTERVAL
             bar.update()
             if step % run.intervals.log_steps == 0 or step == steps:
-                bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{learning_rate(run.schedule, step - 1):.2e}")
                 tracker.log(_report(run, engine, result, meter.read(engine.matmul_rate), step))
             if run.validation is not None and (_every(run.intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))

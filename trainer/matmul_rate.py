@@ -8,7 +8,7 @@ import torch
 
 # Large enough that a device runs at its full rate, small enough that measuring takes a moment.
 SIDE = {"cpu": 1024, "cuda": 8192}
-WARM_UPS, PRODUCTS = 2, 5
+WARM_UPS, PRODUCTS = 1, 3
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

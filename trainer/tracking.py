@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainer.checkpoint import write_atomically
 
@@ -17,7 +17,8 @@ class ExternalTrackers(Protocol):
 
     def log(self, values: dict, step: int | None = ..., log_kwargs: dict | None = ...) -> None: ...
 
-    def end_training(self) -> None: ...
+    @property
+    def trackers(self) -> list[Any]: ...
 
 
 class Tracker:
@@ -58,7 +59,8 @@ class Tracker:
         if self._file is not None:
             self._file.close()
         if self._external is not None:
-            self._external.end_training()
+            for tracker in self._external.trackers:  # end_training would end the process group with them
+                tracker.finish()
 
 
 def _what(values: Mapping[str, Value]) -> tuple[str, ...]:

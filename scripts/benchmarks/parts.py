@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from transformers import EncodecModel
 
 from benchmarks.music import SAMPLE_RATE_HZ, write_clips
@@ -245,7 +247,8 @@ class engine_of:
         return engine, step
 
     def __exit__(self, *_: object) -> None:
-        pass
+        AcceleratorState._reset_state(True)
+        gc.collect()
 
 
 class _CodesInMemory:

@@ -98,7 +98,9 @@ def start_trackers(accelerator: Accelerator, config: Config, folder: RunFolder) 
     """wandb and tensorboard as asked for; a resumed run continues the same wandb run. None where none is."""
     if not any(trackers(config).values()):
         return None
-    settings = {"id": folder.tracker_id(), "resume": "allow", "dir": str(folder.root)}
+    # Accelerate logs from the first process alone: only that one needs the id, and only it may write the file.
+    number = folder.tracker_id() if accelerator.is_main_process else None
+    settings = {"id": number, "resume": "allow", "dir": str(folder.root)}
     values = {name: value for name, value in config.to_dict().items() if value is not None}
     try:
         accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
