@@ -17,7 +17,8 @@ from trainer.checkpoint import Saver, newest
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.errors import NotFiniteError
-from trainer.loop import Intervals, Run, train, validate, worst_case
+from trainer.flops import clip_flops
+from trainer.loop import Intervals, Run, _Meter, train, validate, worst_case
 from trainer.loss import step_loss
 from trainer.models import LanguageModel, load_language_model, open_model
 from trainer.order import Order, micro_batches, rows_of_step, valid_cells
@@ -215,3 +216,20 @@ def test_the_rehearsed_micro_batch_is_as_large_as_the_runs_largest_and_no_larger
     run = run_of(clips=clips, micro_batch=1, global_batch=1, steps=20)
     largest = max(run.train.batch(rows_of_step(run.order, step)).inputs_BKT.shape[-1] for step in range(20))
     assert worst_case(run).inputs_BKT.shape == (1, 4, largest)
+
+
+def test_a_report_counts_the_whole_runs_frames_and_this_ranks_flops():
+    run = run_of(clips=[20, 30], steps=2, global_batch=2, micro_batch=1)
+    rows = rows_of_step(run.order, 0)
+    own = [run.train.batch(rows[:1])]
+    meter = _Meter()
+    for _ in range(3):
+        meter.add(rows, own, 0.5)
+    read = meter.read(matmul_rate=1e9)
+    assert read["frames_per_second"] == pytest.approx(sum(row.frames for row in rows) / 0.5)
+    caption = run.train.captions[rows[0].clip]
+    text = 0 if caption is None or rows[0].drop_caption else len(run.train.text.states(caption))
+    assert read["mfu"] == pytest.approx(clip_flops(run.train.shape, rows[0].frames, text) / 0.5 / 1e9)
+    assert read["padding_share"] == pytest.approx(1 - rows[0].frames / own[0].padded_frames)
+    meter.add(rows, own, 0.25)
+    assert meter.read(1e9)["frames_per_second"] == pytest.approx(sum(row.frames for row in rows) / 0.25)
