@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from trainer import command_line
 from trainer.errors import ConfigError
 from trainer.flags import Flag, Value, checked_values
+from trainer.selection import FREEZABLE, Selection, selection_of
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
@@ -74,6 +75,10 @@ class Config:
         ),
     ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
+    freeze: Annotated[
+        str | None,
+        model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
+    ] = None
     tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
 
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
@@ -174,6 +179,12 @@ class Config:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
         _refuse_contradicting_values(self)
+        assert self.selection  # which refuses a list that it does not understand
+
+    @property
+    def selection(self) -> Selection:
+        """Which parameters are trained."""
+        return selection_of(self.freeze)
 
     @property
     def caption_drop_rate(self) -> float:

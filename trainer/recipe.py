@@ -16,6 +16,7 @@ from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
 from trainer.strategies import Cluster
+from trainer.trainee import merged
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoint
@@ -70,6 +71,9 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
+    if not config.selection.everything:
+        identity["trained"] = config.selection.describe()
+        identity["frozen weights"] = source.probe()
     return identity
 
 
@@ -95,6 +99,7 @@ def run_of(
     data: Dataset,
     identity: dict[str, object],
     folder: RunFolder,
+    source: Source,
 ) -> Run:
     """The run's fixed parts for the loop."""
     steps_per_epoch = max(1, round(order.clips / order.global_batch))
@@ -117,7 +122,9 @@ def run_of(
             checkpoint_minutes=config.checkpoint_minutes,
         ),
         description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
-        on_save_step=lambda saved: write_lm(saved.weights(), folder.root / f"lm_{saved.step}.pt"),
+        on_save_step=lambda saved: write_lm(
+            merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt"
+        ),
     )
 
 
@@ -136,6 +143,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
                 "global batch (clips)": plan.global_batch,
                 "epochs": round(order.epoch_of(step), 2),
                 "precision": plan.mixed_precision,
+                "trained": config.selection.describe(),
                 "captions dropped": config.caption_drop_rate,
                 "words dropped": config.word_dropout,
                 **{name: getattr(config, name) for name in names},

@@ -7,6 +7,7 @@ from typing import Literal
 
 from trainer.errors import ConfigError
 from trainer.memory import Precision, Strategy
+from trainer.selection import EVERYTHING, Selection
 from trainer.shapes import Shape
 
 # Above this many parameters a copy of the weights on every GPU is too much: between medium and large.
@@ -42,6 +43,7 @@ class Options:
     strategy_named_by    what named it, in words; no meaning for auto
     segment_frames       decoder steps of the longest crop
     deepspeed_available  whether it is installed where the run will be
+    selection            what of the model is trained
     """
 
     strategy: Literal["auto"] | Strategy = "auto"
@@ -53,6 +55,7 @@ class Options:
     gradient_checkpointing_typed: bool = False
     segment_frames: int
     deepspeed_available: bool = True
+    selection: Selection = EVERYTHING
 
 
 @dataclass(frozen=True, kw_only=True)
