@@ -72,7 +72,6 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     from trainer.starting_points import find_starting_point, start_from
     from trainer.stopping import StopRequest
     from trainer.tracking import Tracker
-    from trainer.trainee import merged
 
     quiet()
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
@@ -126,8 +125,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         if ranks.is_first:
             print("exporting ...")
             card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
-            weights = merged(source, saver.last().weights(), config.selection)
-            export.export_all(source, weights, folder.root, card=card, **settings)
+            export.export_all(source, saver.last().weights(), folder.root, card=card, **settings)
             folder.write_json("finished.json", {"step": step})
             print(folder.words_at_the_end(step))
         return EXIT_DONE

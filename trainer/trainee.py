@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from trainer.adapters import AdaptedWeights, MergedWeights, add_adapters
 from trainer.models import DECODER, PROJECTION, LanguageModel, Source, empty_language_model
 from trainer.selection import Selection
-from trainer.weights import ReplacedWeights, SomeWeights, Weights
+from trainer.weights import MemoryWeights, ReplacedWeights, SomeWeights, Weights
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -26,14 +30,23 @@ class Trainee:
 
 def trainee_of(source: Source, config: Config) -> Trainee:
     """What `config` trains of `source`, in training mode and without memory."""
-    model = empty_language_model(source, dropout=config.dropout)
+    model, selection = empty_language_model(source, dropout=config.dropout), config.selection
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(config.selection.trains(name))
-    return Trainee(model=model, start=source.weights)
+        parameter.requires_grad_(selection.trains(name))
+    if selection.lora is None:
+        return Trainee(model=model, start=source.weights)
+    add_adapters(model, selection.lora)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Trainee(model=model, start=AdaptedWeights(source.weights, shapes, seed=config.seed))
 
 
-def merged(source: Source, trained: Weights, selection: Selection) -> Weights:
+def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) -> Weights:
     """The whole language model, for export: `trained` (a checkpoint's) in place, the rest as in `source`."""
+    if not isinstance(trained, Weights):
+        trained = MemoryWeights(trained)
     if selection.everything:
         return trained
-    return ReplacedWeights(SomeWeights(source.weights, DECODER, PROJECTION), trained)
+    base = SomeWeights(source.weights, DECODER, PROJECTION)
+    if selection.lora:
+        return MergedWeights(base, trained, selection.lora.scale)
+    return ReplacedWeights(base, trained)
