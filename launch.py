@@ -124,8 +124,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             return EXIT_RESUME
         if ranks.is_first:
             print("exporting ...")
-            card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
-            export.export_all(source, saver.last().weights(), folder.root, card=card, **settings)
+            settings = recipe.export_of(config, recipe.training_of(config, plan, order, data, step))
+            export.export_all(source, saver.last().weights(), folder.root, **settings)
             folder.write_json("finished.json", {"step": step})
             print(folder.words_at_the_end(step))
         return EXIT_DONE
