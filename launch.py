@@ -77,7 +77,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     start = None
-    if config.init_from is not None and checkpoint is None:  # a run that goes on has its weights in its checkpoint
+    # A run that goes on has its trained weights in its checkpoint, and what is frozen in none.
+    if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
     plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
@@ -99,13 +100,13 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
                 ranks.say(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
                 return EXIT_DONE
             ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
-        if start is not None:
+        elif start is not None:
             ranks.say(f"starting from the weights in {start.path}")
         if ranks.is_first:
             folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 
         engine = Engine(accelerator, ranks, source, plan, config)
-        training = recipe.run_of(config, plan, order, data, identity, folder)
+        training = recipe.run_of(config, plan, order, data, identity, folder, source)
         engine.rehearse(worst_case(training), plan.accumulation)
         if checkpoint is not None:
             engine.load(checkpoint)
@@ -123,8 +124,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             return EXIT_RESUME
         if ranks.is_first:
             print("exporting ...")
-            card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
-            export.export_all(source, saver.last().weights(), folder.root, card=card, **settings)
+            settings = recipe.export_of(config, recipe.training_of(config, plan, order, data, step))
+            export.export_all(source, saver.last().weights(), folder.root, **settings)
             folder.write_json("finished.json", {"step": step})
             print(folder.words_at_the_end(step))
         return EXIT_DONE

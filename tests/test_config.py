@@ -37,6 +37,11 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "min_lr_ratio": ("0.1", 0.1),
     "weight_decay": ("0", 0.0),
     "max_grad_norm": ("0.5", 0.5),
+    "freeze": ("embeddings,layers.0-3", "embeddings,layers.0-3"),
+    "lora_rank": ("16", 16),
+    "lora_alpha": ("8", 8.0),
+    "lora_dropout": ("0.1", 0.1),
+    "lora_targets": ("q_proj,v_proj", "q_proj,v_proj"),
     "epochs": ("3", 3),
     "max_steps": ("1000", 1000),
     "batch_size": ("8", 8),
@@ -66,11 +71,12 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "log_steps": ("10", 10),
     "validation_steps": ("50", 50),
 }
-# Those that are refused beside no_label.
+# Those that are refused beside no_label, and beside freeze.
 OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
+OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
-    for without in (OF_CAPTIONS, {"no_label"})
+    for without in (OF_CAPTIONS | {"freeze"}, {"no_label"} | OF_LORA)
 ]
 
 
@@ -406,3 +412,9 @@ def test_reading_flags_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--lora_alpha=8", "--lora_dropout=0.1", "--lora_targets=fc1"])
+def test_settings_of_adapters_without_adapters_are_refused(flag: str) -> None:
+    assert "has no effect without --lora_rank" in refusal("--dataset", "music", flag)
+    assert config_of(flag, "--lora_rank", "4").selection.lora is not None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from trainer import command_line
 from trainer.errors import ConfigError
 from trainer.flags import Flag, Value, checked_values
+from trainer.selection import ALL_LAYERS, FREEZABLE, TARGET_WORDS, Selection, selection_of
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
@@ -74,6 +75,22 @@ class Config:
         ),
     ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
+    freeze: Annotated[
+        str | None,
+        model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
+    ] = None
+    lora_rank: Annotated[
+        int | None, model("Train adapters of this rank (LoRA) and nothing else; none: no adapters.", least=1)
+    ] = None
+    lora_alpha: Annotated[
+        float | None, model("With --lora_rank: adapters count alpha / rank times; none: twice the rank.", above=0)
+    ] = None
+    lora_dropout: Annotated[
+        float, model("With --lora_rank: dropout of the adapters' inputs while training.", least=0, below=1)
+    ] = 0.0
+    lora_targets: Annotated[
+        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
+    ] = ALL_LAYERS
     tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
 
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
@@ -177,6 +194,12 @@ class Config:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
         _refuse_contradicting_values(self)
+        assert self.selection  # which refuses a list that it does not understand
+
+    @property
+    def selection(self) -> Selection:
+        """Which parameters are trained."""
+        return selection_of(self.freeze, self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
 
     @property
     def caption_drop_rate(self) -> float:
@@ -284,6 +307,9 @@ def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
             "--word_dropout 0.3, or remove --caption_variants."
         )
+    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if name in typed and config.lora_rank is None:
+            raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
     for name in ("word_dropout", "caption_lines"):
         if config.no_label and name in typed and getattr(config, name):
             raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from trainer.models import SHORT_NAMES
+from trainer.selection import EVERYTHING, Selection
 
 CITATION = """@article{copet2023simple,
   title   = {Simple and Controllable Music Generation},
@@ -28,6 +29,7 @@ class Training:
     started_from     what --init_from said; only its last part is published
     dataset          folder or dataset id; only its last part is published
     hours            of audio, the sum over the clips
+    trained          which parameters moved
     hyperparameters  flag or quantity to its value, in the order of the table
     """
 
@@ -38,37 +40,22 @@ class Training:
     steps: int
     hyperparameters: Mapping[str, object]
     started_from: str | None = None
+    trained: Selection = EVERYTHING
 
 
 def model_card(training: Training) -> str:
     """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
-    hub_id = _hub_id(training.base_model)
-    meta = hub_id is not None and hub_id.startswith("facebook/musicgen-")
-    dataset = Path(training.dataset).name or "the dataset"
-    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-to-audio"}
-    front["tags"] = ["musicgen", "music-generation", "text-to-music"]
-    if hub_id is not None:
-        front |= {"base_model": hub_id, "base_model_relation": "finetune"}
-    if meta:
-        front["license"] = "cc-by-nc-4.0"
-    base = hub_id or Path(training.base_model).name
-    start = _start(training.started_from)
-    rows = {"optimizer steps": training.steps, **training.hyperparameters}
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
+    return f"""{_front(training, "transformers", "finetune")}
 
-# MusicGen, fine-tuned on {_cell(dataset)}
+# MusicGen, fine-tuned on {_dataset(training)}
 
-A text-to-music model: {_cell(base)} with its language model fine-tuned on {training.clips} clips
-({training.hours:.2f} hours) of "{_cell(dataset)}". T5 and EnCodec are those of the base model.{start}
+A text-to-music model: {_cell(name_of_base(training.base_model))} with its language model fine-tuned
+on {training.clips} clips ({training.hours:.2f} hours) of "{_dataset(training)}". T5 and EnCodec are those of the base
+model.{_start(training.started_from)}{_part(training.trained)}
 
 ## Training
 
-| | |
-|---|---|
-{table}
+{_table(training)}
 
 ## Use
 
@@ -98,7 +85,7 @@ model = MusicGen.get_pretrained("models/audiocraft")
 
 ## Licence
 
-{_licence(training.base_model, meta, training.started_from)}
+{_licence(training)}
 
 ## Citation
 
@@ -108,7 +95,77 @@ model = MusicGen.get_pretrained("models/audiocraft")
 """
 
 
-def _hub_id(model_id: str) -> str | None:
+def adapter_card(training: Training) -> str:
+    """The card of the adapter of a LoRA, which is of use on its base alone."""
+    base = name_of_base(training.base_model)
+    if training.started_from is not None:
+        base = Path(training.started_from).name
+    return f"""{_front(training, "peft", "adapter")}
+
+# A LoRA of MusicGen, trained on {_dataset(training)}
+
+An adapter for {_cell(base)}, trained on {training.clips} clips ({training.hours:.2f} hours) of
+"{_dataset(training)}".{_start(training.started_from)} It fits no other weights than those that it was trained on.
+
+## Training
+
+{_table(training)}
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import MusicgenForConditionalGeneration
+
+base = MusicgenForConditionalGeneration.from_pretrained("{_cell(base)}")
+model = PeftModel.from_pretrained(base, "models/adapter")
+```
+
+## Licence
+
+{_licence(training)}
+
+## Citation
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def name_of_base(model_id: str) -> str:
+    """A hub id, or the last part of a folder."""
+    return hub_id(model_id) or Path(model_id).name
+
+
+def _front(training: Training, library: str, relation: str) -> str:
+    """The front matter."""
+    known = hub_id(training.base_model)
+    front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
+    front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if training.trained.lora else [])]
+    if known is not None:
+        front |= {"base_model": known, "base_model_relation": relation}
+    if _of_meta(training.base_model):
+        front["license"] = "cc-by-nc-4.0"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
+
+
+def _dataset(training: Training) -> str:
+    return _cell(Path(training.dataset).name or "the dataset")
+
+
+def _table(training: Training) -> str:
+    rows = {"optimizer steps": training.steps, "trained": training.trained.describe(), **training.hyperparameters}
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+
+
+def _part(trained: Selection) -> str:
+    if trained.lora:
+        return " It was trained by LoRA, and the adapter is merged into these weights."
+    return "" if trained.everything else " Parts of the language model were frozen."
+
+
+def hub_id(model_id: str) -> str | None:
     """facebook/musicgen-small for small; None for debug and for folders."""
     if model_id in SHORT_NAMES:
         return f"facebook/musicgen-{model_id}"
@@ -125,9 +182,15 @@ def _start(started_from: str | None) -> str:
     return f'\nThe training started from the language model of "{_cell(Path(started_from).name)}".'
 
 
-def _licence(base_model: str, meta: bool, started_from: str | None) -> str:
-    of_base = _licence_of_base(base_model, meta)
-    return of_base if started_from is None else f"{of_base} The licence of the weights at the start holds as well."
+def _of_meta(base_model: str) -> bool:
+    return (hub_id(base_model) or "").startswith("facebook/musicgen-")
+
+
+def _licence(training: Training) -> str:
+    of_base = _licence_of_base(training.base_model, _of_meta(training.base_model))
+    if training.started_from is None:
+        return of_base
+    return f"{of_base} The licence of the weights at the start holds as well."
 
 
 def _licence_of_base(base_model: str, meta: bool) -> str:

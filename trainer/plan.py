@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, replace
 
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.memory import GIB, Layout, Memory, Precision, Strategy, expected_bytes
+from trainer.selection import count, selection_of
 from trainer.shapes import FRAME_RATE_HZ, Shape
 from trainer.strategies import Candidate, Cluster, Options, candidates
 
 MOST_GPUS_SUGGESTED = 64
 SECONDS_SUGGESTED = (20, 15, 10, 5)
+RANK_SUGGESTED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def make_plan(
         reasons=(
             taken.candidate.reason,
             *_memory_reasons(cluster, options, trials[0], taken),
+            *_selection_reasons(shape, options),
             batch_reason,
             *_filler_reasons(cluster, global_batch, layout),
             precision_reason,
@@ -131,6 +134,7 @@ class _Trial:
 def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Trial]:
     """Every layout that the flags allow, the most wanted first."""
     options = wish.options
+    counts = count(wish.shape, options.selection)
     checkpointing = [options.gradient_checkpointing]
     if not options.gradient_checkpointing and not options.gradient_checkpointing_typed:
         checkpointing.append(True)
@@ -147,6 +151,7 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     gradient_checkpointing=recompute,
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
+                    counts=counts,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -196,6 +201,15 @@ def _memory_reasons(cluster: Cluster, options: Options, first: _Trial, taken: _T
         yield "activation checkpointing because memory is short: steps take about a third longer"
 
 
+def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:
+    counts = count(shape, options.selection)
+    if not options.selection.everything:
+        yield (
+            f"trained is {options.selection.describe()}: {counts.trained / 1e6:.2f} of"
+            f" {(shape.parameters + counts.added) / 1e6:.2f} M parameters"
+        )
+
+
 def _filler_reasons(cluster: Cluster, global_batch: int, layout: Layout) -> Iterator[str]:
     fillers = cluster.world_size * layout.accumulation * layout.micro_batch - global_batch
     if fillers:
@@ -228,6 +242,8 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield "--strategy auto"
     if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
+    if options.selection.everything and _works(cluster, wish, selection=selection_of(lora_rank=RANK_SUGGESTED)):
+        yield f"--lora_rank {RANK_SUGGESTED}, which trains adapters alone"
     for seconds in SECONDS_SUGGESTED:
         frames = seconds * FRAME_RATE_HZ
         if frames < options.segment_frames and _works(cluster, wish, segment_frames=frames):

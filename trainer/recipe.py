@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
-from trainer.model_card import Training, model_card
+from trainer.model_card import Training, adapter_card, model_card, name_of_base
 from trainer.options import batch_flags, options
 from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
 from trainer.strategies import Cluster
+from trainer.trainee import merged
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoint
@@ -70,6 +72,9 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
+    if not config.selection.everything:
+        identity["trained"] = config.selection.describe()
+        identity["frozen weights"] = source.probe()
     return identity
 
 
@@ -95,6 +100,7 @@ def run_of(
     data: Dataset,
     identity: dict[str, object],
     folder: RunFolder,
+    source: Source,
 ) -> Run:
     """The run's fixed parts for the loop."""
     steps_per_epoch = max(1, round(order.clips / order.global_batch))
@@ -117,33 +123,43 @@ def run_of(
             checkpoint_minutes=config.checkpoint_minutes,
         ),
         description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
-        on_save_step=lambda saved: write_lm(saved.weights(), folder.root / f"lm_{saved.step}.pt"),
+        on_save_step=lambda saved: write_lm(
+            merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt"
+        ),
     )
 
 
-def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> str:
-    """The model card: what it tells about the run."""
+def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
+    """What the model card tells about the run."""
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
-    return model_card(
-        Training(
-            base_model=config.model_id,
-            started_from=config.init_from,
-            dataset=config.dataset_path,
-            clips=data.clips,
-            hours=data.seconds / 3600,
-            steps=step,
-            hyperparameters={
-                "global batch (clips)": plan.global_batch,
-                "epochs": round(order.epoch_of(step), 2),
-                "precision": plan.mixed_precision,
-                "captions dropped": config.caption_drop_rate,
-                "words dropped": config.word_dropout,
-                **{name: getattr(config, name) for name in names},
-            },
-        )
+    return Training(
+        base_model=config.model_id,
+        started_from=config.init_from,
+        trained=config.selection,
+        dataset=config.dataset_path,
+        clips=data.clips,
+        hours=data.seconds / 3600,
+        steps=step,
+        hyperparameters={
+            "global batch (clips)": plan.global_batch,
+            "epochs": round(order.epoch_of(step), 2),
+            "precision": plan.mixed_precision,
+            "captions dropped": config.caption_drop_rate,
+            "words dropped": config.word_dropout,
+            **{name: getattr(config, name) for name in names},
+        },
     )
 
 
-def export_of(config: Config) -> dict[str, float]:
-    """What audiocraft's configuration is told about the training."""
-    return {"segment_seconds": config.segment_seconds, "cfg_dropout": config.caption_drop_rate}
+def export_of(config: Config, training: Training) -> dict[str, Any]:
+    """What the export is told about the run."""
+    # An adapter fits the weights that it was trained on, which are not the base's if others were at the start.
+    base = config.model_id if config.init_from is None else Path(config.init_from).name
+    return {
+        "card": model_card(training),
+        "adapter_card": adapter_card(training),
+        "segment_seconds": config.segment_seconds,
+        "cfg_dropout": config.caption_drop_rate,
+        "selection": config.selection,
+        "base_model": name_of_base(base),
+    }

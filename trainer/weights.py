@@ -81,6 +81,29 @@ class ReplacedWeights(Weights):
         return self._others if name in self._replaced else self._weights
 
 
+class SomeWeights(Weights):
+    """Those of `weights` whose names start with one of `prefixes`."""
+
+    def __init__(self, weights: Weights, *prefixes: str):
+        self._weights = weights
+        self._names = [name for name in weights if name.startswith(prefixes)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.shape(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._weights.read(name, start, stop)
+
+
 class WeightFiles(Weights):
     """Read-only mapping from tensor name to tensor over the weight files of a Hugging Face folder.
 

@@ -1,0 +1,52 @@
+"""The model that is trained: which of its parameters move, where each starts, and what comes of them at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from trainer.adapters import AdaptedWeights, MergedWeights, add_adapters
+from trainer.models import DECODER, PROJECTION, LanguageModel, Source, empty_language_model
+from trainer.selection import Selection
+from trainer.weights import MemoryWeights, ReplacedWeights, SomeWeights, Weights
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """A model on the meta device whose parameters' requires_grad says what is trained.
+
+    start  a value for each of its parameters, by the model's own names; the frozen ones keep it
+    """
+
+    model: LanguageModel
+    start: Weights
+
+
+def trainee_of(source: Source, config: Config) -> Trainee:
+    """What `config` trains of `source`, in training mode and without memory."""
+    model, selection = empty_language_model(source, dropout=config.dropout), config.selection
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(selection.trains(name))
+    if selection.lora is None:
+        return Trainee(model=model, start=source.weights)
+    add_adapters(model, selection.lora)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Trainee(model=model, start=AdaptedWeights(source.weights, shapes, seed=config.seed))
+
+
+def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) -> Weights:
+    """The whole language model, for export: `trained` (a checkpoint's) in place, the rest as in `source`."""
+    if not isinstance(trained, Weights):
+        trained = MemoryWeights(trained)
+    if selection.everything:
+        return trained
+    base = SomeWeights(source.weights, DECODER, PROJECTION)
+    if selection.lora:
+        return MergedWeights(base, trained, selection.lora.scale)
+    return ReplacedWeights(base, trained)
