@@ -31,6 +31,10 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
     "init_from": ("models", "models"),
     "dropout": (".1", 0.1),
+    "tune_text": ("1", True),
+    "placeholder": ("<my-style>", "<my-style>"),
+    "placeholder_vectors": ("2", 2),
+    "init_word": ("jazz", "jazz"),
     "lr": ("3e-5", 3e-5),
     "lr_schedule": ("linear", "linear"),
     "warmup_steps": ("0", 0),
@@ -92,8 +96,8 @@ def test_the_flags_of_the_first_system_keep_their_defaults() -> None:
     assert not any((config.use_wandb, config.no_label, config.tune_text, config.use_cfg))
 
 
-def test_the_table_of_this_test_holds_every_flag_but_the_one_not_built() -> None:
-    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Config)} - {"tune_text"}
+def test_the_table_of_this_test_holds_every_flag() -> None:
+    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Config)}
     config = config_of()
     assert all(
         getattr(config, name) != value for name, (_, value) in OTHER_VALUES.items() if name[:7] != "dataset"
@@ -165,6 +169,7 @@ def test_a_refusal_names_what_was_given_and_what_would_work(argv: str, parts: li
         ("max_grad_norm", "0 -1 inf"),
         ("min_lr_ratio", "-0.1 1.1"),
         ("dropout", "-0.1 1"),
+        ("placeholder_vectors", "0 65"),
         ("cfg_rate", "0 1 -0.1"),
         ("segment_seconds", "0.9 300.1 nan"),
         ("min_seconds", "0 -1"),
@@ -195,7 +200,11 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("--tune_text 1", ["--tune_text 1", "not built yet", "--tune_text 0"]),
+        ("--placeholder <x>", ["--placeholder has no effect", "--tune_text 1"]),
+        ("--placeholder_vectors 2", ["--placeholder_vectors has no effect", "--tune_text 1"]),
+        ("--init_word rock", ["--init_word has no effect", "--tune_text 1"]),
+        ("--tune_text 1 --placeholder style", ["--placeholder style", "angle brackets", "'<my-style>'"]),
+        ("--tune_text 1 --placeholder <stil-ä>", ["--placeholder <stil-ä>", "letters a to z"]),
         ("--cfg_rate 0.2", ["--cfg_rate 0.2", "--use_cfg 1"]),
         ("--min_seconds 20 --segment_seconds 10", ["--min_seconds 20", "--segment_seconds 10"]),
         ("--min_lr_ratio 0.1 --lr_schedule constant", ["--min_lr_ratio", "--lr_schedule constant"]),
@@ -346,7 +355,7 @@ def test_a_config_survives_json() -> None:
         ({"use_wandb": 1}, ["--use_wandb 1", "0 or 1"]),
         ({"lr": "1e-5"}, ["--lr 1e-5", "a number"]),
         ({"model_id": None}, ["--model_id None", "a text"]),
-        ({"tune_text": True}, ["--tune_text 1"]),
+        ({"placeholder": "<a b>"}, ["--placeholder <a b>", "angle brackets"]),
     ],
 )
 def test_a_dict_of_wrong_values_is_refused(changes: dict[str, object], parts: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,18 @@ class Config:
         ),
     ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
-    tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
+    tune_text: Annotated[
+        bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
+    ] = False
+    placeholder: Annotated[
+        str, model("With --tune_text 1: the new word, in angle brackets; put before captions that lack it.")
+    ] = "<music-style>"
+    placeholder_vectors: Annotated[
+        int, model("With --tune_text 1: embeddings that the new word has.", least=1, most=64)
+    ] = 4
+    init_word: Annotated[
+        str, model("With --tune_text 1: the word whose embedding the new ones start from.")
+    ] = "music"
 
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
     lr_schedule: Annotated[
@@ -225,10 +237,10 @@ def config_from_dict(values: Mapping[str, object]) -> Config:
 
 
 def _refuse_contradicting_values(config: Config) -> None:
-    if config.tune_text:
+    if not re.fullmatch(r"<[A-Za-z0-9_-]+>", config.placeholder):
         raise ConfigError(
-            "--tune_text 1 (learning new text embeddings) is not built yet: use --tune_text 0, which trains "
-            "the whole language model on your captions."
+            f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
+            "brackets, as in '<my-style>' (with quotes, because of the shell)."
         )
     imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
@@ -281,6 +293,9 @@ def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
             "--word_dropout 0.3, or remove --caption_variants."
         )
+    for name in ("placeholder", "placeholder_vectors", "init_word"):
+        if name in typed and not config.tune_text:
+            raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
     for name in ("word_dropout", "caption_lines"):
         if config.no_label and name in typed and getattr(config, name):
             raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")

@@ -19,6 +19,18 @@ CITATION = """@article{copet2023simple,
   year    = {2023}
 }"""
 
+IN_AUDIOCRAFT = """
+audiocraft:
+
+```python
+import torch
+from audiocraft.models import MusicGen
+
+model = MusicGen.get_pretrained("models/audiocraft")
+# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
+```
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -28,6 +40,7 @@ class Training:
     started_from     what --init_from said; only its last part is published
     dataset          folder or dataset id; only its last part is published
     hours            of audio, the sum over the clips
+    placeholder      the new word, where nothing but its embeddings was trained
     hyperparameters  flag or quantity to its value, in the order of the table
     """
 
@@ -38,6 +51,7 @@ class Training:
     steps: int
     hyperparameters: Mapping[str, object]
     started_from: str | None = None
+    placeholder: str | None = None
 
 
 def model_card(training: Training) -> str:
@@ -52,6 +66,7 @@ def model_card(training: Training) -> str:
     if meta:
         front["license"] = "cc-by-nc-4.0"
     base = hub_id or Path(training.base_model).name
+    prompt = "..." if training.placeholder is None else f"{training.placeholder} ..."
     start = _start(training.started_from)
     rows = {"optimizer steps": training.steps, **training.hyperparameters}
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
@@ -61,8 +76,7 @@ def model_card(training: Training) -> str:
 
 # MusicGen, fine-tuned on {_cell(dataset)}
 
-A text-to-music model: {_cell(base)} with its language model fine-tuned on {training.clips} clips
-({training.hours:.2f} hours) of "{_cell(dataset)}". T5 and EnCodec are those of the base model.{start}
+{_what_it_is(training, _cell(base), _cell(dataset))}{start}
 
 ## Training
 
@@ -75,7 +89,7 @@ A text-to-music model: {_cell(base)} with its language model fine-tuned on {trai
 Here:
 
 ```
-python scripts/generate.py --model models/huggingface --prompt "..."
+python scripts/generate.py --model models/huggingface --prompt "{prompt}"
 ```
 
 transformers (5 or newer; version 4 cannot read the tokenizer):
@@ -83,19 +97,9 @@ transformers (5 or newer; version 4 cannot read the tokenizer):
 ```python
 from transformers import pipeline
 
-music = pipeline("text-to-audio", model="models/huggingface")("...")
+music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
 ```
-
-audiocraft:
-
-```python
-import torch
-from audiocraft.models import MusicGen
-
-model = MusicGen.get_pretrained("models/audiocraft")
-# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
-```
-
+{IN_AUDIOCRAFT if training.placeholder is None else ""}
 ## Licence
 
 {_licence(training.base_model, meta, training.started_from)}
@@ -106,6 +110,19 @@ model = MusicGen.get_pretrained("models/audiocraft")
 {CITATION}
 ```
 """
+
+
+def _what_it_is(training: Training, base: str, dataset: str) -> str:
+    data = f'{training.clips} clips\n({training.hours:.2f} hours) of "{dataset}"'
+    if training.placeholder is None:
+        return (
+            f"A text-to-music model: {base} with its language model fine-tuned on {data}."
+            " T5 and EnCodec are those of the base model."
+        )
+    return (
+        f"A text-to-music model: {base} with a new word, `{training.placeholder}`, for the music of {data}.\n"
+        "Only the word's embeddings in T5 were learned (textual inversion); all else is the base model."
+    )
 
 
 def _hub_id(model_id: str) -> str | None:
