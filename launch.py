@@ -71,15 +71,19 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     from trainer.run_folder import check_same_run, open_run
     from trainer.starting_points import find_starting_point, start_from
     from trainer.stopping import StopRequest
+    from trainer.text_embedding import embedding_of, introduction
     from trainer.tracking import Tracker
+    from trainer.trainee import merged
 
     quiet()
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     start = None
-    if config.init_from is not None and checkpoint is None:  # a run that goes on has its weights in its checkpoint
+    # A run that goes on has its trained weights in its checkpoint, and what is frozen in none.
+    if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
+    word = introduction(config, source)
     plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
@@ -87,6 +91,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
         ranks.check_shared(output_dir=folder.root, cache_dir=Path(config.cache_dir))
         ranks.say(plan.describe())
+        if word is not None:
+            ranks.say(word)
 
         data = dataset.prepare(config, source, accelerator.device, ranks)
         ranks.say(manifest.summary(data.fates))
@@ -99,13 +105,13 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
                 ranks.say(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
                 return EXIT_DONE
             ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
-        if start is not None:
+        elif start is not None:
             ranks.say(f"starting from the weights in {start.path}")
         if ranks.is_first:
             folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 
         engine = Engine(accelerator, ranks, source, plan, config)
-        training = recipe.run_of(config, plan, order, data, identity, folder)
+        training = recipe.run_of(config, plan, order, data, identity, folder, source)
         engine.rehearse(worst_case(training), plan.accumulation)
         if checkpoint is not None:
             engine.load(checkpoint)
@@ -124,9 +130,15 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         if ranks.is_first:
             print("exporting ...")
             card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
-            export.export_all(source, saver.last().weights(), folder.root, card=card, **settings)
+            trained = saver.last().weights()
+            embedding = embedding_of(config, source, trained)
+            if embedding is not None:
+                export.export_text(source, embedding, folder.root, card=card)
+            else:
+                weights = merged(source, trained, config.selection)
+                export.export_all(source, weights, folder.root, card=card, **settings)
             folder.write_json("finished.json", {"step": step})
-            print(folder.words_at_the_end(step))
+            print(folder.words_at_the_end(step, config.placeholder if config.tune_text else None))
         return EXIT_DONE
 
 

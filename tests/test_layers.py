@@ -17,6 +17,7 @@ WITHOUT_TORCH = (
     "plan",
     "strategies",
     "memory",
+    "selection",
     "shapes",
     "options",
     "dry_run",

@@ -203,10 +203,10 @@ def test_each_flag_of_schedule_and_intervals_reaches_its_place(tmp_path):
         "validation_steps": 9, "save_step": 5, "checkpoint_minutes": 7.5,
     }  # fmt: skip
     data = type("Data", (), {"train": run.train, "validation": None})
-    made = recipe.run_of(Config(dataset_path="x", **flags), run.plan, run.order, data, {}, None)
+    made = recipe.run_of(Config(dataset_path="x", **flags), run.plan, run.order, data, {}, None, None)
     assert made.schedule == Schedule(peak=0.25, steps=6, warmup_steps=3, decay="linear", min_ratio=0.125)
     assert made.intervals == Intervals(log_steps=4, validation_steps=9, save_step=5, checkpoint_minutes=7.5)
-    unset = recipe.run_of(Config(dataset_path="x"), run.plan, run.order, data, {}, None)
+    unset = recipe.run_of(Config(dataset_path="x"), run.plan, run.order, data, {}, None, None)
     assert unset.intervals.validation_steps == 1 and unset.intervals.save_step is None  # 5 clips, 4 a step
 
 

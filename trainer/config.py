@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from trainer import command_line
 from trainer.errors import ConfigError
 from trainer.flags import Flag, Value, checked_values
+from trainer.selection import FREEZABLE, Selection, selection_of
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
@@ -75,6 +76,10 @@ class Config:
         ),
     ] = None
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
+    freeze: Annotated[
+        str | None,
+        model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
+    ] = None
     tune_text: Annotated[
         bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
     ] = False
@@ -186,6 +191,12 @@ class Config:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
         _refuse_contradicting_values(self)
+        assert self.selection  # which refuses a list that it does not understand
+
+    @property
+    def selection(self) -> Selection:
+        """Which parameters are trained."""
+        return selection_of(self.freeze, new_rows=self.placeholder_vectors if self.tune_text else 0)
 
     @property
     def caption_drop_rate(self) -> float:
@@ -242,6 +253,8 @@ def _refuse_contradicting_values(config: Config) -> None:
             f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
             "brackets, as in '<my-style>' (with quotes, because of the shell)."
         )
+    if config.tune_text and config.freeze is not None:
+        raise ConfigError("--freeze has no effect with --tune_text 1, which trains new embeddings alone: remove one.")
     imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
         raise ConfigError(

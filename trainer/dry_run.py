@@ -13,6 +13,7 @@ from trainer.launcher import Launch
 from trainer.memory import GIB
 from trainer.options import batch_flags, options
 from trainer.plan import make_plan
+from trainer.selection import count
 from trainer.shapes import FRAME_RATE_HZ, Shape, shape_of
 from trainer.strategies import Cluster
 
@@ -40,7 +41,8 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
             deepspeed_available=_deepspeed_available(config),
         ),
     )
-    print(f"{shape.name}: {shape.parameters / 1e6:.1f} M parameters to train, on {source}")
+    trained = count(shape, config.selection).trained
+    print(f"{shape.name}: {trained / 1e6:.1f} M parameters to train, on {source}")
     print(plan.describe())
     for remark in _remarks(shape):
         print(remark)

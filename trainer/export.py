@@ -34,7 +34,7 @@ from trainer.errors import ModelError, StorageError
 from trainer.models import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
 from trainer.text_embedding import FILE as TEXT_EMBEDDING_FILE
 from trainer.text_embedding import TextEmbedding, with_embedding, write_text_embedding
-from trainer.weights import MemoryWeights, under
+from trainer.weights import SomeWeights, under
 
 # transformers holds one shard twice while it writes it.
 MAX_SHARD_SIZE = "4GB"
@@ -87,8 +87,7 @@ def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, c
     """
     write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
     known = with_embedding(source, embedding)
-    lm = MemoryWeights({name: known.weights[name] for name in known.weights if name.startswith((DECODER, PROJECTION))})
-    write_huggingface(known, lm, output_dir / "huggingface", card)
+    write_huggingface(known, SomeWeights(known.weights, DECODER, PROJECTION), output_dir / "huggingface", card)
 
 
 def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:

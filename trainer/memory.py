@@ -1,6 +1,7 @@
 """Bytes that a training run holds on each GPU, by part: published formulas, and the model of our own engine.
 
-P is the number of trained parameters, N of GPUs over which a part is sharded.
+P is the number of parameters, N of GPUs over which a part is sharded. Gradients and optimizer state are held for the
+trained ones alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.selection import Counts
 from trainer.shapes import Shape
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "fsdp", "hsdp"]
@@ -35,6 +37,11 @@ AUTOCAST_EXTRA_VALUES = 2  # autocast casts the input of q, k and v once for eac
 BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
 
+# A T5 in the loop, taken for T5-base at captions of 128 tokens, longer than most. Of a layer: two norms' inputs and
+# their squares, q, k, v, attention's output and the ffn's inner values (4 widths) before and after ReLU; two tables of
+# scores a head. Assumed, not measured.
+T5_LAYERS, T5_TOKENS, T5_VALUES, T5_HEADS, T5_SCORES = 12, 128, 16, 12, 2
+
 # What CUDA, cuBLAS and NCCL hold outside PyTorch, and the share that its allocator loses to fragmentation.
 # To be measured by GPU and driver; these are on the safe side of what is commonly seen.
 CONTEXT_BYTES = GIB
@@ -52,6 +59,7 @@ class Layout:
 
     shards  GPUs that share sharded state: the world, or one node's for hsdp
     frames  of the longest clip
+    counts  what is trained; None for the whole model
     """
 
     strategy: Strategy
@@ -63,6 +71,7 @@ class Layout:
     gradient_checkpointing: bool
     offload_optimizer: bool
     on_gpu: bool
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +156,11 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     if layout.offload_optimizer:
         # DeepSpeed 0.19: what is accumulated in float32 beside bf16 weights stays on the GPU under ZeRO-2.
         stays = layout.strategy == "zero2" and layout.precision != "no"
-        host = gradients + optimizer + HALF * math.ceil(shape.parameters / layout.shards)
+        host = gradients + optimizer + HALF * math.ceil(_counts(shape, layout).trained / layout.shards)
         gradients, optimizer = (gradients if stays else 0), 0
     buffers = _buffers(shape, layout)
-    activations = layout.micro_batch * layout.frames * _frame_bytes(shape, layout)
+    activations = layout.micro_batch * (layout.frames * _frame_bytes(shape, layout) + _text_bytes(shape, layout))
+    weights += FLOAT32 * _counts(shape, layout).text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
     allocated = max(weights + gradients + optimizer + buffers + activations, codec)
     return Memory(
@@ -172,32 +182,38 @@ def gathered_parameters(shape: Shape) -> int:
 
 def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
     """Weights, gradients and optimizer of one process, nothing offloaded."""
-    whole = shape.parameters
-    share = math.ceil(whole / layout.shards)
-    compute = _compute_bytes(layout)
+    counts, compute = _counts(shape, layout), _compute_bytes(layout)
+    whole = shape.parameters + counts.added
+    share, of_weights = math.ceil(counts.trained / layout.shards), math.ceil(whole / layout.shards)
+    shrunk = (FLOAT32 - compute) * counts.frozen_linear
     match layout.strategy:
         case "single" | "ddp":
-            return FLOAT32 * whole, FLOAT32 * whole, MOMENTS * whole
+            return FLOAT32 * whole - shrunk, FLOAT32 * counts.trained, MOMENTS * counts.trained
         case "zero2":  # also in float32 DeepSpeed keeps a master copy of its own partition
             return compute * whole, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "zero3":
-            return compute * share, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
+            return compute * of_weights, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "fsdp" | "hsdp":
-            return FLOAT32 * share, FLOAT32 * share, MOMENTS * share
+            return FLOAT32 * of_weights - shrunk // layout.shards, FLOAT32 * share, MOMENTS * share
+
+
+def _counts(shape: Shape, layout: Layout) -> Counts:
+    return layout.counts or Counts(trained=shape.parameters)
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:
-    compute = _compute_bytes(layout)
+    counts, compute = _counts(shape, layout), _compute_bytes(layout)
     match layout.strategy:
-        case "single" | "ddp":  # autocast keeps each matrix's cast until the backward pass has used it
-            return compute * shape.cast_parameters if layout.precision != "no" else 0
+        case "single" | "ddp":  # autocast keeps each trained matrix's cast until the backward pass has used it
+            cast = shape.cast_parameters - counts.frozen_linear + counts.added
+            return compute * cast if layout.precision != "no" else 0
         case "zero2":
             return _zero_buckets(layout) + _float32_sum(shape, layout)
         case "zero3":
             return _zero_buckets(layout) + _gathered(shape, layout)
         case "fsdp" | "hsdp":
             # A unit's gradients in the compute precision, and their float32 copy for the reduction.
-            reduced = (compute + FLOAT32) * shape.largest_unit
+            reduced = (compute + FLOAT32) * min(shape.largest_unit, counts.trained)
             return _gathered(shape, layout) + reduced
 
 
@@ -211,7 +227,7 @@ def _float32_sum(shape: Shape, layout: Layout) -> int:
     """In float32 ZeRO-2 adds each micro-batch's partition to a second one (DeepSpeed 0.19, all_grad_tensors)."""
     if layout.precision != "no" or layout.accumulation == 1:
         return 0
-    return FLOAT32 * math.ceil(shape.parameters / layout.shards)
+    return FLOAT32 * math.ceil(_counts(shape, layout).trained / layout.shards)
 
 
 def _gathered(shape: Shape, layout: Layout) -> int:
@@ -232,6 +248,13 @@ def _frame_bytes(shape: Shape, layout: Layout) -> int:
     else:
         kept, working = shape.layers * layer, backward
     return kept + max(_logits_bytes(shape, layout), working)
+
+
+def _text_bytes(shape: Shape, layout: Layout) -> int:
+    """Activations of one caption in a T5 in the loop, float32; 0 where its states are cached."""
+    if not _counts(shape, layout).text_encoder:
+        return 0
+    return FLOAT32 * T5_LAYERS * T5_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * T5_SCORES * T5_TOKENS)
 
 
 def _logits_bytes(shape: Shape, layout: Layout) -> int:

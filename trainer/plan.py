@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.memory import GIB, Layout, Memory, Precision, Strategy, expected_bytes
+from trainer.selection import count
 from trainer.shapes import FRAME_RATE_HZ, Shape
 from trainer.strategies import Candidate, Cluster, Options, candidates
 
@@ -102,6 +103,7 @@ def make_plan(
         reasons=(
             taken.candidate.reason,
             *_memory_reasons(cluster, options, trials[0], taken),
+            *_selection_reasons(shape, options),
             batch_reason,
             *_filler_reasons(cluster, global_batch, layout),
             precision_reason,
@@ -131,6 +133,7 @@ class _Trial:
 def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Trial]:
     """Every layout that the flags allow, the most wanted first."""
     options = wish.options
+    counts = count(wish.shape, options.selection)
     checkpointing = [options.gradient_checkpointing]
     if not options.gradient_checkpointing and not options.gradient_checkpointing_typed:
         checkpointing.append(True)
@@ -147,6 +150,7 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     gradient_checkpointing=recompute,
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
+                    counts=counts,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -194,6 +198,15 @@ def _memory_reasons(cluster: Cluster, options: Options, first: _Trial, taken: _T
         yield "activation checkpointing from --gradient_checkpointing"
     elif taken.layout.gradient_checkpointing:
         yield "activation checkpointing because memory is short: steps take about a third longer"
+
+
+def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:
+    counts = count(shape, options.selection)
+    if not options.selection.everything:
+        yield (
+            f"trained is {options.selection.describe()}: {counts.trained / 1e6:.4g} of"
+            f" {(shape.parameters + counts.added) / 1e6:.4g} M parameters"
+        )
 
 
 def _filler_reasons(cluster: Cluster, global_batch: int, layout: Layout) -> Iterator[str]:

@@ -16,6 +16,8 @@ from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
 from trainer.strategies import Cluster
+from trainer.text_embedding import embedding_of, write_text_embedding
+from trainer.trainee import merged
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoint
@@ -70,6 +72,11 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
+    if not config.selection.everything:
+        identity["trained"] = config.selection.describe()
+        identity["frozen weights"] = source.probe()
+    if config.tune_text:
+        identity["--placeholder, --init_word"] = f"{config.placeholder} from {config.init_word}"
     return identity
 
 
@@ -95,6 +102,7 @@ def run_of(
     data: Dataset,
     identity: dict[str, object],
     folder: RunFolder,
+    source: Source,
 ) -> Run:
     """The run's fixed parts for the loop."""
     steps_per_epoch = max(1, round(order.clips / order.global_batch))
@@ -117,8 +125,17 @@ def run_of(
             checkpoint_minutes=config.checkpoint_minutes,
         ),
         description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
-        on_save_step=lambda saved: write_lm(saved.weights(), folder.root / f"lm_{saved.step}.pt"),
+        on_save_step=lambda saved: _write_step(config, source, saved, folder),
     )
+
+
+def _write_step(config: Config, source: Source, saved: Checkpoint, folder: RunFolder) -> None:
+    """lm_<step>.pt, or text_embedding_<step>.safetensors where that is what is trained."""
+    embedding = embedding_of(config, source, saved.weights())
+    if embedding is not None:
+        write_text_embedding(embedding, folder.root / f"text_embedding_{saved.step}.safetensors")
+    else:
+        write_lm(merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt")
 
 
 def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> str:
@@ -128,6 +145,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
         Training(
             base_model=config.model_id,
             started_from=config.init_from,
+            placeholder=config.placeholder if config.tune_text else None,
             dataset=config.dataset_path,
             clips=data.clips,
             hours=data.seconds / 3600,
@@ -136,6 +154,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
                 "global batch (clips)": plan.global_batch,
                 "epochs": round(order.epoch_of(step), 2),
                 "precision": plan.mixed_precision,
+                "trained": config.selection.describe(),
                 "captions dropped": config.caption_drop_rate,
                 "words dropped": config.word_dropout,
                 **{name: getattr(config, name) for name in names},

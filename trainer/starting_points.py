@@ -14,8 +14,11 @@ from transformers import AutoConfig, MusicgenConfig
 
 from trainer.audiocraft_format import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.checkpoint import Checkpoint, newest
+from trainer.config import config_from_dict
 from trainer.errors import CheckpointError, ModelError
 from trainer.models import DECODER, PROJECTION, Source
+from trainer.selection import EVERYTHING, Selection
+from trainer.trainee import merged
 from trainer.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWeights, WeightFiles, Weights
 
 KINDS = (
@@ -31,12 +34,16 @@ class StartingPoint:
 
     settings  what the numbers depend on and no shape tells, where the files say it: name to value
     parts     digests of the frozen models that it was trained beside, where the files say them
+    trained   which parameters `weights` holds, those that a run trained
+    frozen    the probe of the language model that holds the others; None where none are missing
     """
 
     path: Path
     weights: Weights
     settings: Mapping[str, object] = field(default_factory=dict)
     parts: Mapping[str, object] = field(default_factory=dict)
+    trained: Selection = EVERYTHING
+    frozen: object = None
 
 
 def find_starting_point(path: str) -> StartingPoint:
@@ -63,6 +70,7 @@ def start_from(source: Source, found: StartingPoint) -> Source:
     Raises ModelError where its shapes or settings are not the source's, and where it was trained beside another
     EnCodec or T5.
     """
+    found = _completed(source, found)
     _check_fits(source, found)
     started = replace(source, weights=ReplacedWeights(source.weights, found.weights))
     _check_parts(started, found)
@@ -88,7 +96,18 @@ def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
     identity = checkpoint.run.get("identity")
     then = identity if isinstance(identity, dict) else {}
     parts = {name: then[name] for name in ("codec", "text encoder") if name in then}
-    return StartingPoint(path=checkpoint.folder, weights=checkpoint.weights(), parts=parts)
+    weights, frozen = checkpoint.weights(), then.get("frozen weights")
+    if frozen is None:
+        return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts)
+    config = checkpoint.run["config"]
+    assert isinstance(config, dict)
+    trained = config_from_dict(config).selection
+    if trained.new_rows:
+        raise ModelError(
+            f"{checkpoint.folder} holds {trained.describe()}, which its run learned, and no language model: start from"
+            " what that run started from"
+        )
+    return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts, trained=trained, frozen=frozen)
 
 
 def _audiocraft(file: Path) -> StartingPoint:
@@ -117,6 +136,18 @@ def _settings(config: MusicgenConfig) -> dict[str, object]:
         "activation": decoder.activation_function,
         "delays": tuple(k // decoder.audio_channels for k in range(decoder.num_codebooks)),
     }
+
+
+def _completed(source: Source, found: StartingPoint) -> StartingPoint:
+    """The starting point with the parameters that its run did not train, which are the source's."""
+    if found.frozen is None:
+        return found
+    if found.frozen != source.probe():
+        raise ModelError(
+            f"--init_from {found.path} holds what was trained ({found.trained.describe()}), not the frozen rest, which"
+            f" is not that of --model_id {source.name}: give the run's {FINAL} or an lm_*.pt, which are whole"
+        )
+    return replace(found, weights=merged(source, found.weights, found.trained), trained=EVERYTHING, frozen=None)
 
 
 def _check_fits(source: Source, found: StartingPoint) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from trainer.errors import ConfigError
 from trainer.memory import Precision, Strategy
+from trainer.selection import EVERYTHING, Selection
 from trainer.shapes import Shape
 
 # Above this many parameters a copy of the weights on every GPU is too much: between medium and large.
@@ -42,6 +43,7 @@ class Options:
     strategy_named_by    what named it, in words; no meaning for auto
     segment_frames       decoder steps of the longest crop
     deepspeed_available  whether it is installed where the run will be
+    selection            what of the model is trained
     """
 
     strategy: Literal["auto"] | Strategy = "auto"
@@ -53,6 +55,7 @@ class Options:
     gradient_checkpointing_typed: bool = False
     segment_frames: int
     deepspeed_available: bool = True
+    selection: Selection = EVERYTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,13 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
     if precision == "fp16":
         return [Candidate(strategy="ddp", offload=False, reason="ddp, the one strategy on several GPUs with fp16")]
+    if options.selection.little:
+        reason = f"ddp, because {options.selection.describe()} is too little to shard"
+        shard = "fsdp, because the frozen model does not fit each GPU whole"
+        return [
+            Candidate(strategy="ddp", offload=False, reason=reason),
+            Candidate(strategy="fsdp", offload=False, reason=shard),
+        ]
     if shape.parameters > FULL_SHARD_PARAMETERS:
         return [Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, every part sharded")]
     if not options.deepspeed_available:

@@ -23,7 +23,8 @@ from trainer.checkpoint import write_atomically
 from trainer.config import Config
 from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.models import TEXT_ENCODER, Source
-from trainer.weights import MemoryWeights, ReplacedWeights
+from trainer.selection import TEXT_ROWS
+from trainer.weights import MemoryWeights, ReplacedWeights, Weights
 
 FILE = "text_embedding.safetensors"
 TABLE = TEXT_ENCODER + "shared.weight"
@@ -79,12 +80,30 @@ def placeholder_of(config: Config) -> Placeholder | None:
     return Placeholder(word=config.placeholder, vectors=config.placeholder_vectors) if config.tune_text else None
 
 
-def check_words(config: Config, source: Source) -> None:
-    """Raise ConfigError where the tokenizer knows --placeholder already, or knows --init_word not at all."""
+def introduction(config: Config, source: Source) -> str | None:
+    """What the run is about to learn, and whether its rate can move it; None without --tune_text.
+
+    Raises ConfigError where the tokenizer knows --placeholder already, or knows --init_word not at all.
+    """
     placeholder = placeholder_of(config)
-    if placeholder is not None:
-        extended_tokenizer(source.load_tokenizer(), placeholder)
-        start_rows(source, placeholder, config.init_word)
+    if placeholder is None:
+        return None
+    extended_tokenizer(source.load_tokenizer(), placeholder)
+    deviation = float(start_rows(source, placeholder, config.init_word)[0].std())
+    return (
+        f"learning {placeholder.word}: {placeholder.vectors} new row(s) of T5's embedding, which start from"
+        f" '{config.init_word}'. Their values have a deviation of {deviation:.3g}: --lr {config.lr:g} moves them by at"
+        f" most {100 * config.lr / deviation:.2g} % of it a step; some per cent ({0.03 * deviation:.2g}) is usual"
+    )
+
+
+def embedding_of(config: Config, source: Source, trained: Weights) -> TextEmbedding | None:
+    """What a run learned, from its checkpoint's tensors; None without --tune_text."""
+    placeholder = placeholder_of(config)
+    if placeholder is None:
+        return None
+    rows, digest = trained[TEXT_ROWS], source.text_identity()
+    return TextEmbedding(placeholder=placeholder, rows_ND=rows, base_model=config.model_id, text_encoder=digest)
 
 
 def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> PreTrainedTokenizerBase:

@@ -9,8 +9,6 @@ from transformers import T5EncoderModel
 
 from trainer.models import LanguageModel
 
-ROWS = "text_rows"  # the trained parameter's name, in checkpoints too
-
 
 class TextTunedModel(LanguageModel):
     """LanguageModel behind T5. `text_rows` (N, D) float32 is all that is trained; N tokens from `first_token` on."""
@@ -39,6 +37,8 @@ class TextTunedModel(LanguageModel):
     def text_states(self, tokens_BS: Tensor, attention_BS: Tensor | None) -> Tensor:
         """T5's last hidden states (B, S, D) float32, in float32 under autocast too: T5 overflows in float16."""
         (encoder,) = self._outside
+        if encoder.device != tokens_BS.device:
+            encoder.to(tokens_BS.device)  # once: nothing that moves the rest knows of it
         is_new_BS = (tokens_BS >= self.first_token) & (tokens_BS < self.first_token + len(self.text_rows))
         with torch.autocast(tokens_BS.device.type, enabled=False):
             # The table is only read: a row of it cannot move, not by weight decay either.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.synthetic import random_examples
 
@@ -17,13 +19,15 @@ GLOBAL_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Losses and gradient norms of the steps, and bytes that this rank held."""
+    """Losses and gradient norms of the steps, bytes that this rank held, and which of its frozen parameters moved."""
 
     losses: list[float]
     norms: list[float]
     optimizer_bytes: int = 0
     weight_bytes: int = 0
     gradient_bytes: int = 0
+    frozen: int = 0
+    moved: Sequence[str] = ()
 
 
 def steps(
@@ -38,11 +42,14 @@ def steps(
     offload: bool = False,
     checkpointing: bool = False,
     mean_of_means: bool = False,
+    flags: Mapping[str, Any] | None = None,
+    epochs: int = 9,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
     folder   where checkpoints lie: the newest is resumed from
     save_at  save there after this step
+    flags    of the config besides, such as freeze
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     """
     import os
@@ -58,7 +65,7 @@ def steps(
     examples = random_examples(LENGTHS, segment_frames=SEGMENT)
     order = Order(
         seed=1,
-        epochs=9,  # 81 rows: ten steps of 8 and one of a single row
+        epochs=epochs,  # of 9: 81 rows, which are ten steps of 8 and one of a single row
         global_batch=GLOBAL_BATCH,
         segment_frames=SEGMENT,
         codebooks=4,
@@ -76,7 +83,7 @@ def steps(
         offload=offload,
         checkpointing=checkpointing,
     )
-    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0)
+    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, **(flags or {}))
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:
@@ -87,6 +94,7 @@ def steps(
             engine.load(checkpoint)
             start = checkpoint.step
         gradient_bytes = _gradient_bytes_of(engine.backend)
+        frozen = _frozen_values(engine.backend)
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
         for step in range(start, min(start + count, order.steps)):
             rows = rows_of_step(order, step)
@@ -110,6 +118,8 @@ def steps(
             optimizer_bytes=engine.backend.optimizer_bytes(),
             weight_bytes=engine.backend.weight_bytes(),
             gradient_bytes=max(gradient_bytes, default=0),
+            frozen=len(frozen),
+            moved=[name for name, now in _frozen_values(engine.backend).items() if not torch.equal(now, frozen[name])],
         )
 
 
@@ -123,6 +133,16 @@ def _gradient_bytes_of(backend: Any) -> list[int]:
 
     backend.finish = measured
     return found
+
+
+def _frozen_values(backend: Any) -> dict[str, torch.Tensor]:
+    """Copies of what this rank holds of the frozen parameters, wherever the strategy keeps it."""
+    held = {}
+    for name, parameter in backend.model.named_parameters():
+        if not parameter.requires_grad:
+            local = getattr(parameter, "ds_tensor", parameter).detach()
+            held[name] = (local.to_local() if hasattr(local, "to_local") else local).clone()
+    return held
 
 
 def differences(found: Numbers, reference: Numbers) -> tuple[float, float]:

@@ -21,8 +21,10 @@ from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
 from trainer.matmul_rate import matmul_rate
-from trainer.models import Source, empty_language_model
+from trainer.models import Source
 from trainer.plan import Plan
+from trainer.trainee import trainee_of
+from trainer.weights import Weights
 
 # fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
 FP16_ATTEMPTS = 18
@@ -55,10 +57,11 @@ class Engine:
         """Builds the model without weights, shards it as the plan says, and fills each rank's share from disk.
 
         So no process ever holds more of the model in host memory than one tensor beside its share. AdamW's
-        betas (0.9, 0.95) and its decay of every parameter are MusicGen's (audiocraft 1.3.0,
+        betas (0.9, 0.95) and its decay of every trained parameter are MusicGen's (audiocraft 1.3.0,
         config/solver/musicgen/musicgen_base_32khz.yaml).
         """
-        model = empty_language_model(source, dropout=config.dropout)
+        trainee = trainee_of(source, config)
+        model, self._start = trainee.model, _reader(trainee.start)
         if plan.gradient_checkpointing:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
@@ -70,7 +73,7 @@ class Engine:
         self.backend = backend(accelerator, model, plan, config)
         self._check_shares(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
-        self._fill_weights(_reader(source))
+        self._fill_weights(self._start)
 
     def step(
         self,
@@ -127,22 +130,24 @@ class Engine:
         return sums, cells
 
     def state(self) -> dict[str, FlatSlice]:
-        """This rank's share of weights and moments, by name; the values are live, not copies."""
+        """This rank's share of trained weights and moments, by name; the values are live, not copies."""
         return {name: piece for share in self.backend.shares() for name, piece in share.slices().items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Put this rank's share of a checkpoint's weights and moments in place, and its count of steps.
 
-        Raises CheckpointError where it belongs to another model.
+        What is frozen is in no checkpoint and keeps the values of the start. Raises CheckpointError where the
+        checkpoint belongs to another model, or to a run that trained other parameters.
         """
-        shapes = {share.name: share.shape for share in self.backend.shares()}
-        for name, shape in shapes.items():
-            if checkpoint.shape(WEIGHT + name) != shape:
+        shapes = {WEIGHT + share.name: share.shape for share in self.backend.shares()}
+        saved = {key: checkpoint.shape(key) for key in checkpoint.names(WEIGHT)}
+        for key in sorted(shapes.keys() | saved.keys()):
+            if saved.get(key) != shapes.get(key):
                 raise CheckpointError(
-                    f"{checkpoint.folder}: {name} has shape {checkpoint.shape(WEIGHT + name)}, the model's is {shape}:"
-                    " resume with the --model_id of the run"
+                    f"{checkpoint.folder}: {key} has shape {saved.get(key, 'none')}, what is trained now has"
+                    f" {shapes.get(key, 'none')}: resume with the --model_id and the selection of the run"
                 )
-        self._fill_weights(checkpoint.read)
+        self._fill_weights(lambda key, *ends: (checkpoint.read if key in saved else self._start)(key, *ends))
         self.backend.reset_moments(checkpoint.step)
         for share in self.backend.shares():
             share.fill([f"{kind}/{share.name}" for kind in MOMENTS], checkpoint.read)
@@ -154,14 +159,16 @@ class Engine:
     def _check_shares(self, plan: Plan) -> None:
         """Raise ConfigError where the optimizer's state is not spread as the plan says.
 
-        Every value must be owned by one rank (by one of each node, for hsdp), and none may own much more than its
-        share: rows that do not divide leave some ranks one row more.
+        Every trained value must be owned by one rank (by one of each node, for hsdp), and none may own much more
+        than its share: rows that do not divide leave some ranks one row more.
         """
-        held = sum(len(share.weight) for share in self.backend.shares())
-        total = sum(math.prod(share.shape) for share in self.backend.shares())
+        shapes = [share.shape for share in self.backend.shares()]
+        held, total = sum(len(share.weight) for share in self.backend.shares()), sum(map(math.prod, shapes))
         copies = {"hsdp": plan.nodes, "single": 1, "ddp": plan.world_size}.get(plan.strategy, 1)
+        ranks = plan.world_size // copies
+        by_rows = sum(-(-shape[0] // ranks) * math.prod(shape[1:]) for shape in shapes)
         owned = int(self.ranks.sum(torch.tensor([held], dtype=torch.int64, device=self.device)).item())
-        if owned != copies * total or held > UNEVEN * copies * total / plan.world_size:
+        if owned != copies * total or held > max(UNEVEN * total / ranks, by_rows):
             raise ConfigError(
                 f"{plan.strategy} should spread {total} values {copies} time(s) over {plan.world_size} processes, but"
                 f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
@@ -225,10 +232,10 @@ class Engine:
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
-def _reader(source: Source) -> Read:
-    """Ranges of the base model's flattened tensors, by the names of a checkpoint."""
+def _reader(weights: Weights) -> Read:
+    """Ranges of flattened tensors in float32, by the names of a checkpoint."""
 
     def read(key: str, start: int, stop: int) -> Tensor:
-        return source.weights.read(key.removeprefix(WEIGHT), start, stop).float()
+        return weights.read(key.removeprefix(WEIGHT), start, stop).float()
 
     return read

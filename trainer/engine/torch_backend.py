@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from trainer.checkpoint import WEIGHT
 from trainer.config import Config
 from trainer.engine.shares import MOMENTS, Read, Share
 from trainer.models import LanguageModel, materialize
 from trainer.plan import Plan
 
+COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Values whose squares are summed in float32 before the sums are added in float64.
 NORM_ROW = 1024
 
@@ -30,14 +32,15 @@ class TorchBackend:
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
         self._max_grad_norm = config.max_grad_norm
         self.loss_scale = float(plan.world_size)
+        _shrink_frozen(model, plan)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-        )
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
         # Taken once: between an FSDP module's forward and backward its parameters are others, whole ones.
-        self._parameters = list(model.named_parameters())
+        self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         self.reset_moments(0)
 
     def reset_moments(self, steps: int) -> None:
@@ -93,7 +96,7 @@ class TorchBackend:
         return self._accelerator.scaler is not None
 
     def shares(self) -> Iterator[Share]:
-        """This rank's share of every parameter, in the model's order."""
+        """This rank's share of every trained parameter, in the model's order."""
         for name, parameter in self._parameters:
             state = self._optimizer.state[parameter]
             local = [_local(tensor) for tensor in (parameter, *(state[kind] for kind in MOMENTS))]
@@ -108,8 +111,13 @@ class TorchBackend:
                 replicas=replicas,
             )
 
+    @torch.no_grad()
     def publish(self, read: Read) -> None:
-        """Nothing to do: the float32 shares are the weights."""
+        """Fill what no share holds, the frozen parameters; the trained ones are their shares."""
+        for name, parameter in self._frozen:
+            local, (start, _, _) = _local(parameter), _place(parameter)
+            if len(local):
+                local.copy_(read(WEIGHT + name, start, start + len(local)))
 
     def gradient_bytes(self) -> int:
         """Bytes of gradients that this rank holds."""
@@ -121,7 +129,20 @@ class TorchBackend:
         return sum(view.numel() * view.element_size() for share in self.shares() for view in share.moments.values())
 
     def weight_bytes(self) -> int:
-        return sum(_local(parameter).numel() * parameter.element_size() for _, parameter in self._parameters)
+        """Bytes of all weights that this rank holds, frozen ones included."""
+        held = [parameter for _, parameter in (*self._parameters, *self._frozen)]
+        return sum(_local(parameter).numel() * parameter.element_size() for parameter in held)
+
+
+def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:
+    """Hold frozen linear layers in the compute precision, in which they are used anyway: the same numbers."""
+    if plan.mixed_precision == "no":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(COMPUTE[plan.mixed_precision])
 
 
 def _squared_norm(values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class ZeroBackend:
         materialize(model, accelerator.device if self._stage == 2 else torch.device("cpu"))
         table = model.decoder.model.decoder.embed_positions.weights
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=0.0,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
@@ -79,9 +79,11 @@ class ZeroBackend:
         """Nothing to do: DeepSpeed has stepped in `finish`, unless it saw an overflow."""
 
     def shares(self) -> Iterator[Share]:
-        """This rank's share of every parameter, in the model's order."""
+        """This rank's share of every trained parameter, in the model's order."""
         place = self._place_in_stage2 if self._stage == 2 else self._place_in_stage3
         for name, parameter in self._parameters:
+            if not parameter.requires_grad:
+                continue
             start, flat, offset, length = place(parameter, self._shapes[name])
             state = self._zero.optimizer.state[flat]
             yield Share(
@@ -94,7 +96,10 @@ class ZeroBackend:
 
     @torch.no_grad()
     def publish(self, read: Read) -> None:
-        """Give the computing copies the masters' values: whole parameters under ZeRO-2, slices under ZeRO-3."""
+        """Give the computing copies the masters' values: whole parameters under ZeRO-2, slices under ZeRO-3.
+
+        Frozen parameters have no master, and get theirs here.
+        """
         for name, parameter in self._parameters:
             numel = torch.Size(self._shapes[name]).numel()
             if self._stage == 2:

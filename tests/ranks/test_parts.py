@@ -1,0 +1,83 @@
+"""Training a part: the numbers of one process under every strategy, nothing frozen moves, any strategy continues."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks.cases import GLOBAL_BATCH, LENGTHS, Numbers, differences, steps
+from tests.ranks.harness import run_ranks
+from trainer.selection import count, selection_of
+from trainer.shapes import KNOWN
+
+STEPS = 20
+EPOCHS = -(-STEPS * GLOBAL_BATCH // len(LENGTHS))
+MODES: dict[str, dict[str, Any]] = {"freeze": {"freeze": "embeddings,layers.0"}}
+STRATEGIES = ("ddp", "zero2", "zero3", "fsdp")
+QUICK = {("freeze", "zero2"), ("freeze", "fsdp")}
+CASES = [(mode, strategy) for mode in MODES for strategy in STRATEGIES]
+# Saved under the first on 2 ranks, continued under the second on so many.
+ELASTIC_QUICK = {("freeze", "zero2", "fsdp", 2)}
+ELASTIC = [
+    (mode, before, after, n)
+    for mode in MODES
+    for before in STRATEGIES
+    for after, n in [("single", 1), *((strategy, n) for strategy in STRATEGIES for n in (2, 3))]
+]
+
+
+def trained(mode: str, world_size: int, strategy: str, **named: Any) -> list[Numbers]:
+    return run_ranks(world_size, steps, strategy, 1, flags=MODES[mode], epochs=EPOCHS, **named)
+
+
+@cache
+def reference(mode: str) -> Numbers:
+    return trained(mode, 1, "single", count=STEPS)[0]
+
+
+def marked(cases: list[Any], quick: set[Any]) -> list[Any]:
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.full) for case in cases]
+
+
+@pytest.mark.parametrize("mode,strategy", marked(CASES, QUICK))
+def test_twenty_steps_have_the_losses_of_one_process_and_move_nothing_frozen(mode, strategy):
+    found = trained(mode, 2, strategy, count=STEPS)
+    assert len(found[0].losses) == STEPS and found[0].losses[-1] < found[0].losses[0]
+    loss, norm = differences(found[0], reference(mode))
+    assert loss <= 1e-6 and norm <= 3e-6
+    for numbers in (reference(mode), *found):
+        assert numbers.frozen > 0 and numbers.moved == []
+
+
+@pytest.mark.parametrize("mode,strategy", marked(CASES, QUICK))
+def test_only_what_is_trained_has_gradients_and_optimizer_state(mode, strategy):
+    counts = count(KNOWN["debug"], selection_of(**MODES[mode]))
+    shards = 1 if strategy == "ddp" else 2
+    optimizer = 12 if strategy in ("zero2", "zero3") else 8
+    for numbers in trained(mode, 2, strategy, count=1):
+        assert numbers.gradient_bytes == pytest.approx(4 * counts.trained / shards, rel=0.05)
+        assert numbers.optimizer_bytes == pytest.approx(optimizer * counts.trained / shards, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folders with a checkpoint after step 3, by mode and strategy that saved it on 2 ranks."""
+
+    @cache
+    def folder(mode: str, strategy: str) -> Path:
+        made = tmp_path_factory.mktemp(f"{mode}-{strategy}")
+        trained(mode, 2, strategy, count=3, folder=str(made), save_at=3)
+        return made
+
+    return folder
+
+
+@pytest.mark.parametrize("mode,before,after,world_size", marked(ELASTIC, ELASTIC_QUICK))
+def test_any_strategy_continues_what_another_saved(mode, before, after, world_size, saved):
+    found = trained(mode, world_size, after, count=3, folder=str(saved(mode, before)))[0]
+    undisturbed = Numbers(losses=reference(mode).losses[3:6], norms=reference(mode).norms[3:6])
+    loss, norm = differences(found, undisturbed)
+    assert len(found.losses) == 3 and loss <= 1e-6 and norm <= 3e-6
