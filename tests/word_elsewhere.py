@@ -1,4 +1,4 @@
-"""python tests/word_elsewhere.py KIND BASE FILE PROMPT OUTPUT: logits of a model without the trainer, with a learned word.
+"""python tests/word_elsewhere.py KIND BASE FILE PROMPT OUTPUT: logits with a learned word, without the trainer.
 
 KIND is transformers or audiocraft, BASE the model's folder. The word is put in by the function that README.md shows;
 PROMPT has {word} where it stands. OUTPUT gets logits (1, K, T, V) of `codes()`, by torch.save.
