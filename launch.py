@@ -73,7 +73,6 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     from trainer.stopping import StopRequest
     from trainer.text_embedding import embedding_of, introduction
     from trainer.tracking import Tracker
-    from trainer.trainee import merged
 
     quiet()
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
@@ -135,8 +134,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             if embedding is not None:
                 export.export_text(source, embedding, folder.root, card=card)
             else:
-                weights = merged(source, trained, config.selection)
-                export.export_all(source, weights, folder.root, card=card, **settings)
+                export.export_all(source, trained, folder.root, card=card, **settings)
             folder.write_json("finished.json", {"step": step})
             print(folder.words_at_the_end(step, config.placeholder if config.tune_text else None))
         return EXIT_DONE

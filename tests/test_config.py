@@ -42,6 +42,10 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "weight_decay": ("0", 0.0),
     "max_grad_norm": ("0.5", 0.5),
     "freeze": ("embeddings,layers.0-3", "embeddings,layers.0-3"),
+    "lora_rank": ("16", 16),
+    "lora_alpha": ("8", 8.0),
+    "lora_dropout": ("0.1", 0.1),
+    "lora_targets": ("q_proj,v_proj", "q_proj,v_proj"),
     "epochs": ("3", 3),
     "max_steps": ("1000", 1000),
     "batch_size": ("8", 8),
@@ -70,11 +74,17 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "log_steps": ("10", 10),
     "validation_steps": ("50", 50),
 }
-# Those that are refused beside no_label.
+# Those that are refused beside no_label, and of which only one may be typed.
 OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
+OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"})
+OF_A_WORD = frozenset({"tune_text", "placeholder", "placeholder_vectors", "init_word"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
-    for without in (OF_CAPTIONS, {"no_label"})
+    for without in (
+        OF_CAPTIONS | OF_A_WORD | {"freeze"},
+        OF_LORA | OF_A_WORD | {"no_label"},
+        OF_LORA | {"no_label", "freeze"},
+    )
 ]
 
 
@@ -110,7 +120,7 @@ def test_of_a_flag_given_twice_the_last_one_wins() -> None:
     assert (config.dataset_path, config.lr) == ("b", 2.0)
 
 
-@pytest.mark.parametrize("values", TOGETHER, ids=["no_label", "captions"])
+@pytest.mark.parametrize("values", TOGETHER, ids=["no_label and lora", "captions and freeze", "a word"])
 @pytest.mark.parametrize(
     "spelling", ["--{name}={text}", "--{name} {text}", "--{dashed}={text}", "--{dashed} {text}"]
 )
@@ -203,6 +213,8 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
     [
         ("--placeholder <x>", ["--placeholder has no effect", "--tune_text 1"]),
         ("--placeholder_vectors 2", ["--placeholder_vectors has no effect", "--tune_text 1"]),
+        ("--tune_text 1 --freeze heads", ["--freeze cannot be used with --tune_text 1", "remove one"]),
+        ("--tune_text 1 --lora_rank 4", ["--lora_rank cannot be used with --tune_text 1", "remove one"]),
         ("--init_word rock", ["--init_word has no effect", "--tune_text 1"]),
         ("--tune_text 1 --placeholder style", ["--placeholder style", "angle brackets", "'<my-style>'"]),
         ("--tune_text 1 --placeholder <stil-ä>", ["--placeholder <stil-ä>", "letters a to z"]),

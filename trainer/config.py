@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from trainer import command_line
 from trainer.errors import ConfigError
 from trainer.flags import Flag, Value, checked_values
-from trainer.selection import FREEZABLE, Selection, selection_of
+from trainer.selection import ALL_LAYERS, FREEZABLE, TARGET_WORDS, Selection, selection_of
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
@@ -80,6 +80,18 @@ class Config:
         str | None,
         model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
     ] = None
+    lora_rank: Annotated[
+        int | None, model("Train adapters of this rank (LoRA) and nothing else; none: no adapters.", least=1)
+    ] = None
+    lora_alpha: Annotated[
+        float | None, model("With --lora_rank: adapters count alpha / rank times; none: twice the rank.", above=0)
+    ] = None
+    lora_dropout: Annotated[
+        float, model("With --lora_rank: dropout of the adapters' inputs while training.", least=0, below=1)
+    ] = 0.0
+    lora_targets: Annotated[
+        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
+    ] = ALL_LAYERS
     tune_text: Annotated[
         bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
     ] = False
@@ -196,7 +208,8 @@ class Config:
     @property
     def selection(self) -> Selection:
         """Which parameters are trained."""
-        return selection_of(self.freeze, new_rows=self.placeholder_vectors if self.tune_text else 0)
+        lora = (self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
+        return selection_of(self.freeze, *lora, new_rows=self.placeholder_vectors if self.tune_text else 0)
 
     @property
     def caption_drop_rate(self) -> float:
@@ -253,8 +266,11 @@ def _refuse_contradicting_values(config: Config) -> None:
             f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
             "brackets, as in '<my-style>' (with quotes, because of the shell)."
         )
-    if config.tune_text and config.freeze is not None:
-        raise ConfigError("--freeze has no effect with --tune_text 1, which trains new embeddings alone: remove one.")
+    for name in ("freeze", "lora_rank"):
+        if config.tune_text and getattr(config, name) is not None:
+            raise ConfigError(
+                f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
+            )
     imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
         raise ConfigError(
@@ -306,6 +322,9 @@ def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
             "--word_dropout 0.3, or remove --caption_variants."
         )
+    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if name in typed and config.lora_rank is None:
+            raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
     for name in ("placeholder", "placeholder_vectors", "init_word"):
         if name in typed and not config.tune_text:
             raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
 
+from trainer.adapters import save_adapter
 from trainer.audiocraft_format import (
     CODEC_FILE,
     CONFIG,
@@ -32,8 +33,10 @@ from trainer.audiocraft_format import (
 )
 from trainer.errors import ModelError, StorageError
 from trainer.models import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
+from trainer.selection import EVERYTHING, Lora, Selection
 from trainer.text_embedding import FILE as TEXT_EMBEDDING_FILE
 from trainer.text_embedding import TextEmbedding, with_embedding, write_text_embedding
+from trainer.trainee import merged
 from trainer.weights import SomeWeights, under
 
 # transformers holds one shard twice while it writes it.
@@ -45,20 +48,25 @@ TEXT_EMBEDDING = "encoder.embed_tokens.weight"
 
 def export_all(
     source: Source,
-    weights: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
     output_dir: Path,
     *,
     card: str,
     segment_seconds: float,
     cfg_dropout: float,
+    selection: Selection = EVERYTHING,
+    base_model: str = "",
 ) -> None:
     """Write lm_final.pt, huggingface/ and audiocraft/ into `output_dir`, each replaced by a complete new one.
 
-    weights  LanguageModel's tensors by name, on any device, prefixes of wrappers allowed
+    trained     what a run with this selection trained, by name, on any device; of a whole LanguageModel, prefixes of
+                wrappers are allowed
+    base_model  what adapter/, which is written beside them for LoRA, names as its base
 
     Never holds more than one float32 copy of the language model besides `weights`.
     Raises StorageError, saying what of the export is valid, and ModelError where the weights do not fit.
     """
+    weights = merged(source, trained, selection)
     writers: dict[str, Callable[[Path], None]] = {
         "lm_final.pt": lambda path: write_lm(weights, path),
         "huggingface": lambda path: write_huggingface(source, weights, path, card),
@@ -66,6 +74,8 @@ def export_all(
             source, weights, path, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout
         ),
     }
+    if (lora := selection.lora) is not None:
+        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base_model, card)
     done: list[str] = []
     for name, write in writers.items():
         try:
@@ -101,6 +111,13 @@ def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
         _save(_float32_lm(weights), partial)
         os.replace(partial, path)
         _sync(path.parent)
+
+
+def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str, card: str) -> None:
+    """Write an adapter in peft's own format, and `card` as README.md. Raises StorageError."""
+    with _new_folder(folder) as partial:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        save_adapter(partial, adapters, lora, base_model)
 
 
 def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Path, card: str) -> None:

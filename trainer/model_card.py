@@ -56,16 +56,16 @@ class Training:
 
 def model_card(training: Training) -> str:
     """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
-    hub_id = _hub_id(training.base_model)
-    meta = hub_id is not None and hub_id.startswith("facebook/musicgen-")
+    known = hub_id(training.base_model)
+    meta = known is not None and known.startswith("facebook/musicgen-")
     dataset = Path(training.dataset).name or "the dataset"
     front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music"]
-    if hub_id is not None:
-        front |= {"base_model": hub_id, "base_model_relation": "finetune"}
+    if known is not None:
+        front |= {"base_model": known, "base_model_relation": "finetune"}
     if meta:
         front["license"] = "cc-by-nc-4.0"
-    base = hub_id or Path(training.base_model).name
+    base = known or Path(training.base_model).name
     prompt = "..." if training.placeholder is None else f"{training.placeholder} ..."
     start = _start(training.started_from)
     rows = {"optimizer steps": training.steps, **training.hyperparameters}
@@ -125,7 +125,7 @@ def _what_it_is(training: Training, base: str, dataset: str) -> str:
     )
 
 
-def _hub_id(model_id: str) -> str | None:
+def hub_id(model_id: str) -> str | None:
     """facebook/musicgen-small for small; None for debug and for folders."""
     if model_id in SHORT_NAMES:
         return f"facebook/musicgen-{model_id}"

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.memory import GIB, Layout, Memory, Precision, Strategy, expected_bytes
-from trainer.selection import count
+from trainer.selection import count, selection_of
 from trainer.shapes import FRAME_RATE_HZ, Shape
 from trainer.strategies import Candidate, Cluster, Options, candidates
 
 MOST_GPUS_SUGGESTED = 64
 SECONDS_SUGGESTED = (20, 15, 10, 5)
+RANK_SUGGESTED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +242,8 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield "--strategy auto"
     if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
+    if options.selection.everything and _works(cluster, wish, selection=selection_of(lora_rank=RANK_SUGGESTED)):
+        yield f"--lora_rank {RANK_SUGGESTED}, which trains adapters alone"
     for seconds in SECONDS_SUGGESTED:
         frames = seconds * FRAME_RATE_HZ
         if frames < options.segment_frames and _works(cluster, wish, segment_frames=frames):

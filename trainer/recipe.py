@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
-from trainer.model_card import Training, model_card
+from trainer.model_card import Training, hub_id, model_card
 from trainer.options import batch_flags, options
 from trainer.order import Order
 from trainer.plan import Plan, make_plan
@@ -163,6 +163,11 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
     )
 
 
-def export_of(config: Config) -> dict[str, float]:
-    """What audiocraft's configuration is told about the training."""
-    return {"segment_seconds": config.segment_seconds, "cfg_dropout": config.caption_drop_rate}
+def export_of(config: Config) -> dict[str, Any]:
+    """What the export is told about the training."""
+    return {
+        "segment_seconds": config.segment_seconds,
+        "cfg_dropout": config.caption_drop_rate,
+        "selection": config.selection,
+        "base_model": hub_id(config.model_id) or config.model_id,
+    }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, MusicgenConfig
 
+from trainer.adapters import ADAPTER_CONFIG, read_adapter
 from trainer.audiocraft_format import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.checkpoint import Checkpoint, newest
 from trainer.config import config_from_dict
@@ -23,7 +24,7 @@ from trainer.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWe
 
 KINDS = (
     "an output_dir of a run or one of its checkpoints/step-... folders, an lm_*.pt, a Hugging Face folder,"
-    " audiocraft's folder or state_dict.bin, or its solver's checkpoint.th"
+    " audiocraft's folder or state_dict.bin, its solver's checkpoint.th, or a LoRA's folder of peft"
 )
 FINAL = "lm_final.pt"
 
@@ -35,7 +36,7 @@ class StartingPoint:
     settings  what the numbers depend on and no shape tells, where the files say it: name to value
     parts     digests of the frozen models that it was trained beside, where the files say them
     trained   which parameters `weights` holds, those that a run trained
-    frozen    the probe of the language model that holds the others; None where none are missing
+    frozen    the probe of the language model that holds the others; None where it is not known
     """
 
     path: Path
@@ -78,6 +79,9 @@ def start_from(source: Source, found: StartingPoint) -> Source:
 
 
 def _in_folder(folder: Path) -> StartingPoint:
+    if (folder / ADAPTER_CONFIG).is_file():
+        lora, tensors = read_adapter(folder)
+        return StartingPoint(path=folder, weights=MemoryWeights(tensors), trained=Selection(lora=lora))
     if (folder / "checkpoint.json").is_file():
         return _checkpoint(Checkpoint(folder))
     for checkpoints in (folder / "checkpoints", folder):
@@ -140,9 +144,9 @@ def _settings(config: MusicgenConfig) -> dict[str, object]:
 
 def _completed(source: Source, found: StartingPoint) -> StartingPoint:
     """The starting point with the parameters that its run did not train, which are the source's."""
-    if found.frozen is None:
+    if found.trained.everything:
         return found
-    if found.frozen != source.probe():
+    if found.frozen not in (None, source.probe()):
         raise ModelError(
             f"--init_from {found.path} holds what was trained ({found.trained.describe()}), not the frozen rest, which"
             f" is not that of --model_id {source.name}: give the run's {FINAL} or an lm_*.pt, which are whole"

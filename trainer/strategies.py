@@ -117,12 +117,11 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
     if precision == "fp16":
         return [Candidate(strategy="ddp", offload=False, reason="ddp, the one strategy on several GPUs with fp16")]
-    if options.selection.little:
-        reason = f"ddp, because {options.selection.describe()} is too little to shard"
-        shard = "fsdp, because the frozen model does not fit each GPU whole"
+    if options.selection.lora or options.selection.new_rows:
+        reason = f"ddp, because {'adapters' if options.selection.lora else 'new embeddings'} alone are trained"
         return [
             Candidate(strategy="ddp", offload=False, reason=reason),
-            Candidate(strategy="fsdp", offload=False, reason=shard),
+            Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because ddp does not fit"),
         ]
     if shape.parameters > FULL_SHARD_PARAMETERS:
         return [Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, every part sharded")]

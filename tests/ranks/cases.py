@@ -137,7 +137,7 @@ def _gradient_bytes_of(backend: Any) -> list[int]:
 
 def _frozen_values(backend: Any) -> dict[str, torch.Tensor]:
     """Copies of what this rank holds of the frozen parameters, wherever the strategy keeps it."""
-    held = {}
+    held: dict[str, torch.Tensor] = {}
     for module in backend.model.modules():
         for encoder in getattr(module, "_outside", ()):  # T5 in the loop
             held |= {f"T5 {name}": parameter.detach().clone() for name, parameter in encoder.named_parameters()}

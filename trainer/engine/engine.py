@@ -67,7 +67,7 @@ class Engine:
         self.device = accelerator.device
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
-        self._reseeds = config.dropout > 0
+        self._reseeds = config.dropout > 0 or config.lora_dropout > 0
         self._seed = config.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
         self.backend = backend(accelerator, model, plan, config)
