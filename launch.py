@@ -128,13 +128,13 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             return EXIT_RESUME
         if ranks.is_first:
             print("exporting ...")
-            card, settings = recipe.card_of(config, plan, order, data, step), recipe.export_of(config)
-            trained = saver.last().weights()
+            told = recipe.training_of(config, plan, order, data, step)
+            settings, trained = recipe.export_of(config, told), saver.last().weights()
             embedding = embedding_of(config, source, trained)
             if embedding is not None:
-                export.export_text(source, embedding, folder.root, card=card)
+                export.export_text(source, embedding, folder.root, card=settings["card"])
             else:
-                export.export_all(source, trained, folder.root, card=card, **settings)
+                export.export_all(source, trained, folder.root, **settings)
             folder.write_json("finished.json", {"step": step})
             print(folder.words_at_the_end(step, config.placeholder if config.tune_text else None))
         return EXIT_DONE

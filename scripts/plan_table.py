@@ -21,6 +21,8 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "plans.md"
 MODELS = ("small", "medium", "large")
 GPUS = (1, 2, 4, 8)
 GPU_GIB = (12, 16, 24, 40, 80)
+ONE_GPU_GIB = (8, 12, 16, 24, 48, 80)
+RANK = 16
 
 INTRODUCTION = """# Plans
 
@@ -36,6 +38,12 @@ number of such GPUs that would do, and `offload` where `--offload_optimizer 1` w
 (`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
 
+ADAPTERS = """## LoRA on one GPU
+
+With `--lora_rank {rank} --lr 1e-4`, all else by default, beside training all of the model (without those flags). The
+base is frozen and held in bf16. Several GPUs train adapters with ddp, each as one GPU here.
+"""
+
 
 def page() -> str:
     """The whole page, in Markdown."""
@@ -43,7 +51,19 @@ def page() -> str:
     introduction = INTRODUCTION.format(
         seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
     )
-    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS)])
+    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS), adapters(config)])
+
+
+def adapters(config: Config) -> str:
+    """The table of LoRA on one GPU, beside training all of the model."""
+    modes = {"all": config, f"LoRA {RANK}": replace(config, lora_rank=RANK)}
+    rows = [
+        f"| {name}, {words} | " + " | ".join(cell(KNOWN[name], mode, 1, gib) for gib in ONE_GPU_GIB) + " |"
+        for name in MODELS
+        for words, mode in modes.items()
+    ]
+    head = "| one GPU of | " + " | ".join(f"{gib} GiB" for gib in ONE_GPU_GIB) + " |"
+    return "\n".join([ADAPTERS.format(rank=RANK), head, "|---" * (len(ONE_GPU_GIB) + 1) + "|", *rows, ""])
 
 
 def section(shape: Shape, config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ from trainer.debug_model import build_debug_model
 from trainer.engine import torch_backend
 from trainer.errors import CheckpointError, ConfigError, ModelError
 from trainer.export import export_all
-from trainer.models import load_language_model, open_model
+from trainer.memory import Layout, expected_bytes
+from trainer.models import load_language_model, materialize, open_model, source_of
 from trainer.order import Row, valid_cells
 from trainer.selection import count, selection_of
-from trainer.shapes import KNOWN
+from trainer.shapes import KNOWN, Shape
 from trainer.starting_points import find_starting_point, start_from
 from trainer.trainee import trainee_of
 
@@ -245,3 +247,53 @@ def test_adapters_start_by_seed_within_their_bound_and_change_nothing() -> None:
     assert len({float(made[0].start[name][0, 0]) for name in downs}) == len(downs)
     ups = [made[0].start[name] for name in made[0].start if ".lora_B." in name]
     assert len(ups) == len(downs) and not any(np.any(values.numpy()) for values in ups)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_adapters_keep_no_more_activations_than_the_plan_counts_for_the_whole_model(precision: str) -> None:
+    # Beside the plan's values, each adapter keeps `rank` values a frame for its second matrix.
+    rank, width = 2, 256
+    shape = Shape(name="measured", layers=2, width=width, heads=4, ffn=4 * width, text_width=512)
+    kept = [kept_bytes(layers, frames, rank, precision) for layers in (2, 4) for frames in (128, 192)]
+    measured = ((kept[3] - kept[2]) - (kept[1] - kept[0])) / 2 / 64
+    asked = Layout(
+        strategy="single",
+        shards=1,
+        precision=precision,  # type: ignore[arg-type]
+        micro_batch=1,
+        accumulation=1,
+        frames=1,
+        gradient_checkpointing=False,
+        offload_optimizer=False,
+        on_gpu=False,
+    )
+    of_layers = [expected_bytes(replace(shape, layers=layers), asked).activations for layers in (2, 4)]
+    expected = (of_layers[1] - of_layers[0]) / 2
+    assert 0.85 * expected < measured <= 1.01 * expected + 10 * rank * 4, (measured, expected)
+
+
+def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
+    """Bytes of distinct storages that autograd keeps for the backward pass of one clip, parameters excluded."""
+    source = source_of(build_debug_model(width=256, layers=layers, heads=4), name="measured")
+    config = Config(dataset_path="unused", lora_rank=rank)
+    trainee = trainee_of(source, config)
+    if precision == "bf16":
+        torch_backend._shrink_frozen(trainee.model, plan_for(precision="bf16"))
+    materialize(trainee.model, torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in trainee.model.named_parameters():
+            parameter.copy_(trainee.start[name])
+    codes, text = torch.randint(0, 2048, (1, 4, frames)), torch.randn(1, 1, 512)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        trainee.model(codes, text, torch.ones(1, 1), None, labels_BKT=codes)
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainee.model.parameters()}
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
-from trainer.model_card import Training, model_card
+from trainer.model_card import Training, adapter_card, model_card
+from trainer.selection import selection_of
 
 
 def test_the_card_names_base_licence_and_data_but_no_path() -> None:
@@ -51,3 +54,14 @@ def _training(
         started_from=started_from,
         placeholder=placeholder,
     )
+
+
+def test_a_loras_cards_say_so_and_name_the_weights_that_the_adapter_fits() -> None:
+    training = replace(_training(base_model="small", dataset="songs"), trained=selection_of(lora_rank=4))
+    merged, adapter = model_card(training), adapter_card(training)
+    assert "trained by LoRA" in merged and "LoRA" not in model_card(_training(base_model="small", dataset="songs"))
+    front = yaml.safe_load(adapter.split("---")[1])
+    assert front["library_name"] == "peft" and front["base_model_relation"] == "adapter" and "lora" in front["tags"]
+    assert 'from_pretrained("facebook/musicgen-small")' in adapter and "| trained | LoRA of rank 4" in adapter
+    later = adapter_card(replace(training, started_from="/home/ann/first"))
+    assert 'from_pretrained("first")' in later and "/home" not in later

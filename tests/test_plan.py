@@ -20,6 +20,8 @@ from trainer.launcher import Launch
 from trainer.memory import GIB, PARTS
 from trainer.options import batch_flags, options
 from trainer.plan import BatchFlags, Plan, make_plan
+from trainer.selection import count as parameters_of
+from trainer.selection import selection_of
 from trainer.shapes import KNOWN
 from trainer.strategies import Cluster, Options
 
@@ -366,3 +368,20 @@ def test_found_gpus_are_planned_for_unless_flags_imagine_others() -> None:
     assert "imagined" in words
     alone, words = cluster_of(plain, None)
     assert (alone.world_size, alone.gpu_memory_bytes) == (1, 24 * GIB) and "none was found here" in words
+
+
+@pytest.mark.parametrize(("model", "gib"), [("small", 8), ("medium", 12), ("large", 24)])
+def test_adapters_fit_one_gpu_without_recomputing_or_offload(model: str, gib: int) -> None:
+    made = plan(gpus(1, gib), model, selection=selection_of(lora_rank=16))
+    assert (made.strategy, made.gradient_checkpointing, made.offload_optimizer) == ("single", False, False)
+    # A frozen base of 2 bytes a parameter; gradient and two moments of 4 bytes for each of the adapters'.
+    assert made.memory.weights < 2.2 * KNOWN[model].parameters
+    adapters = parameters_of(KNOWN[model], selection_of(lora_rank=16)).trained
+    assert made.memory.gradients + made.memory.optimizer == 12 * adapters
+    assert plan(gpus(8, gib), model, selection=selection_of(lora_rank=16)).strategy == "ddp"
+
+
+def test_adapters_that_no_gpu_holds_are_sharded_and_suggested_where_they_help() -> None:
+    assert plan(gpus(2, 8), "large", selection=selection_of(lora_rank=16)).strategy == "fsdp"
+    assert "--lora_rank 16, which trains adapters alone" in refusal(gpus(1, 16), "large")
+    assert "--lora_rank" not in refusal(gpus(1, 8), "large")

@@ -55,13 +55,14 @@ def export_all(
     segment_seconds: float,
     cfg_dropout: float,
     selection: Selection = EVERYTHING,
+    adapter_card: str = "",
     base_model: str = "",
 ) -> None:
     """Write lm_final.pt, huggingface/ and audiocraft/ into `output_dir`, each replaced by a complete new one.
 
     trained     what a run with this selection trained, by name, on any device; of a whole LanguageModel, prefixes of
                 wrappers are allowed
-    base_model  what adapter/, which is written beside them for LoRA, names as its base
+    base_model  what adapter/, which is written beside them for LoRA, names as its base; adapter_card is its README.md
 
     Never holds more than one float32 copy of the language model besides `weights`.
     Raises StorageError, saying what of the export is valid, and ModelError where the weights do not fit.
@@ -75,7 +76,7 @@ def export_all(
         ),
     }
     if (lora := selection.lora) is not None:
-        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base_model, card)
+        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base_model, adapter_card)
     done: list[str] = []
     for name, write in writers.items():
         try:

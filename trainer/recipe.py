@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from trainer.dataset import segment_frames
 from trainer.export import write_lm
 from trainer.loop import Intervals, Run
-from trainer.model_card import Training, hub_id, model_card
+from trainer.model_card import Training, adapter_card, model_card, name_of_base
 from trainer.options import batch_flags, options
 from trainer.order import Order
 from trainer.plan import Plan, make_plan
@@ -138,36 +139,38 @@ def _write_step(config: Config, source: Source, saved: Checkpoint, folder: RunFo
         write_lm(merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt")
 
 
-def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> str:
-    """The model card: what it tells about the run."""
+def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
+    """What the model card tells about the run."""
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
-    return model_card(
-        Training(
-            base_model=config.model_id,
-            started_from=config.init_from,
-            placeholder=config.placeholder if config.tune_text else None,
-            dataset=config.dataset_path,
-            clips=data.clips,
-            hours=data.seconds / 3600,
-            steps=step,
-            hyperparameters={
-                "global batch (clips)": plan.global_batch,
-                "epochs": round(order.epoch_of(step), 2),
-                "precision": plan.mixed_precision,
-                "trained": config.selection.describe(),
-                "captions dropped": config.caption_drop_rate,
-                "words dropped": config.word_dropout,
-                **{name: getattr(config, name) for name in names},
-            },
-        )
+    return Training(
+        base_model=config.model_id,
+        started_from=config.init_from,
+        trained=config.selection,
+        placeholder=config.placeholder if config.tune_text else None,
+        dataset=config.dataset_path,
+        clips=data.clips,
+        hours=data.seconds / 3600,
+        steps=step,
+        hyperparameters={
+            "global batch (clips)": plan.global_batch,
+            "epochs": round(order.epoch_of(step), 2),
+            "precision": plan.mixed_precision,
+            "captions dropped": config.caption_drop_rate,
+            "words dropped": config.word_dropout,
+            **{name: getattr(config, name) for name in names},
+        },
     )
 
 
-def export_of(config: Config) -> dict[str, Any]:
-    """What the export is told about the training."""
+def export_of(config: Config, training: Training) -> dict[str, Any]:
+    """What the export is told about the run."""
+    # An adapter fits the weights that it was trained on, which are not the base's if others were at the start.
+    base = config.model_id if config.init_from is None else Path(config.init_from).name
     return {
+        "card": model_card(training),
+        "adapter_card": adapter_card(training),
         "segment_seconds": config.segment_seconds,
         "cfg_dropout": config.caption_drop_rate,
         "selection": config.selection,
-        "base_model": hub_id(config.model_id) or config.model_id,
+        "base_model": name_of_base(base),
     }

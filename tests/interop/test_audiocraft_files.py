@@ -18,6 +18,7 @@ from transformers import (
 
 from tests.interop.audiocraft_stub import require_audiocraft
 from trainer import audiocraft_format as layout
+from trainer.config import Config
 from trainer.export import export_all
 from trainer.models import (
     LanguageModel,
@@ -25,8 +26,10 @@ from trainer.models import (
     load_codec,
     load_language_model,
     load_text_encoder,
+    materialize,
     open_model,
 )
+from trainer.trainee import trainee_of
 
 require_audiocraft()
 
@@ -141,6 +144,27 @@ def test_logits_agree(source: Source, model: LanguageModel, musicgen: Any, capti
         theirs = musicgen.lm(codes_BKT, conditions([caption] * 2))
         ours = model(codes_BKT, text_BSD, mask_BS, None)
     assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_a_merged_lora_in_audiocraft_has_the_logits_of_base_and_adapter(source: Source, tmp_path: Path) -> None:
+    config = Config(dataset_path="unused", lora_rank=4)
+    trainee = trainee_of(source, config)
+    materialize(trainee.model, torch.device("cpu"))
+    draw, adapters = torch.Generator().manual_seed(6), {}
+    with torch.no_grad():
+        for name, parameter in trainee.model.named_parameters():
+            parameter.copy_(trainee.start[name])
+            if ".lora_" in name:
+                adapters[name] = parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    how = {"card": "", "adapter_card": "", "segment_seconds": 30.0, "cfg_dropout": 0.0}
+    export_all(source, adapters, tmp_path, selection=config.selection, **how)  # type: ignore[arg-type]
+    codes_BKT = torch.randint(0, 2049, (2, 4, 40), generator=draw)
+    with torch.inference_mode():
+        theirs = load_exported(tmp_path / "audiocraft").lm(codes_BKT, conditions(["epic rock"] * 2))
+        ours = trainee.model.eval()(codes_BKT, *_text(source, "epic rock", rows=2), None)
+        without = load_language_model(source).eval()(codes_BKT, *_text(source, "epic rock", rows=2), None)
+    assert (ours - without).abs().max() > 0.1
     assert (ours - theirs).abs().max() < 1e-4
 
 
