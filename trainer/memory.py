@@ -37,10 +37,9 @@ AUTOCAST_EXTRA_VALUES = 2  # autocast casts the input of q, k and v once for eac
 BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
 
-# A T5 in the loop, taken for T5-base at captions of 128 tokens, longer than most. Of a layer: two norms' inputs and
-# their squares, q, k, v, attention's output and the ffn's inner values (4 widths) before and after ReLU; two tables of
-# scores a head. Assumed, not measured.
-T5_LAYERS, T5_TOKENS, T5_VALUES, T5_HEADS, T5_SCORES = 12, 128, 16, 12, 2
+# What a T5 in the loop keeps a layer and caption, in float32: values a token, times the width, and a table of scores a
+# head. Counted like the above, with frozen weights; for T5-base, and captions of 128 tokens, which few exceed.
+T5_LAYERS, T5_HEADS, T5_TOKENS, T5_VALUES = 12, 12, 128, 10
 
 # What CUDA, cuBLAS and NCCL hold outside PyTorch, and the share that its allocator loses to fragmentation.
 # To be measured by GPU and driver; these are on the safe side of what is commonly seen.
@@ -254,7 +253,7 @@ def _text_bytes(shape: Shape, layout: Layout) -> int:
     """Activations of one caption in a T5 in the loop, float32; 0 where its states are cached."""
     if not _counts(shape, layout).text_encoder:
         return 0
-    return FLOAT32 * T5_LAYERS * T5_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * T5_SCORES * T5_TOKENS)
+    return FLOAT32 * T5_LAYERS * T5_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * T5_TOKENS)
 
 
 def _logits_bytes(shape: Shape, layout: Layout) -> int:

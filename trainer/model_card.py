@@ -103,8 +103,8 @@ def _what_it_is(training: Training) -> str:
     if training.placeholder is not None:
         return (
             f"A text-to-music model: {base} with a new word, `{training.placeholder}`,"
-            f' for the music of {training.clips} clips\n({training.hours:.2f} hours) of "{_dataset(training)}". Only the word\'s embeddings in T5 were\n'
-            f"learned (textual inversion); all else is the base model.{start}"
+            f' for the music of {training.clips} clips\n({training.hours:.2f} hours) of "{_dataset(training)}".'
+            f" Only the word's embeddings in T5 were\nlearned (textual inversion); all else is the base model.{start}"
         )
     return (
         f"A text-to-music model: {base} with its language model fine-tuned\n"
