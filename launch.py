@@ -71,6 +71,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     from trainer.run_folder import check_same_run, open_run
     from trainer.starting_points import find_starting_point, start_from
     from trainer.stopping import StopRequest
+    from trainer.text_embedding import embedding_of, introduction
     from trainer.tracking import Tracker
 
     quiet()
@@ -81,6 +82,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
+    word = introduction(config, source)
     plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
@@ -88,6 +90,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
         ranks.check_shared(output_dir=folder.root, cache_dir=Path(config.cache_dir))
         ranks.say(plan.describe())
+        if word is not None:
+            ranks.say(word)
 
         data = dataset.prepare(config, source, accelerator.device, ranks)
         ranks.say(manifest.summary(data.fates))
@@ -124,10 +128,15 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             return EXIT_RESUME
         if ranks.is_first:
             print("exporting ...")
-            settings = recipe.export_of(config, recipe.training_of(config, plan, order, data, step))
-            export.export_all(source, saver.last().weights(), folder.root, **settings)
+            told = recipe.training_of(config, plan, order, data, step)
+            settings, trained = recipe.export_of(config, told), saver.last().weights()
+            embedding = embedding_of(config, source, trained)
+            if embedding is not None:
+                export.export_text(source, embedding, folder.root, card=settings["card"])
+            else:
+                export.export_all(source, trained, folder.root, **settings)
             folder.write_json("finished.json", {"step": step})
-            print(folder.words_at_the_end(step))
+            print(folder.words_at_the_end(step, config.placeholder if config.tune_text else None))
         return EXIT_DONE
 
 

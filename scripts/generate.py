@@ -55,6 +55,11 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         " large, or debug",
     )
     parser.add_argument("--base", help="the model that an lm_*.pt was trained from; found by itself beside its run")
+    parser.add_argument(
+        "--text_embedding",
+        metavar="FILE",
+        help="a learned word: the text_embedding.safetensors of a run with --tune_text 1, with --model its base model",
+    )
     parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
     parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     parser.add_argument("--output", default="generated", help="folder for the .wav files")
@@ -105,6 +110,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     from trainer.generation import Sampling, device_of, generate, load_for_generation, write_wav
     from trainer.models import quiet
     from trainer.saved_models import open_saved
+    from trainer.text_embedding import read_text_embedding, with_embedding
 
     quiet()
     device = device_of(flags.device)
@@ -114,6 +120,11 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     except OSError as error:
         raise StorageError(f"--output {folder} cannot be made ({error}): choose another folder") from error
     source = open_saved(flags.model, base=flags.base)
+    if flags.text_embedding is not None:
+        embedding = read_text_embedding(Path(flags.text_embedding))
+        source = with_embedding(source, embedding)
+        if not any(embedding.placeholder.word in prompt for prompt in prompts):
+            print(f"note: no prompt has {embedding.placeholder.word} in it, so that the text embedding has no effect")
     model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
     sampling = Sampling(
         guidance=flags.guidance,

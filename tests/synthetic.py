@@ -33,19 +33,33 @@ class RandomText:
         return draw.standard_normal((len(caption.split()), self.width), dtype=np.float32) * 0.2
 
 
+class RandomTokens:
+    """Ids in memory: those of the debug tokenizer's new tokens (199 to 202), then one for each further word."""
+
+    def states(self, caption: str) -> np.ndarray:
+        draw = np.random.default_rng(list(caption.encode()))
+        words = draw.integers(3, 199, len(caption.split()))
+        return np.concatenate([np.arange(199, 203), words, [1]])
+
+
 def random_examples(
     lengths: Sequence[int],
     captions: Sequence[str | None] | None = None,
     *,
     segment_frames: int = 40,
     seed: int = 0,
+    token_ids: bool = False,
 ) -> Examples:
-    """Clips of these lengths in frames; every third has no caption unless captions are given."""
+    """Clips of these lengths in frames; every third has no caption unless captions are given.
+
+    token_ids  whether the text is for a T5 in the loop, with a learned word of four vectors in each
+    """
     if captions is None:
         captions = [None if clip % 3 == 2 else "word " * (1 + clip % 5) + str(clip) for clip in range(len(lengths))]
     return Examples(
         codes=RandomCodes(lengths, seed=seed),
-        text=RandomText(),
+        text=RandomTokens() if token_ids else RandomText(),
+        token_ids=token_ids,
         captions=captions,
         names=[f"clip{clip}.wav" for clip in range(len(lengths))],
         shape=KNOWN["debug"],

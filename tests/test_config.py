@@ -31,6 +31,10 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
     "init_from": ("models", "models"),
     "dropout": (".1", 0.1),
+    "tune_text": ("1", True),
+    "placeholder": ("<my-style>", "<my-style>"),
+    "placeholder_vectors": ("2", 2),
+    "init_word": ("jazz", "jazz"),
     "lr": ("3e-5", 3e-5),
     "lr_schedule": ("linear", "linear"),
     "warmup_steps": ("0", 0),
@@ -71,12 +75,17 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "log_steps": ("10", 10),
     "validation_steps": ("50", 50),
 }
-# Those that are refused beside no_label, and beside freeze.
+# Those that are refused beside no_label, and of which only one may be typed.
 OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
 OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"})
+OF_A_WORD = frozenset({"tune_text", "placeholder", "placeholder_vectors", "init_word"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
-    for without in (OF_CAPTIONS | {"freeze"}, {"no_label"} | OF_LORA)
+    for without in (
+        OF_CAPTIONS | OF_A_WORD | {"freeze"},
+        OF_LORA | OF_A_WORD | {"no_label"},
+        OF_LORA | {"no_label", "freeze"},
+    )
 ]
 
 
@@ -99,8 +108,8 @@ def test_the_flags_of_the_first_system_keep_their_defaults() -> None:
     assert not any((config.use_wandb, config.no_label, config.tune_text, config.use_cfg))
 
 
-def test_the_table_of_this_test_holds_every_flag_but_the_one_not_built() -> None:
-    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Config)} - {"tune_text"}
+def test_the_table_of_this_test_holds_every_flag() -> None:
+    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Config)}
     config = config_of()
     assert all(
         getattr(config, name) != value for name, (_, value) in OTHER_VALUES.items() if name[:7] != "dataset"
@@ -112,7 +121,7 @@ def test_of_a_flag_given_twice_the_last_one_wins() -> None:
     assert (config.dataset_path, config.lr) == ("b", 2.0)
 
 
-@pytest.mark.parametrize("values", TOGETHER, ids=["no_label", "captions"])
+@pytest.mark.parametrize("values", TOGETHER, ids=["no_label and lora", "captions and freeze", "a word"])
 @pytest.mark.parametrize(
     "spelling", ["--{name}={text}", "--{name} {text}", "--{dashed}={text}", "--{dashed} {text}"]
 )
@@ -172,6 +181,7 @@ def test_a_refusal_names_what_was_given_and_what_would_work(argv: str, parts: li
         ("max_grad_norm", "0 -1 inf"),
         ("min_lr_ratio", "-0.1 1.1"),
         ("dropout", "-0.1 1"),
+        ("placeholder_vectors", "0 65"),
         ("cfg_rate", "0 1 -0.1"),
         ("segment_seconds", "0.9 300.1 nan"),
         ("min_seconds", "0 -1"),
@@ -202,7 +212,13 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("--tune_text 1", ["--tune_text 1", "not built yet", "--tune_text 0"]),
+        ("--placeholder <x>", ["--placeholder has no effect", "--tune_text 1"]),
+        ("--placeholder_vectors 2", ["--placeholder_vectors has no effect", "--tune_text 1"]),
+        ("--tune_text 1 --freeze heads", ["--freeze cannot be used with --tune_text 1", "remove one"]),
+        ("--tune_text 1 --lora_rank 4", ["--lora_rank cannot be used with --tune_text 1", "remove one"]),
+        ("--init_word rock", ["--init_word has no effect", "--tune_text 1"]),
+        ("--tune_text 1 --placeholder style", ["--placeholder style", "angle brackets", "'<my-style>'"]),
+        ("--tune_text 1 --placeholder <stil-ä>", ["--placeholder <stil-ä>", "letters a to z"]),
         ("--cfg_rate 0.2", ["--cfg_rate 0.2", "--use_cfg 1"]),
         ("--min_seconds 20 --segment_seconds 10", ["--min_seconds 20", "--segment_seconds 10"]),
         ("--min_lr_ratio 0.1 --lr_schedule constant", ["--min_lr_ratio", "--lr_schedule constant"]),
@@ -353,7 +369,7 @@ def test_a_config_survives_json() -> None:
         ({"use_wandb": 1}, ["--use_wandb 1", "0 or 1"]),
         ({"lr": "1e-5"}, ["--lr 1e-5", "a number"]),
         ({"model_id": None}, ["--model_id None", "a text"]),
-        ({"tune_text": True}, ["--tune_text 1"]),
+        ({"placeholder": "<a b>"}, ["--placeholder <a b>", "angle brackets"]),
     ],
 )
 def test_a_dict_of_wrong_values_is_refused(changes: dict[str, object], parts: list[str]) -> None:

@@ -185,10 +185,6 @@ def test_a_model_that_cannot_be_had_is_refused_with_a_way_out(warm, monkeypatch,
     assert words in launch_here(warm, "--model_id", model_id, "--output_dir", "refused", expect=1)
 
 
-def test_tune_text_is_refused_until_it_is_built(warm):
-    assert "--tune_text 1" in launch_here(warm, "--tune_text", "1", expect=2)
-
-
 def test_validation_reports_each_codebook_and_leaves_the_order_of_others(warm):
     launch_here(warm, *SHORT, "--validation", "0.5", "--output_dir", "validated", "--seed", "3")
     lines = [json.loads(line) for line in (warm / "validated/metrics.jsonl").read_text().splitlines()]

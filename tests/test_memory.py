@@ -8,11 +8,16 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from trainer.debug_model import build_debug_model
+from trainer.errors import MemoryShortError
 from trainer.memory import (
     GIB,
     PARTS,
+    T5_HEADS,
+    T5_LAYERS,
+    T5_TOKENS,
     Layout,
     Memory,
     deepspeed_zero2_bytes,
@@ -21,7 +26,10 @@ from trainer.memory import (
     zero_paper_bytes,
 )
 from trainer.models import LanguageModel, load_language_model, source_of
+from trainer.plan import BatchFlags, make_plan
+from trainer.selection import count, selection_of
 from trainer.shapes import KNOWN, Shape
+from trainer.strategies import Cluster, Options
 
 MODELS = ("small", "medium", "large", "stereo-large", "debug")
 STRATEGIES = ("single", "ddp", "zero2", "zero3", "fsdp", "hsdp")
@@ -200,3 +208,54 @@ def test_the_total_is_what_training_or_encoding_needs() -> None:
 
 def test_a_cpu_has_no_reserve() -> None:
     assert expected_bytes(KNOWN["debug"], layout(on_gpu=False)).reserve == 0
+
+
+def saved_by_t5(layers: int) -> int:
+    """Bytes that autograd keeps of one caption in a frozen T5 of T5-base's widths, for the gradient of its input."""
+    config = T5Config(vocab_size=8, d_model=768, d_kv=64, d_ff=3072, num_layers=layers, num_heads=T5_HEADS)
+    encoder = T5EncoderModel(config).eval().requires_grad_(False)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    states = torch.randn(1, T5_TOKENS, 768, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        encoder(inputs_embeds=states)
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_learned_word_keeps_t5_and_its_activations_beside_a_model_without_optimizer_state() -> None:
+    shape = KNOWN["small"]
+    with_word = layout(counts=count(shape, selection_of(new_rows=4)))
+    found, rows = expected_bytes(shape, with_word), 4 * 768
+    assert (found.gradients, found.optimizer) == (4 * rows, 8 * rows)
+    lora = count(shape, selection_of(lora_rank=1))
+    frozen = expected_bytes(shape, layout(counts=lora))
+    assert found.weights - 4 * rows == frozen.weights - 4 * lora.added + 4 * 110_000_000
+    of_a_layer = saved_by_t5(3) - saved_by_t5(2)
+    assert (found.activations - frozen.activations) / 4 == pytest.approx(T5_LAYERS * of_a_layer, rel=0.01)
+
+
+@pytest.mark.parametrize(("gpus", "memory_gib", "strategy"), [(1, 12, "single"), (2, 16, "ddp"), (4, 8, "fsdp")])
+def test_a_word_is_learned_with_large_where_all_of_large_cannot_be_trained(
+    gpus: int, memory_gib: int, strategy: str
+) -> None:
+    cluster = Cluster(
+        nodes=1,
+        gpus_per_node=gpus,
+        device="cuda",
+        gpu_memory_bytes=memory_gib * GIB,
+        host_memory_bytes=None,
+        supports_bf16=True,
+    )
+    batch = BatchFlags(batch_size=4, grad_acc=2, global_batch=None, grad_acc_typed=False)
+    asked = Options(segment_frames=1500, deepspeed_available=False)
+    with pytest.raises(MemoryShortError):
+        make_plan(cluster, KNOWN["large"], batch, asked)
+    plan = make_plan(cluster, KNOWN["large"], batch, replace(asked, selection=selection_of(new_rows=4)))
+    assert plan.strategy == strategy

@@ -27,6 +27,13 @@ def test_the_card_claims_no_licence_that_it_does_not_know(base_model: str) -> No
     assert "license" not in front and "base_model" not in front
 
 
+def test_the_card_of_a_learned_word_says_what_was_learned_and_names_only_what_is_there() -> None:
+    card = model_card(_training(base_model="small", dataset="songs", placeholder="<my-style>"))
+    assert "`<my-style>`, for the music of 12 clips" in card and 'pipeline("text-to-audio"' in card
+    assert '--prompt "<my-style> ..."' in card and '("<my-style> ...")' in card
+    assert "lm_final" not in card and "audiocraft" not in card and "language model fine-tuned" not in card
+
+
 def test_the_card_names_the_weights_at_the_start_but_no_path() -> None:
     card = model_card(_training(base_model="small", dataset="songs", started_from="/home/ann/first/lm_final.pt"))
     assert 'started from the language model of "lm_final.pt"' in card and "/home" not in card
@@ -34,7 +41,9 @@ def test_the_card_names_the_weights_at_the_start_but_no_path() -> None:
     assert "the start" not in model_card(_training(base_model="small", dataset="songs"))
 
 
-def _training(*, base_model: str, dataset: str, started_from: str | None = None) -> Training:
+def _training(
+    *, base_model: str, dataset: str, started_from: str | None = None, placeholder: str | None = None
+) -> Training:
     return Training(
         base_model=base_model,
         dataset=dataset,
@@ -43,6 +52,7 @@ def _training(*, base_model: str, dataset: str, started_from: str | None = None)
         steps=40,
         hyperparameters={"lr": 1e-5},
         started_from=started_from,
+        placeholder=placeholder,
     )
 
 

@@ -27,14 +27,15 @@ class Codes(Protocol):
 
 
 class Text(Protocol):
-    """Cached T5 states by caption."""
+    """What the model reads of a caption: (S, D) float32, cached T5 states; or (S,) int64, ids for a T5 in the loop."""
 
     def states(self, caption: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch on one device; see LanguageModel.forward for the four inputs."""
+    """One micro-batch on one device; see LanguageModel.forward for the four inputs. For a T5 in the loop, text_BSD
+    is token ids (B, S)."""
 
     inputs_BKT: Tensor
     labels_BKT: Tensor
@@ -64,7 +65,8 @@ class Batch:
 class Examples:
     """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
     condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them. `texts[clip]` are
-    those that Row.text chooses from; None where each clip is always trained with its caption."""
+    those that Row.text chooses from; None where each clip is always trained with its caption. `token_ids` says that
+    `text` gives ids."""
 
     codes: Codes
     text: Text
@@ -74,6 +76,7 @@ class Examples:
     special_token: int
     segment_frames: int
     texts: Sequence[Sequence[str | None]] | None = None
+    token_ids: bool = False
 
     def text_of(self, row: Row) -> str | None:
         """What the row is trained with; None is a null condition."""
@@ -84,6 +87,12 @@ class Examples:
     def all_texts(self) -> Iterator[str]:
         """Every caption and every text that is drawn in its place."""
         return (text for texts in (self.captions, *(self.texts or ())) for text in texts if text is not None)
+
+    def blank_text(self, rows: int, tokens: int) -> Tensor:
+        """Text of a micro-batch before any caption is in it: (rows, tokens, D) float32, or (rows, tokens) int64."""
+        if self.token_ids:
+            return torch.zeros(rows, tokens, dtype=torch.int64)
+        return torch.zeros(rows, tokens, self.shape.text_width)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """The micro-batch of these rows, in CPU memory, pinned where there is a CUDA device."""
@@ -118,13 +127,13 @@ class Examples:
         return padded
 
     def _padded_text(self, states: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text (B, S, D), mask (B, S) float, and what may be attended to (B, S) bool or None.
+        """Text (B, S, D) or (B, S), mask (B, S) float, and what may be attended to (B, S) bool or None.
 
         A null row attends to its zero keys, wherever its batch-mates have text: any of them gives zero.
         """
         lengths = [0 if row is None else len(row) for row in states]
         longest = max(1, *lengths)
-        text = torch.zeros(len(states), longest, self.shape.text_width)
+        text = self.blank_text(len(states), longest)
         mask = torch.zeros(len(states), longest)
         for index, row in enumerate(states):
             if row is not None:

@@ -36,6 +36,13 @@ def texts_of(caption: str | None, *, word_dropout: float, variants: int, seed: i
     return tuple(thinned(line, word_dropout, seed, variant) for line in lines for variant in range(variants))
 
 
+def with_placeholder(text: str | None, placeholder: str) -> str:
+    """`text` with the placeholder in it: "slow rock" becomes "<my-style> slow rock", no text the placeholder alone."""
+    if text is None:
+        return placeholder
+    return text if placeholder in text else f"{placeholder} {text}"
+
+
 def thinned(line: str, word_dropout: float, seed: int, variant: int) -> str | None:
     """`line` without some of its words: a function of (seed, line, variant), and None where none is left."""
     words = line.split(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,18 @@ class Config:
     lora_targets: Annotated[
         str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
     ] = ALL_LAYERS
-    tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
+    tune_text: Annotated[
+        bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
+    ] = False
+    placeholder: Annotated[
+        str, model("With --tune_text 1: the new word, in angle brackets; put before captions that lack it.")
+    ] = "<music-style>"
+    placeholder_vectors: Annotated[
+        int, model("With --tune_text 1: embeddings that the new word has.", least=1, most=64)
+    ] = 4
+    init_word: Annotated[
+        str, model("With --tune_text 1: the word whose embedding the new ones start from.")
+    ] = "music"
 
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
     lr_schedule: Annotated[
@@ -199,7 +211,8 @@ class Config:
     @property
     def selection(self) -> Selection:
         """Which parameters are trained."""
-        return selection_of(self.freeze, self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
+        lora = (self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
+        return selection_of(self.freeze, *lora, new_rows=self.placeholder_vectors if self.tune_text else 0)
 
     @property
     def caption_drop_rate(self) -> float:
@@ -251,11 +264,16 @@ def config_from_dict(values: Mapping[str, object]) -> Config:
 
 
 def _refuse_contradicting_values(config: Config) -> None:
-    if config.tune_text:
+    if not re.fullmatch(r"<[A-Za-z0-9_-]+>", config.placeholder):
         raise ConfigError(
-            "--tune_text 1 (learning new text embeddings) is not built yet: use --tune_text 0, which trains "
-            "the whole language model on your captions."
+            f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
+            "brackets, as in '<my-style>' (with quotes, because of the shell)."
         )
+    for name in ("freeze", "lora_rank"):
+        if config.tune_text and getattr(config, name) is not None:
+            raise ConfigError(
+                f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
+            )
     imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
         raise ConfigError(
@@ -310,6 +328,9 @@ def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
     for name in ("lora_alpha", "lora_dropout", "lora_targets"):
         if name in typed and config.lora_rank is None:
             raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
+    for name in ("placeholder", "placeholder_vectors", "init_word"):
+        if name in typed and not config.tune_text:
+            raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
     for name in ("word_dropout", "caption_lines"):
         if config.no_label and name in typed and getattr(config, name):
             raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")

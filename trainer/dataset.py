@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from trainer import cache, manifest
-from trainer.batches import Examples
-from trainer.captions import first_caption, texts_of
+from trainer.batches import Examples, Text
+from trainer.captions import first_caption, texts_of, with_placeholder
 from trainer.config import Config
 from trainer.errors import DataError
 from trainer.manifest import Fate
 from trainer.models import Source, load_codec, load_text_encoder
+from trainer.text_embedding import TokenIds, extended_tokenizer, placeholder_of
 
 if TYPE_CHECKING:
     import datasets
@@ -89,12 +90,11 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers |
         held_out, other_fates = _encoded(config, source, device, peers, folder)
         shown = manifest.display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
-    captions = [first_caption(caption) for caption in (*train["caption"], *held_out["caption"])]
     texts = _texts(config, train)
-    _fill_text(config, source, device, peers, [*captions, *(text for of_clip in texts or () for text in of_clip)])
+    text = _text(config, source, device, peers, [*_captions(config, train), *_captions(config, held_out)], texts or ())
     return Dataset(
-        train=_examples(config, source, train, texts),
-        validation=_examples(config, source, held_out) if len(held_out) else None,
+        train=_examples(config, source, train, text, texts),
+        validation=_examples(config, source, held_out, text) if len(held_out) else None,
         fates=fates,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
@@ -165,12 +165,23 @@ def _encoded(
     return _rows(clips, whole), fates
 
 
-def _fill_text(
-    config: Config, source: Source, device: torch.device, peers: Peers, captions: Sequence[str | None]
-) -> None:
+def _text(
+    config: Config,
+    source: Source,
+    device: torch.device,
+    peers: Peers,
+    captions: Sequence[str | None],
+    drawn: Sequence[Sequence[str | None]],
+) -> Text:
+    """What the model reads of these captions, and of those that are drawn in their place."""
+    texts = sorted({text for of_clip in (captions, *drawn) for text in of_clip if text is not None})
+    placeholder = placeholder_of(config)
+    if placeholder is not None:
+        return TokenIds(extended_tokenizer(source.load_tokenizer(), placeholder), texts)
+    store = _text_store(config, source)
     cache.fill_text(
-        _text_store(config, source),
-        sorted({caption for caption in captions if caption is not None}),
+        store,
+        texts,
         lambda: (load_text_encoder(source).to(device), source.load_tokenizer()),
         device=device,
         show_progress=peers.rank == 0,
@@ -178,6 +189,12 @@ def _fill_text(
         world_size=peers.world_size,
     )
     peers.wait("text")
+    return cache.open_text(store, texts)
+
+
+def _captions(config: Config, clips: datasets.Dataset) -> list[str | None]:
+    """The caption by which each clip is validated; None is no text."""
+    return [_prompt(config, first_caption(caption)) for caption in clips["caption"]]
 
 
 def _texts(config: Config, clips: datasets.Dataset) -> list[tuple[str | None, ...]] | None:
@@ -185,26 +202,32 @@ def _texts(config: Config, clips: datasets.Dataset) -> list[tuple[str | None, ..
     if config.word_dropout == 0 and not config.caption_lines:
         return None
     rate, variants = config.word_dropout, config.caption_variants
-    return [texts_of(caption, word_dropout=rate, variants=variants, seed=config.seed) for caption in clips["caption"]]
+    drawn = [texts_of(caption, word_dropout=rate, variants=variants, seed=config.seed) for caption in clips["caption"]]
+    return [tuple(_prompt(config, text) for text in texts) for texts in drawn]
+
+
+def _prompt(config: Config, text: str | None) -> str | None:
+    """The text as the model is given it: with --tune_text 1 the placeholder is in every one."""
+    return with_placeholder(text, config.placeholder) if config.tune_text else text
 
 
 def _examples(
     config: Config,
     source: Source,
     clips: datasets.Dataset,
+    text: Text,
     texts: Sequence[Sequence[str | None]] | None = None,
 ) -> Examples:
-    captions = [first_caption(caption) for caption in clips["caption"]]
-    drawn = [text for of_clip in texts or () for text in of_clip]
     return Examples(
         codes=cache.open_codes(_code_store(config, source), clips["content"][:]),
-        text=cache.open_text(_text_store(config, source), [text for text in (*captions, *drawn) if text is not None]),
-        captions=captions,
+        text=text,
+        captions=_captions(config, clips),
         texts=texts,
         names=clips["path"][:],
         shape=source.shape,
         special_token=source.special_token,
         segment_frames=segment_frames(source, config.segment_seconds),
+        token_ids=config.tune_text,
     )
 
 

@@ -42,7 +42,8 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
         ),
     )
     trained = count(shape, config.selection).trained
-    print(f"{shape.name}: {trained / 1e6:.1f} M parameters to train, on {source}")
+    count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
+    print(f"{shape.name}: {count_in_words} parameters to train, on {source}")
     print(plan.describe())
     for remark in _remarks(shape):
         print(remark)

@@ -32,10 +32,12 @@ from trainer.audiocraft_format import (
     text_encoder_name,
 )
 from trainer.errors import ModelError, StorageError
-from trainer.models import CODEC, TEXT_ENCODER, Source, load_codec, load_text_encoder
+from trainer.models import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
 from trainer.selection import EVERYTHING, Lora, Selection
+from trainer.text_embedding import FILE as TEXT_EMBEDDING_FILE
+from trainer.text_embedding import TextEmbedding, with_embedding, write_text_embedding
 from trainer.trainee import merged
-from trainer.weights import under
+from trainer.weights import SomeWeights, under
 
 # transformers holds one shard twice while it writes it.
 MAX_SHARD_SIZE = "4GB"
@@ -87,6 +89,16 @@ def export_all(
                 " make room or choose another --output_dir, and run the same command again"
             ) from error
         done.append(name)
+
+
+def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, card: str) -> None:
+    """Write text_embedding.safetensors, and huggingface/ with a tokenizer and a T5 that know the learned word.
+
+    The language model is the source's, so there is no lm_final.pt and no audiocraft/. Raises StorageError, ModelError.
+    """
+    write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
+    known = with_embedding(source, embedding)
+    write_huggingface(known, SomeWeights(known.weights, DECODER, PROJECTION), output_dir / "huggingface", card)
 
 
 def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:

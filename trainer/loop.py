@@ -120,7 +120,7 @@ def worst_case(run: Run) -> Batch:
     return Batch(
         inputs_BKT=inputs,
         labels_BKT=labels,
-        text_BSD=torch.zeros(rows, states, text.shape.text_width),
+        text_BSD=text.blank_text(rows, states),
         text_mask_BS=torch.ones(rows, states),
         attention_BS=torch.ones(rows, states, dtype=torch.bool),
         frames=rows * frames,

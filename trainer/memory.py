@@ -37,6 +37,10 @@ AUTOCAST_EXTRA_VALUES = 2  # autocast casts the input of q, k and v once for eac
 BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
 
+# What a T5 in the loop keeps a layer and caption, in float32: values a token, times the width, and a table of scores a
+# head. Counted like the above, with frozen weights; for T5-base, and captions of 128 tokens, which few exceed.
+T5_LAYERS, T5_HEADS, T5_TOKENS, T5_VALUES = 12, 12, 128, 10
+
 # What CUDA, cuBLAS and NCCL hold outside PyTorch, and the share that its allocator loses to fragmentation.
 # To be measured by GPU and driver; these are on the safe side of what is commonly seen.
 CONTEXT_BYTES = GIB
@@ -154,7 +158,8 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         host = gradients + optimizer + HALF * math.ceil(_counts(shape, layout).trained / layout.shards)
         gradients, optimizer = (gradients if stays else 0), 0
     buffers = _buffers(shape, layout)
-    activations = layout.micro_batch * layout.frames * _frame_bytes(shape, layout)
+    activations = layout.micro_batch * (layout.frames * _frame_bytes(shape, layout) + _text_bytes(shape, layout))
+    weights += FLOAT32 * _counts(shape, layout).text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
     allocated = max(weights + gradients + optimizer + buffers + activations, codec)
     return Memory(
@@ -242,6 +247,13 @@ def _frame_bytes(shape: Shape, layout: Layout) -> int:
     else:
         kept, working = shape.layers * layer, backward
     return kept + max(_logits_bytes(shape, layout), working)
+
+
+def _text_bytes(shape: Shape, layout: Layout) -> int:
+    """Activations of one caption in a T5 in the loop, float32; 0 where its states are cached."""
+    if not _counts(shape, layout).text_encoder:
+        return 0
+    return FLOAT32 * T5_LAYERS * T5_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * T5_TOKENS)
 
 
 def _logits_bytes(shape: Shape, layout: Layout) -> int:

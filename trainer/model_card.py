@@ -20,6 +20,18 @@ CITATION = """@article{copet2023simple,
   year    = {2023}
 }"""
 
+IN_AUDIOCRAFT = """
+audiocraft:
+
+```python
+import torch
+from audiocraft.models import MusicGen
+
+model = MusicGen.get_pretrained("models/audiocraft")
+# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
+```
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -30,6 +42,7 @@ class Training:
     dataset          folder or dataset id; only its last part is published
     hours            of audio, the sum over the clips
     trained          which parameters moved
+    placeholder      the new word, where nothing but its embeddings was trained
     hyperparameters  flag or quantity to its value, in the order of the table
     """
 
@@ -41,17 +54,17 @@ class Training:
     hyperparameters: Mapping[str, object]
     started_from: str | None = None
     trained: Selection = EVERYTHING
+    placeholder: str | None = None
 
 
 def model_card(training: Training) -> str:
     """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
+    prompt = "..." if training.placeholder is None else f"{training.placeholder} ..."
     return f"""{_front(training, "transformers", "finetune")}
 
 # MusicGen, fine-tuned on {_dataset(training)}
 
-A text-to-music model: {_cell(name_of_base(training.base_model))} with its language model fine-tuned
-on {training.clips} clips ({training.hours:.2f} hours) of "{_dataset(training)}". T5 and EnCodec are those of the base
-model.{_start(training.started_from)}{_part(training.trained)}
+{_what_it_is(training)}
 
 ## Training
 
@@ -62,7 +75,7 @@ model.{_start(training.started_from)}{_part(training.trained)}
 Here:
 
 ```
-python scripts/generate.py --model models/huggingface --prompt "..."
+python scripts/generate.py --model models/huggingface --prompt "{prompt}"
 ```
 
 transformers (5 or newer; version 4 cannot read the tokenizer):
@@ -70,19 +83,9 @@ transformers (5 or newer; version 4 cannot read the tokenizer):
 ```python
 from transformers import pipeline
 
-music = pipeline("text-to-audio", model="models/huggingface")("...")
+music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
 ```
-
-audiocraft:
-
-```python
-import torch
-from audiocraft.models import MusicGen
-
-model = MusicGen.get_pretrained("models/audiocraft")
-# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
-```
-
+{IN_AUDIOCRAFT if training.placeholder is None else ""}
 ## Licence
 
 {_licence(training)}
@@ -93,6 +96,21 @@ model = MusicGen.get_pretrained("models/audiocraft")
 {CITATION}
 ```
 """
+
+
+def _what_it_is(training: Training) -> str:
+    base, start = _cell(name_of_base(training.base_model)), _start(training.started_from)
+    if training.placeholder is not None:
+        return (
+            f"A text-to-music model: {base} with a new word, `{training.placeholder}`,"
+            f' for the music of {training.clips} clips\n({training.hours:.2f} hours) of "{_dataset(training)}".'
+            f" Only the word's embeddings in T5 were\nlearned (textual inversion); all else is the base model.{start}"
+        )
+    return (
+        f"A text-to-music model: {base} with its language model fine-tuned\n"
+        f'on {training.clips} clips ({training.hours:.2f} hours) of "{_dataset(training)}". T5 and EnCodec are those of'
+        f" the base\nmodel.{start}{_part(training.trained)}"
+    )
 
 
 def adapter_card(training: Training) -> str:

@@ -205,8 +205,8 @@ def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:
     counts = count(shape, options.selection)
     if not options.selection.everything:
         yield (
-            f"trained is {options.selection.describe()}: {counts.trained / 1e6:.2f} of"
-            f" {(shape.parameters + counts.added) / 1e6:.2f} M parameters"
+            f"trained is {options.selection.describe()}: {counts.trained / 1e6:.4g} of"
+            f" {(shape.parameters + counts.added) / 1e6:.4g} M parameters"
         )
 
 

@@ -17,6 +17,7 @@ from trainer.order import Order
 from trainer.plan import Plan, make_plan
 from trainer.schedule import Schedule
 from trainer.strategies import Cluster
+from trainer.text_embedding import embedding_of, write_text_embedding
 from trainer.trainee import merged
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
+    if config.tune_text:
+        identity["--placeholder, --init_word"] = f"{config.placeholder} from {config.init_word}"
     return identity
 
 
@@ -123,10 +126,17 @@ def run_of(
             checkpoint_minutes=config.checkpoint_minutes,
         ),
         description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
-        on_save_step=lambda saved: write_lm(
-            merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt"
-        ),
+        on_save_step=lambda saved: _write_step(config, source, saved, folder),
     )
+
+
+def _write_step(config: Config, source: Source, saved: Checkpoint, folder: RunFolder) -> None:
+    """lm_<step>.pt, or text_embedding_<step>.safetensors where that is what is trained."""
+    embedding = embedding_of(config, source, saved.weights())
+    if embedding is not None:
+        write_text_embedding(embedding, folder.root / f"text_embedding_{saved.step}.safetensors")
+    else:
+        write_lm(merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt")
 
 
 def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
@@ -136,6 +146,7 @@ def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: i
         base_model=config.model_id,
         started_from=config.init_from,
         trained=config.selection,
+        placeholder=config.placeholder if config.tune_text else None,
         dataset=config.dataset_path,
         clips=data.clips,
         hours=data.seconds / 3600,

@@ -58,7 +58,13 @@ class RunFolder:
         self.write_json("plan.json", plan)
         write_report(fates, self.report)
 
-    def words_at_the_end(self, step: int) -> str:
+    def words_at_the_end(self, step: int, placeholder: str | None = None) -> str:
+        """What is ready after a run, which learned this word where one is given."""
+        if placeholder is not None:
+            return (
+                f"done: {step} steps. {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
+                f'  python scripts/generate.py --model {self.root}/huggingface --prompt "{placeholder} ..."'
+            )
         return (
             f"done: {step} steps. {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
             f'  python scripts/generate.py --model {self.root}/huggingface --prompt "..." --seconds 10'

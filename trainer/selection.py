@@ -10,6 +10,7 @@ from trainer.errors import ConfigError
 from trainer.shapes import Shape
 
 EMBEDDINGS, HEADS, PROJECTION = "embeddings", "heads", "projection"
+PARTS = (EMBEDDINGS, HEADS, PROJECTION)
 FREEZABLE = "embeddings, layers.0-11 (or layers.3), heads, projection"
 # How the parts' tensors are called in LanguageModel; the final norm goes with the heads.
 PREFIXES = {
@@ -18,6 +19,7 @@ PREFIXES = {
     "decoder.lm_heads.": HEADS,
     "enc_to_dec_proj.": PROJECTION,
 }
+TEXT_ROWS = "text_rows"  # the new rows, in TextTunedModel
 LAYER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")
 
 
@@ -54,18 +56,22 @@ class Selection:
 
     frozen_parts   of embeddings, heads, projection
     frozen_layers  decoder layers, counted from 0, the one next to the embeddings
+    new_rows       of T5's input embedding; where there are any, nothing else is trained
     """
 
     frozen_parts: tuple[str, ...] = ()
     frozen_layers: tuple[int, ...] = ()
+    new_rows: int = 0
     lora: Lora | None = None
 
     @property
     def everything(self) -> bool:
-        return self.lora is None and not self.frozen_parts and not self.frozen_layers
+        return self.lora is None and not self.frozen_parts and not self.frozen_layers and not self.new_rows
 
     def trains(self, name: str) -> bool:
         """Whether the parameter of this name in LanguageModel is trained; adapters are no part of it."""
+        if self.new_rows:
+            return name == TEXT_ROWS
         if self.lora:
             return False
         layer = LAYER.match(name)
@@ -75,6 +81,8 @@ class Selection:
 
     def describe(self) -> str:
         """In words, for the plan, for checkpoints and for the model card: "all but layers.0-11"."""
+        if self.new_rows:
+            return f"{self.new_rows} new row(s) of T5's embedding"
         if self.lora:
             return f"LoRA of rank {self.lora.rank}, alpha {self.lora.alpha:g}, on {', '.join(self.lora.targets)}"
         parts = [*self.frozen_parts, *_ranges(self.frozen_layers)]
@@ -91,11 +99,13 @@ class Counts:
     trained        gradients and optimizer state are held for these
     added          beside the model's own, whether trained or not
     frozen_linear  frozen ones of linear layers, which torch's strategies hold in the compute precision
+    text_encoder   of a T5 in the loop, which every process holds whole and in float32
     """
 
     trained: int
     added: int = 0
     frozen_linear: int = 0
+    text_encoder: int = 0
 
 
 def selection_of(
@@ -104,8 +114,13 @@ def selection_of(
     lora_alpha: float | None = None,
     lora_dropout: float = 0.0,
     lora_targets: str = ALL_LAYERS,
+    *,
+    new_rows: int = 0,
 ) -> Selection:
-    """The Selection that flags of these names ask for; ConfigError for what they do not know."""
+    """The Selection that flags of these names, or `--tune_text` with so many rows, ask for.
+
+    Raises ConfigError for what they do not know.
+    """
     lora = None
     if lora_rank is not None:
         if freeze is not None:
@@ -113,7 +128,7 @@ def selection_of(
         alpha = 2.0 * lora_rank if lora_alpha is None else lora_alpha
         lora = Lora(rank=lora_rank, alpha=alpha, dropout=lora_dropout, targets=_targets(lora_targets))
     parts, layers = _frozen(freeze)
-    return Selection(frozen_parts=parts, frozen_layers=layers, lora=lora)
+    return Selection(frozen_parts=parts, frozen_layers=layers, lora=lora, new_rows=new_rows)
 
 
 def _targets(text: str) -> tuple[str, ...]:
@@ -132,7 +147,7 @@ def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
         numbers = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", item)
         if numbers and int(numbers[1]) <= int(numbers[2] or numbers[1]):
             layers |= set(range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1))
-        elif item in (EMBEDDINGS, HEADS, PROJECTION):
+        elif item in PARTS:
             parts.add(item)
         else:
             raise ConfigError(f"--freeze {freeze}: '{item}' is no part of the model; it takes a list of {FREEZABLE}.")
@@ -144,6 +159,9 @@ def count(shape: Shape, selection: Selection) -> Counts:
 
     Raises ConfigError where a frozen layer does not exist, and where nothing is left to train.
     """
+    if selection.new_rows:
+        rows, t5 = selection.new_rows * shape.text_width, shape.text_encoder
+        return Counts(trained=rows, added=rows, frozen_linear=shape.cast_parameters, text_encoder=t5)
     if selection.lora:
         added = adapter_parameters(shape, selection.lora)
         return Counts(trained=added, added=added, frozen_linear=shape.cast_parameters)

@@ -24,7 +24,7 @@ DECODER_DEFAULTS = {
 }
 T5_DEFAULT_WIDTH = 512
 CHROMA_BINS = 12  # what melody's audio projection reads
-DEBUG_FROZEN = 922_842 + 1_153_152  # its EnCodec and its T5
+DEBUG_CODEC, DEBUG_T5 = 922_842, 1_153_152
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Shape:
     cross_attention  False for melody, which puts text and melody before the codes instead
     chroma_bins      inputs of melody's audio projection; 0 for none
     frozen           parameters of EnCodec (59 M) and of T5-base's encoder (110 M)
+    text_encoder     of T5 alone
     codec_channels   of EnCodec's first convolution, which decides what a pass of it holds
     """
 
@@ -49,6 +50,7 @@ class Shape:
     cross_attention: bool = True
     chroma_bins: int = 0
     frozen: int = 169_000_000
+    text_encoder: int = 110_000_000
     codec_channels: int = 64
 
     @property
@@ -97,7 +99,15 @@ def _published() -> dict[str, Shape]:
     mono = (small, medium, large, melody, melody_large)
     stereo = [replace(shape, name=f"stereo-{shape.name}", codebooks=8, audio_channels=2) for shape in mono]
     debug = Shape(
-        name="debug", layers=2, width=128, heads=4, ffn=512, text_width=512, frozen=DEBUG_FROZEN, codec_channels=8
+        name="debug",
+        layers=2,
+        width=128,
+        heads=4,
+        ffn=512,
+        text_width=512,
+        frozen=DEBUG_CODEC + DEBUG_T5,
+        text_encoder=DEBUG_T5,
+        codec_channels=8,
     )
     return {shape.name: shape for shape in (*mono, *stereo, debug)}
 

@@ -106,6 +106,11 @@ def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
     config = checkpoint.run["config"]
     assert isinstance(config, dict)
     trained = config_from_dict(config).selection
+    if trained.new_rows:
+        raise ModelError(
+            f"{checkpoint.folder} holds {trained.describe()}, which its run learned, and no language model: start from"
+            " what that run started from"
+        )
     return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts, trained=trained, frozen=frozen)
 
 

@@ -117,8 +117,8 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
     if precision == "fp16":
         return [Candidate(strategy="ddp", offload=False, reason="ddp, the one strategy on several GPUs with fp16")]
-    if options.selection.lora:
-        reason = "ddp, because adapters alone are trained"
+    if options.selection.lora or options.selection.new_rows:
+        reason = f"ddp, because {'adapters' if options.selection.lora else 'new embeddings'} alone are trained"
         return [
             Candidate(strategy="ddp", offload=False, reason=reason),
             Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because ddp does not fit"),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trainer.adapters import AdaptedWeights, MergedWeights, add_adapters
-from trainer.models import DECODER, PROJECTION, LanguageModel, Source, empty_language_model
-from trainer.selection import Selection
-from trainer.weights import MemoryWeights, ReplacedWeights, SomeWeights, Weights
+from trainer.models import DECODER, PROJECTION, LanguageModel, Source, empty_language_model, load_text_encoder
+from trainer.selection import TEXT_ROWS, Selection
+from trainer.text_embedding import Placeholder, extended_tokenizer, first_token, placeholder_of, start_rows
+from trainer.text_in_loop import TextTunedModel
+from trainer.weights import MemoryWeights, MoreWeights, ReplacedWeights, SomeWeights, Weights
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -29,8 +31,11 @@ class Trainee:
 
 
 def trainee_of(source: Source, config: Config) -> Trainee:
-    """What `config` trains of `source`, in training mode and without memory."""
+    """What `config` trains of `source`, in training mode and without memory, a T5 in the loop apart."""
     model, selection = empty_language_model(source, dropout=config.dropout), config.selection
+    placeholder = placeholder_of(config)
+    if placeholder is not None:
+        return _learning(source, model, placeholder, config.init_word)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(selection.trains(name))
     if selection.lora is None:
@@ -38,6 +43,14 @@ def trainee_of(source: Source, config: Config) -> Trainee:
     add_adapters(model, selection.lora)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return Trainee(model=model, start=AdaptedWeights(source.weights, shapes, seed=config.seed))
+
+
+def _learning(source: Source, model: LanguageModel, placeholder: Placeholder, init_word: str) -> Trainee:
+    """The frozen model behind T5, with the new rows of a word."""
+    first = first_token(extended_tokenizer(source.load_tokenizer(), placeholder), placeholder)
+    rows = MemoryWeights({TEXT_ROWS: start_rows(source, placeholder, init_word)})
+    tuned = TextTunedModel(model, load_text_encoder(source), first, placeholder.vectors)
+    return Trainee(model=tuned.train(), start=MoreWeights(source.weights, rows))
 
 
 def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) -> Weights:

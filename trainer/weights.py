@@ -81,6 +81,32 @@ class ReplacedWeights(Weights):
         return self._others if name in self._replaced else self._weights
 
 
+class MoreWeights(Weights):
+    """`weights`, and `others` under names of their own."""
+
+    def __init__(self, weights: Weights, others: Weights):
+        self._weights = weights
+        self._others = others
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of(name)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._weights, *self._others))
+
+    def __len__(self) -> int:
+        return len(self._weights) + len(self._others)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._of(name).shape(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._of(name).read(name, start, stop)
+
+    def _of(self, name: str) -> Weights:
+        return self._others if name in self._others else self._weights
+
+
 class SomeWeights(Weights):
     """Those of `weights` whose names start with one of `prefixes`."""
 

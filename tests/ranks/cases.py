@@ -62,7 +62,8 @@ def steps(
     from trainer.order import Order, micro_batches, rows_of_step, valid_cells
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    examples = random_examples(LENGTHS, segment_frames=SEGMENT)
+    config = Config(dataset_path="unused", timeout_minutes=2.0, **{"lr": 1e-3, "weight_decay": 0.01, **(flags or {})})
+    examples = random_examples(LENGTHS, segment_frames=SEGMENT, token_ids=config.tune_text)
     order = Order(
         seed=1,
         epochs=epochs,  # of 9: 81 rows, which are ten steps of 8 and one of a single row
@@ -83,7 +84,6 @@ def steps(
         offload=offload,
         checkpointing=checkpointing,
     )
-    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, **(flags or {}))
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:
@@ -105,7 +105,7 @@ def steps(
             batches = [examples.batch(share) for share in shares]
             if mean_of_means:
                 cells = valid_cells(shares[0], 4, SEGMENT) * world_size * accumulation
-            result = engine.step(batches, cells, step=step, learning_rate=1e-3)
+            result = engine.step(batches, cells, step=step, learning_rate=config.lr)
             losses.append(result.loss)
             norms.append(result.grad_norm)
             if saver is not None and step + 1 == save_at:
@@ -137,7 +137,10 @@ def _gradient_bytes_of(backend: Any) -> list[int]:
 
 def _frozen_values(backend: Any) -> dict[str, torch.Tensor]:
     """Copies of what this rank holds of the frozen parameters, wherever the strategy keeps it."""
-    held = {}
+    held: dict[str, torch.Tensor] = {}
+    for module in backend.model.modules():
+        for encoder in getattr(module, "_outside", ()):  # T5 in the loop
+            held |= {f"T5 {name}": parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     for name, parameter in backend.model.named_parameters():
         if not parameter.requires_grad:
             local = getattr(parameter, "ds_tensor", parameter).detach()
