@@ -25,6 +25,7 @@ def plan_for(
     nodes: int = 1,
     offload: bool = False,
     checkpointing: bool = False,
+    averages: bool = False,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
     layout = Layout(
@@ -37,6 +38,7 @@ def plan_for(
         gradient_checkpointing=checkpointing,
         offload_optimizer=offload,
         on_gpu=False,
+        averages=averages,
     )
     return Plan(
         strategy=layout.strategy,

@@ -37,6 +37,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "min_lr_ratio": ("0.1", 0.1),
     "weight_decay": ("0", 0.0),
     "max_grad_norm": ("0.5", 0.5),
+    "ema_decay": ("0.99", 0.99),
     "epochs": ("3", 3),
     "max_steps": ("1000", 1000),
     "batch_size": ("8", 8),

@@ -230,6 +230,7 @@ def test_a_refusal_names_memory_by_part_and_what_would_fit() -> None:
     assert plan(gpus(2, 12), "large", offload_optimizer=True).offload_optimizer
     assert plan(gpus(6, 12), "large").world_size == 6
     assert "does not fit" in refusal(gpus(5, 12), "large")
+    assert "no --ema_decay" in refusal(gpus(1, 36), "medium", averages=True, offload_optimizer_typed=True)
     named = refusal(gpus(2, 24), "medium", strategy="ddp")
     assert "--strategy auto" in named and "ddp, micro-batch 1" in named
     longest = refusal(gpus(1, 12), "small", segment_frames=15000, gradient_checkpointing_typed=True)

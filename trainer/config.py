@@ -90,6 +90,15 @@ class Config:
     max_grad_norm: Annotated[
         float, optimisation("Gradients with a larger norm are scaled down to this norm.", above=0)
     ] = 1.0
+    ema_decay: Annotated[
+        float | None,
+        optimisation(
+            "Keep an average of the weights, which this share of is kept at each step (0.999: over some 1000 steps); "
+            "exports and validation use it; none: no average.",
+            above=0,
+            below=1,
+        ),
+    ] = None
     epochs: Annotated[int, optimisation("Passes over the dataset.", least=1)] = 100
     max_steps: Annotated[
         int | None, optimisation("Stop after this many steps, even if epochs are left.", least=1)

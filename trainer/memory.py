@@ -52,6 +52,7 @@ class Layout:
 
     shards  GPUs that share sharded state: the world, or one node's for hsdp
     frames  of the longest clip
+    averages  whether an average of the weights is kept (--ema_decay)
     """
 
     strategy: Strategy
@@ -63,13 +64,14 @@ class Layout:
     gradient_checkpointing: bool
     offload_optimizer: bool
     on_gpu: bool
+    averages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one process on its device, by part; `host` is what offloading puts into host memory.
 
-    optimizer    moments, and under zero2 and zero3 the float32 master weights
+    optimizer    moments, the average of the weights, and under zero2 and zero3 the float32 master weights
     buffers      copies that a strategy works with: casts, buckets, gathered layers
     activations  of one micro-batch at the longest clip, with its logits
     reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
@@ -143,6 +145,7 @@ def deepspeed_zero3_bytes(parameters: int, gpus: int, largest_layer: int, *, off
 def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     """What one process of our engine holds at its peak, by part."""
     weights, gradients, optimizer = _states(shape, layout)
+    optimizer += _average(shape, layout)
     host = 0
     if layout.offload_optimizer:
         # DeepSpeed 0.19: what is accumulated in float32 beside bf16 weights stays on the GPU under ZeRO-2.
@@ -184,6 +187,13 @@ def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
             return compute * share, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "fsdp" | "hsdp":
             return FLOAT32 * share, FLOAT32 * share, MOMENTS * share
+
+
+def _average(shape: Shape, layout: Layout) -> int:
+    """The average of the weights, float32, spread as the moments are."""
+    if not layout.averages:
+        return 0
+    return FLOAT32 * math.ceil(shape.parameters / (1 if layout.strategy in ("single", "ddp") else layout.shards))
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:

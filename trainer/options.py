@@ -48,4 +48,5 @@ def options(
         gradient_checkpointing_typed="gradient_checkpointing" in typed,
         segment_frames=segment_frames,
         deepspeed_available=deepspeed_available,
+        averages=config.ema_decay is not None,
     )

@@ -147,6 +147,7 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     gradient_checkpointing=recompute,
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
+                    averages=options.averages,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -228,6 +229,8 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield "--strategy auto"
     if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
+    if options.averages and _works(cluster, wish, averages=False):
+        yield "no --ema_decay"
     for seconds in SECONDS_SUGGESTED:
         frames = seconds * FRAME_RATE_HZ
         if frames < options.segment_frames and _works(cluster, wish, segment_frames=frames):

@@ -42,6 +42,7 @@ class Options:
     strategy_named_by    what named it, in words; no meaning for auto
     segment_frames       decoder steps of the longest crop
     deepspeed_available  whether it is installed where the run will be
+    averages             whether an average of the weights is kept (--ema_decay)
     """
 
     strategy: Literal["auto"] | Strategy = "auto"
@@ -53,6 +54,7 @@ class Options:
     gradient_checkpointing_typed: bool = False
     segment_frames: int
     deepspeed_available: bool = True
+    averages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

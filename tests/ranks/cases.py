@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,15 @@ def steps(
     offload: bool = False,
     checkpointing: bool = False,
     mean_of_means: bool = False,
+    ema_decay: float | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
     folder   where checkpoints lie: the newest is resumed from
     save_at  save there after this step
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
+    watch  called with the engine before the first step and after each
     """
     import os
 
@@ -75,8 +79,9 @@ def steps(
         nodes=nodes,
         offload=offload,
         checkpointing=checkpointing,
+        averages=ema_decay is not None,
     )
-    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0)
+    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, ema_decay=ema_decay)
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:
@@ -86,6 +91,8 @@ def steps(
         if checkpoint is not None:
             engine.load(checkpoint)
             start = checkpoint.step
+        if watch is not None:
+            watch(engine)
         gradient_bytes = _gradient_bytes_of(engine.backend)
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
         for step in range(start, min(start + count, order.steps)):
@@ -100,6 +107,8 @@ def steps(
             result = engine.step(batches, cells, step=step, learning_rate=1e-3)
             losses.append(result.loss)
             norms.append(result.grad_norm)
+            if watch is not None:
+                watch(engine)
             if saver is not None and step + 1 == save_at:
                 saver.save(step + 1, engine.state(), {"identity": {}})
                 saver.wait()

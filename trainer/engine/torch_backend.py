@@ -111,6 +111,9 @@ class TorchBackend:
     def publish(self, read: Read) -> None:
         """Nothing to do: the float32 shares are the weights."""
 
+    def refresh(self) -> None:
+        """Nothing to do: the float32 shares are the weights."""
+
     def gradient_bytes(self) -> int:
         """Bytes of gradients that this rank holds."""
         held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]

@@ -105,6 +105,15 @@ class ZeroBackend:
                 if stop > start:
                     parameter.ds_tensor.view(-1)[: stop - start].copy_(read(WEIGHT + name, start, stop))
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Give the computing copies the masters' values, which were changed in place."""
+        if self._stage == 2:
+            self._zero.update_lp_params()
+            return
+        for (_, parameter), share in zip(self._parameters, self.shares(), strict=True):
+            parameter.ds_tensor.view(-1)[: len(share.weight)].copy_(share.weight)
+
     def weight_bytes(self) -> int:
         """Bytes of the computing copies."""
         held = [p.ds_tensor if self._stage == 3 else p for _, p in self._parameters]
