@@ -26,6 +26,7 @@ def plan_for(
     offload: bool = False,
     checkpointing: bool = False,
     averages: bool = False,
+    eight_bit: bool = False,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
     layout = Layout(
@@ -39,6 +40,7 @@ def plan_for(
         offload_optimizer=offload,
         on_gpu=False,
         averages=averages,
+        eight_bit=eight_bit,
     )
     return Plan(
         strategy=layout.strategy,

@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "weight_decay": ("0", 0.0),
     "max_grad_norm": ("0.5", 0.5),
     "ema_decay": ("0.99", 0.99),
+    "optimizer": ("adamw8bit", "adamw8bit"),
     "epochs": ("3", 3),
     "max_steps": ("1000", 1000),
     "batch_size": ("8", 8),

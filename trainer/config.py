@@ -76,6 +76,13 @@ class Config:
     dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
     tune_text: Annotated[bool, model("Learn new text embeddings (not built yet: 1 is refused).")] = False
 
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"],
+        optimisation(
+            "adamw8bit: AdamW with moments of 8 bits (bitsandbytes), 6 bytes a parameter less; on one GPU or with "
+            "--strategy ddp."
+        ),
+    ] = "adamw"
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
     lr_schedule: Annotated[
         Literal["cosine", "linear", "constant"], optimisation("Course of the learning rate after the warmup.")

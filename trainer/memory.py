@@ -17,6 +17,7 @@ Precision = Literal["no", "bf16", "fp16"]
 GIB = 2**30
 FLOAT32, HALF = 4, 2
 MOMENTS = 2 * FLOAT32  # AdamW's two, a parameter
+EIGHT_BIT_MOMENTS = 2 * (1 + FLOAT32 / 256)  # codes, and a float32 for each block of 256 (bitsandbytes 0.50)
 
 # What trainer/engine configures; the estimate below holds for these.
 DDP_BUCKET_MIB = 25  # torch's default; gradients are views of the buckets
@@ -53,6 +54,7 @@ class Layout:
     shards  GPUs that share sharded state: the world, or one node's for hsdp
     frames  of the longest clip
     averages  whether an average of the weights is kept (--ema_decay)
+    eight_bit  whether moments have 8 bits (--optimizer adamw8bit)
     """
 
     strategy: Strategy
@@ -65,6 +67,7 @@ class Layout:
     offload_optimizer: bool
     on_gpu: bool
     averages: bool = False
+    eight_bit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,8 @@ def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
     compute = _compute_bytes(layout)
     match layout.strategy:
         case "single" | "ddp":
-            return FLOAT32 * whole, FLOAT32 * whole, MOMENTS * whole
+            moments = EIGHT_BIT_MOMENTS if layout.eight_bit else MOMENTS
+            return FLOAT32 * whole, FLOAT32 * whole, math.ceil(moments * whole)
         case "zero2":  # also in float32 DeepSpeed keeps a master copy of its own partition
             return compute * whole, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "zero3":

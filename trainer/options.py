@@ -49,4 +49,5 @@ def options(
         segment_frames=segment_frames,
         deepspeed_available=deepspeed_available,
         averages=config.ema_decay is not None,
+        eight_bit=config.optimizer == "adamw8bit",
     )

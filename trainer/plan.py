@@ -148,6 +148,7 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
                     averages=options.averages,
+                    eight_bit=options.eight_bit,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -229,6 +230,8 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield "--strategy auto"
     if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
+    if cluster.world_size == 1 and not options.eight_bit and _works(cluster, wish, eight_bit=True, strategy="auto"):
+        yield "--optimizer adamw8bit"
     if options.averages and _works(cluster, wish, averages=False):
         yield "no --ema_decay"
     for seconds in SECONDS_SUGGESTED:

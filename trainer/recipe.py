@@ -156,6 +156,7 @@ def card_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) 
                 "captions dropped": config.caption_drop_rate,
                 "words dropped": config.word_dropout,
                 **{name: getattr(config, name) for name in names},
+                **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
                 **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
             },
         )

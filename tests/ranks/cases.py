@@ -40,6 +40,7 @@ def steps(
     checkpointing: bool = False,
     mean_of_means: bool = False,
     ema_decay: float | None = None,
+    optimizer: Any = "adamw",
     watch: Callable[[Any], None] | None = None,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
@@ -80,8 +81,17 @@ def steps(
         offload=offload,
         checkpointing=checkpointing,
         averages=ema_decay is not None,
+        eight_bit=optimizer == "adamw8bit",
     )
     config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, ema_decay=ema_decay)
+    config = Config(
+        dataset_path="unused",
+        lr=1e-3,
+        weight_decay=0.01,
+        timeout_minutes=2.0,
+        ema_decay=ema_decay,
+        optimizer=optimizer,
+    )
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:

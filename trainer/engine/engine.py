@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.batches import Batch
-from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
+from trainer.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 from trainer.config import Config
 from trainer.engine.average import Average
 from trainer.engine.ranks import Ranks
@@ -135,7 +135,8 @@ class Engine:
 
     def state(self) -> dict[str, FlatSlice]:
         """This rank's share of weights, moments and average, by name; the values are live, not copies."""
-        return {name: piece for share in self.shares() for name, piece in share.slices().items()}
+        pieces = {name: piece for share in self.shares() for name, piece in share.slices().items()}
+        return pieces | self.backend.extras()
 
     def shares(self) -> Iterator[Share]:
         """This rank's share of every parameter, in the model's order."""
@@ -156,8 +157,10 @@ class Engine:
                 )
         self._fill_weights(checkpoint.read)
         self.backend.reset_moments(checkpoint.step)
-        for share in self.shares():
-            share.fill([key for key in share.tensors() if key != WEIGHT + share.name], checkpoint.read)
+        self.backend.load_moments(checkpoint)
+        if self._average is not None:
+            for share in self.shares():
+                share.fill([EMA + share.name], checkpoint.read)
 
     def peak_memory_bytes(self) -> int | None:
         """Most device memory held at once since the start; None on a CPU."""
