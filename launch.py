@@ -106,6 +106,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
         elif start is not None:
             ranks.say(f"starting from the weights in {start.path}")
+        if words := recipe.words_on_average(config, order):
+            ranks.say(words)
         if ranks.is_first:
             folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 

@@ -25,6 +25,8 @@ def plan_for(
     nodes: int = 1,
     offload: bool = False,
     checkpointing: bool = False,
+    averages: bool = False,
+    eight_bit: bool = False,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
     layout = Layout(
@@ -37,6 +39,8 @@ def plan_for(
         gradient_checkpointing=checkpointing,
         offload_optimizer=offload,
         on_gpu=False,
+        averages=averages,
+        eight_bit=eight_bit,
     )
     return Plan(
         strategy=layout.strategy,

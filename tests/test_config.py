@@ -46,6 +46,8 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "lora_alpha": ("8", 8.0),
     "lora_dropout": ("0.1", 0.1),
     "lora_targets": ("q_proj,v_proj", "q_proj,v_proj"),
+    "ema_decay": ("0.99", 0.99),
+    "optimizer": ("adamw8bit", "adamw8bit"),
     "epochs": ("3", 3),
     "max_steps": ("1000", 1000),
     "batch_size": ("8", 8),

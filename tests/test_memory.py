@@ -198,6 +198,19 @@ def test_offloading_moves_the_optimizer_to_the_host_and_keeps_nothing_twice(stra
     assert moved.weights == plain.weights
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_average_of_the_weights_takes_four_bytes_a_parameter_spread_as_the_moments_are(strategy: str) -> None:
+    for offload in (False, True) if strategy in ("zero2", "zero3") else (False,):
+        plain = expected_bytes(KNOWN["medium"], layout(strategy, 4, offload_optimizer=offload))
+        with_it = expected_bytes(KNOWN["medium"], layout(strategy, 4, offload_optimizer=offload, averages=True))
+        part = "host" if offload else "optimizer"
+        copies = 1 if strategy in ("single", "ddp") else 1 / 4
+        more = getattr(with_it, part) - getattr(plain, part)
+        assert more == pytest.approx(4 * KNOWN["medium"].parameters * copies, rel=1e-6)
+        others = [name for name in (*PARTS, "host") if name not in (part, "reserve")]
+        assert all(getattr(with_it, name) == getattr(plain, name) for name in others)
+
+
 def test_the_total_is_what_training_or_encoding_needs() -> None:
     memory = Memory(weights=1, gradients=2, optimizer=4, buffers=8, activations=16, reserve=32, codec=5, host=64)
     assert (memory.states, memory.allocated, memory.total) == (7, 31, 63)

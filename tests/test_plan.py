@@ -202,6 +202,9 @@ def test_a_named_strategy_is_obeyed_on_one_process_too(strategy: str) -> None:
         (gpus(2), {"strategy": "zero3", "mixed_precision": "fp16"}, ["zero3", "fp16"]),
         (gpus(2), {"strategy": "fsdp", "offload_optimizer": True}, ["fsdp", "offload", "zero2 or zero3"]),
         (gpus(2), {"offload_optimizer": True, "deepspeed_available": False}, ["pip install deepspeed"]),
+        (gpus(2), {"strategy": "fsdp", "eight_bit": True}, ["fsdp", "adamw8bit", "--strategy ddp"]),
+        (gpus(2), {"strategy": "zero2", "eight_bit": True}, ["zero2", "adamw8bit", "--strategy ddp"]),
+        (gpus(1), {"offload_optimizer": True, "eight_bit": True}, ["adamw8bit", "--offload_optimizer"]),
         (gpus(1), {"offload_optimizer": True, "mixed_precision": "fp16"}, ["--offload_optimizer 1", "fp16"]),
         (cpus(2), {"offload_optimizer": True}, ["--offload_optimizer 1 has no effect on a CPU"]),
         (cpus(1), {"mixed_precision": "fp16"}, ["fp16 needs a GPU"]),
@@ -213,6 +216,15 @@ def test_what_contradicts_the_hardware_is_refused(
 ) -> None:
     message = refusal(cluster, **changes)
     assert all(part in message for part in parts), message
+
+
+def test_moments_of_eight_bits_take_six_bytes_a_parameter_less_and_are_never_sharded() -> None:
+    for cluster, strategy in ((gpus(1), "single"), (gpus(4), "ddp"), (cpus(2), "ddp")):
+        made = plan(cluster, "medium", eight_bit=True)
+        plain = plan(cluster, "medium", strategy=strategy)
+        assert made.strategy == strategy
+        saved = plain.memory.optimizer - made.memory.optimizer
+        assert saved == pytest.approx(6 * KNOWN["medium"].parameters, rel=0.01)
 
 
 def test_a_typed_flag_is_not_overruled_by_memory() -> None:
@@ -232,6 +244,9 @@ def test_a_refusal_names_memory_by_part_and_what_would_fit() -> None:
     assert plan(gpus(2, 12), "large", offload_optimizer=True).offload_optimizer
     assert plan(gpus(6, 12), "large").world_size == 6
     assert "does not fit" in refusal(gpus(5, 12), "large")
+    assert "--optimizer adamw8bit" in refusal(gpus(1, 32), "medium", offload_optimizer_typed=True)
+    assert plan(gpus(1, 32), "medium", eight_bit=True).strategy == "single"
+    assert "no --ema_decay" in refusal(gpus(1, 36), "medium", averages=True, offload_optimizer_typed=True)
     named = refusal(gpus(2, 24), "medium", strategy="ddp")
     assert "--strategy auto" in named and "ddp, micro-batch 1" in named
     longest = refusal(gpus(1, 12), "small", segment_frames=15000, gradient_checkpointing_typed=True)

@@ -15,7 +15,7 @@ from tests.runs import assert_bit_equal, final_state, launch, launch_here, metri
 STEPS = 24
 # Saves almost all the time, so that kills hit saves too.
 FLAGS = ("--max_steps", str(STEPS), "--epochs", "1000", "--lr", "3e-3", "--batch_size", "2", "--grad_acc", "1")
-FLAGS += ("--use_cfg", "1", "--cfg_rate", "0.3", "--checkpoint_minutes", "0.0001")
+FLAGS += ("--use_cfg", "1", "--cfg_rate", "0.3", "--ema_decay", "0.9", "--checkpoint_minutes", "0.0001")
 
 
 @pytest.fixture(scope="module")

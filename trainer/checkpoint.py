@@ -28,6 +28,7 @@ from trainer.weights import Weights
 FORMAT = 1
 KEPT = 2
 WEIGHT = "weight/"
+EMA = "ema/"  # the average of the weights over the steps, where the run keeps one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class Checkpoint:
         return torch.cat(parts)
 
     def weights(self) -> Weights:
-        """The model's tensors by name, each read when it is asked for."""
-        return _Weights(self)
+        """The model's tensors by name, each read when it is asked for: their average, where the run keeps one."""
+        return _Weights(self, EMA if self.names(EMA) else WEIGHT)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
@@ -100,23 +101,24 @@ class Checkpoint:
 
 
 class _Weights(Weights):
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, kind: str):
         self._checkpoint = checkpoint
+        self._kind = kind
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.read(WEIGHT + name).reshape(self.shape(name))
+        return self._checkpoint.read(self._kind + name).reshape(self.shape(name))
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(WEIGHT) for name in self._checkpoint.names(WEIGHT))
+        return (name.removeprefix(self._kind) for name in self._checkpoint.names(self._kind))
 
     def __len__(self) -> int:
-        return len(self._checkpoint.names(WEIGHT))
+        return len(self._checkpoint.names(self._kind))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(WEIGHT + name)
+        return self._checkpoint.shape(self._kind + name)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._checkpoint.read(WEIGHT + name, start, stop)
+        return self._checkpoint.read(self._kind + name, start, stop)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

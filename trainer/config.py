@@ -105,6 +105,13 @@ class Config:
         str, model("With --tune_text 1: the word whose embedding the new ones start from.")
     ] = "music"
 
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"],
+        optimisation(
+            "adamw8bit: AdamW with moments of 8 bits (bitsandbytes), 6 bytes a parameter less; on one GPU or with "
+            "--strategy ddp."
+        ),
+    ] = "adamw"
     lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
     lr_schedule: Annotated[
         Literal["cosine", "linear", "constant"], optimisation("Course of the learning rate after the warmup.")
@@ -119,6 +126,15 @@ class Config:
     max_grad_norm: Annotated[
         float, optimisation("Gradients with a larger norm are scaled down to this norm.", above=0)
     ] = 1.0
+    ema_decay: Annotated[
+        float | None,
+        optimisation(
+            "Keep an average of the weights, which this share of is kept at each step (0.999: over some 1000 steps); "
+            "exports and validation use it; none: no average.",
+            above=0,
+            below=1,
+        ),
+    ] = None
     epochs: Annotated[int, optimisation("Passes over the dataset.", least=1)] = 100
     max_steps: Annotated[
         int | None, optimisation("Stop after this many steps, even if epochs are left.", least=1)

@@ -19,6 +19,7 @@ Precision = Literal["no", "bf16", "fp16"]
 GIB = 2**30
 FLOAT32, HALF = 4, 2
 MOMENTS = 2 * FLOAT32  # AdamW's two, a parameter
+EIGHT_BIT_MOMENTS = 2 * (1 + FLOAT32 / 256)  # codes, and a float32 for each block of 256 (bitsandbytes 0.50)
 
 # What trainer/engine configures; the estimate below holds for these.
 DDP_BUCKET_MIB = 25  # torch's default; gradients are views of the buckets
@@ -59,6 +60,8 @@ class Layout:
     shards  GPUs that share sharded state: the world, or one node's for hsdp
     frames  of the longest clip
     counts  what is trained; None for the whole model
+    averages  whether an average of the weights is kept (--ema_decay)
+    eight_bit  whether moments have 8 bits (--optimizer adamw8bit)
     """
 
     strategy: Strategy
@@ -71,13 +74,15 @@ class Layout:
     offload_optimizer: bool
     on_gpu: bool
     counts: Counts | None = None
+    averages: bool = False
+    eight_bit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one process on its device, by part; `host` is what offloading puts into host memory.
 
-    optimizer    moments, and under zero2 and zero3 the float32 master weights
+    optimizer    moments, the average of the weights, and under zero2 and zero3 the float32 master weights
     buffers      copies that a strategy works with: casts, buckets, gathered layers
     activations  of one micro-batch at the longest clip, with its logits
     reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
@@ -151,6 +156,7 @@ def deepspeed_zero3_bytes(parameters: int, gpus: int, largest_layer: int, *, off
 def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     """What one process of our engine holds at its peak, by part."""
     weights, gradients, optimizer = _states(shape, layout)
+    optimizer += _average(shape, layout)
     host = 0
     if layout.offload_optimizer:
         # DeepSpeed 0.19: what is accumulated in float32 beside bf16 weights stays on the GPU under ZeRO-2.
@@ -187,7 +193,8 @@ def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
     shrunk = (FLOAT32 - compute) * counts.frozen_linear
     match layout.strategy:
         case "single" | "ddp":
-            return FLOAT32 * whole - shrunk, FLOAT32 * counts.trained, MOMENTS * counts.trained
+            moments = EIGHT_BIT_MOMENTS if layout.eight_bit else MOMENTS
+            return FLOAT32 * whole - shrunk, FLOAT32 * counts.trained, math.ceil(moments * counts.trained)
         case "zero2":  # also in float32 DeepSpeed keeps a master copy of its own partition
             return compute * whole, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "zero3":
@@ -198,6 +205,14 @@ def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
 
 def _counts(shape: Shape, layout: Layout) -> Counts:
     return layout.counts or Counts(trained=shape.parameters)
+
+
+def _average(shape: Shape, layout: Layout) -> int:
+    """The average of the weights, float32, spread as the moments are."""
+    if not layout.averages:
+        return 0
+    shards = 1 if layout.strategy in ("single", "ddp") else layout.shards
+    return FLOAT32 * math.ceil(_counts(shape, layout).trained / shards)
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:

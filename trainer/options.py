@@ -49,4 +49,6 @@ def options(
         segment_frames=segment_frames,
         deepspeed_available=deepspeed_available,
         selection=config.selection,
+        averages=config.ema_decay is not None,
+        eight_bit=config.optimizer == "adamw8bit",
     )

@@ -152,6 +152,8 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     offload_optimizer=candidate.offload,
                     on_gpu=cluster.device == "cuda",
                     counts=counts,
+                    averages=options.averages,
+                    eight_bit=options.eight_bit,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -244,6 +246,10 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
     if options.selection.everything and _works(cluster, wish, selection=selection_of(lora_rank=RANK_SUGGESTED)):
         yield f"--lora_rank {RANK_SUGGESTED}, which trains adapters alone"
+    if cluster.world_size == 1 and not options.eight_bit and _works(cluster, wish, eight_bit=True, strategy="auto"):
+        yield "--optimizer adamw8bit"
+    if options.averages and _works(cluster, wish, averages=False):
+        yield "no --ema_decay"
     for seconds in SECONDS_SUGGESTED:
         frames = seconds * FRAME_RATE_HZ
         if frames < options.segment_frames and _works(cluster, wish, segment_frames=frames):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from trainer.models import Source
     from trainer.run_folder import RunFolder
 
+# Above this share of starting weights in the final average, --ema_decay is likely to be too large for the run.
+STARTING_SHARE = 0.05
+
 
 def plan_of(
     config: Config,
@@ -70,6 +73,8 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     }
     if config.init_from is not None:
         identity["--init_from"] = config.init_from
+    if config.ema_decay is not None:
+        identity["--ema_decay"] = config.ema_decay
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
@@ -93,6 +98,18 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
         frames=data.train.codes.frames,
         texts=None if data.train.texts is None else np.array([len(texts) for texts in data.train.texts]),
         max_steps=config.max_steps,
+    )
+
+
+def words_on_average(config: Config, order: Order) -> str:
+    """What the average of the weights will hold when the run ends; empty where none is kept."""
+    if config.ema_decay is None:
+        return ""
+    left = config.ema_decay**order.steps
+    advice = "; a lower --ema_decay, or more steps, would leave less" if left > STARTING_SHARE else ""
+    return (
+        f"exports and validation use the average of the weights over some {1 / (1 - config.ema_decay):.0f} steps"
+        f" (--ema_decay {config.ema_decay:g}), of which {left:.0%} are the starting weights at the end{advice}"
     )
 
 
@@ -158,6 +175,8 @@ def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: i
             "captions dropped": config.caption_drop_rate,
             "words dropped": config.word_dropout,
             **{name: getattr(config, name) for name in names},
+            **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
+            **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
         },
     )
 

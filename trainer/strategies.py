@@ -14,6 +14,7 @@ from trainer.shapes import Shape
 FULL_SHARD_PARAMETERS = 2_500_000_000
 DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")
 FP16: tuple[Strategy, ...] = ("single", "ddp")
+EIGHT_BIT: tuple[Strategy, ...] = ("single", "ddp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Options:
     segment_frames       decoder steps of the longest crop
     deepspeed_available  whether it is installed where the run will be
     selection            what of the model is trained
+    averages             whether an average of the weights is kept (--ema_decay)
+    eight_bit            whether moments have 8 bits (--optimizer adamw8bit)
     """
 
     strategy: Literal["auto"] | Strategy = "auto"
@@ -56,6 +59,8 @@ class Options:
     segment_frames: int
     deepspeed_available: bool = True
     selection: Selection = EVERYTHING
+    averages: bool = False
+    eight_bit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,8 @@ def candidates(cluster: Cluster, shape: Shape, options: Options, precision: Prec
     """The strategies to try in order, each sharding more than the one before."""
     if options.offload_optimizer and cluster.device == "cpu":
         raise ConfigError("--offload_optimizer 1 has no effect on a CPU: its optimizer is in host memory anyway")
+    if options.offload_optimizer and options.eight_bit:
+        raise ConfigError("--optimizer adamw8bit cannot be offloaded: leave out --offload_optimizer, or use adamw")
     if options.strategy != "auto":
         return [_named(cluster, options, precision, options.strategy)]
     if cluster.world_size == 1:
@@ -90,6 +97,8 @@ def _named(cluster: Cluster, options: Options, precision: Precision, strategy: S
         raise ConfigError(f"{named} needs DeepSpeed, which is not installed: pip install deepspeed, or use fsdp")
     if precision == "fp16" and strategy not in FP16:
         raise ConfigError(f"{named} does not run in fp16: use --mixed_precision bf16 or no, or --strategy ddp")
+    if options.eight_bit and strategy not in EIGHT_BIT:
+        raise ConfigError(f"{named} cannot shard --optimizer adamw8bit: use --strategy ddp, or --optimizer adamw")
     if options.offload_optimizer and strategy not in DEEPSPEED:
         raise ConfigError(f"{named} cannot offload the optimizer: use zero2 or zero3, or --offload_optimizer 0")
     alone = "; on one node the same as fsdp" if strategy == "hsdp" and cluster.nodes == 1 else ""
@@ -103,7 +112,7 @@ def _of_one_process(cluster: Cluster, options: Options, precision: Precision) ->
         return [Candidate(strategy="zero2", offload=True, reason="zero2 on one GPU, because it can offload")]
     single = Candidate(strategy="single", offload=False, reason="one process: nothing is sharded")
     may_offload = cluster.device == "cuda" and options.deepspeed_available and precision != "fp16"
-    if options.offload_optimizer_typed or not may_offload:
+    if options.eight_bit or options.offload_optimizer_typed or not may_offload:
         return [single]
     reason = "the optimizer is offloaded because memory is short, by zero2, which can do it on one GPU"
     return [single, Candidate(strategy="zero2", offload=True, reason=reason)]
@@ -115,8 +124,9 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         _refuse_offload_without(options, precision)
         reason = "because it can offload"
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
-    if precision == "fp16":
-        return [Candidate(strategy="ddp", offload=False, reason="ddp, the one strategy on several GPUs with fp16")]
+    if options.eight_bit or precision == "fp16":
+        what = "adamw8bit" if options.eight_bit else "fp16"
+        return [Candidate(strategy="ddp", offload=False, reason=f"ddp, the one strategy on several GPUs with {what}")]
     if options.selection.lora or options.selection.new_rows:
         reason = f"ddp, because {'adapters' if options.selection.lora else 'new embeddings'} alone are trained"
         return [

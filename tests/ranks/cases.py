@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ def steps(
     mean_of_means: bool = False,
     flags: Mapping[str, Any] | None = None,
     epochs: int = 9,
+    ema_decay: float | None = None,
+    optimizer: Any = "adamw",
+    watch: Callable[[Any], None] | None = None,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
@@ -51,6 +54,7 @@ def steps(
     save_at  save there after this step
     flags    of the config besides, such as freeze
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
+    watch  called with the engine before the first step and after each
     """
     import os
 
@@ -83,6 +87,17 @@ def steps(
         nodes=nodes,
         offload=offload,
         checkpointing=checkpointing,
+        averages=ema_decay is not None,
+        eight_bit=optimizer == "adamw8bit",
+    )
+    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, ema_decay=ema_decay)
+    config = Config(
+        dataset_path="unused",
+        lr=1e-3,
+        weight_decay=0.01,
+        timeout_minutes=2.0,
+        ema_decay=ema_decay,
+        optimizer=optimizer,
     )
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
@@ -93,6 +108,8 @@ def steps(
         if checkpoint is not None:
             engine.load(checkpoint)
             start = checkpoint.step
+        if watch is not None:
+            watch(engine)
         gradient_bytes = _gradient_bytes_of(engine.backend)
         frozen = _frozen_values(engine.backend)
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
@@ -108,6 +125,8 @@ def steps(
             result = engine.step(batches, cells, step=step, learning_rate=config.lr)
             losses.append(result.loss)
             norms.append(result.grad_norm)
+            if watch is not None:
+                watch(engine)
             if saver is not None and step + 1 == save_at:
                 saver.save(step + 1, engine.state(), {"identity": {}})
                 saver.wait()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.batches import Batch
-from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
+from trainer.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 from trainer.config import Config
+from trainer.engine.average import Average
 from trainer.engine.ranks import Ranks
-from trainer.engine.shares import MOMENTS, Read
+from trainer.engine.shares import Read, Share
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
@@ -76,6 +78,7 @@ class Engine:
         self._check_shares(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
         self._fill_weights(self._start)
+        self._average = None if config.ema_decay is None else Average(self.backend.shares(), config.ema_decay)
 
     def step(
         self,
@@ -119,24 +122,34 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """Summed cross entropy and valid cells of each codebook, both (K,), over all ranks' batches."""
-        self.backend.model.eval()
+        """Summed cross entropy and valid cells of each codebook, both (K,), over all ranks' batches.
+
+        Of the weights that an export would hold: their average where the run keeps one.
+        """
         totals = []
-        for batch in batches:
-            batch = batch.to(self.device)
-            cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
-            totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
-        self.backend.model.train()
-        self.backend.evaluated()
+        with self._exported_weights():
+            self.backend.model.eval()
+            for batch in batches:
+                batch = batch.to(self.device)
+                cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
+                totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
+            self.backend.model.train()
+            self.backend.evaluated()
         sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
         return sums, cells
 
     def state(self) -> dict[str, FlatSlice]:
-        """This rank's share of trained weights and moments, by name; the values are live, not copies."""
-        return {name: piece for share in self.backend.shares() for name, piece in share.slices().items()}
+        """This rank's share of trained weights, moments and average, by name; the values are live, not copies."""
+        pieces = {name: piece for share in self.shares() for name, piece in share.slices().items()}
+        return pieces | self.backend.extras()
+
+    def shares(self) -> Iterator[Share]:
+        """This rank's share of every trained parameter, in the model's order."""
+        for share in self.backend.shares():
+            yield share if self._average is None else self._average.beside(share)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Put this rank's share of a checkpoint's weights and moments in place, and its count of steps.
+        """Put this rank's share of a checkpoint's weights, moments and average in place, and its count of steps.
 
         What is frozen is in no checkpoint and keeps the values of the start. Raises CheckpointError where the
         checkpoint belongs to another model, or to a run that trained other parameters.
@@ -151,8 +164,10 @@ class Engine:
                 )
         self._fill_weights(lambda key, *ends: (checkpoint.read if key in saved else self._start)(key, *ends))
         self.backend.reset_moments(checkpoint.step)
-        for share in self.backend.shares():
-            share.fill([f"{kind}/{share.name}" for kind in MOMENTS], checkpoint.read)
+        self.backend.load_moments(checkpoint)
+        if self._average is not None:
+            for share in self.shares():
+                share.fill([EMA + share.name], checkpoint.read)
 
     def peak_memory_bytes(self) -> int | None:
         """Most device memory held at once since the start; None on a CPU."""
@@ -181,6 +196,17 @@ class Engine:
             share.fill([WEIGHT + share.name], read)
         self.backend.publish(read)
 
+    @contextmanager
+    def _exported_weights(self) -> Iterator[None]:
+        """Within the block the model computes with the average of its weights, where the run keeps one."""
+        if self._average is None:
+            yield
+            return
+        with self._average.swapped():
+            self.backend.refresh()
+            yield
+        self.backend.refresh()  # not after an error: it is a collective, and the others may not come
+
     def _step(
         self, batches: Sequence[Batch], cells_K: Tensor, step: int, learning_rate: float, wishes: Sequence[bool]
     ) -> StepResult:
@@ -190,6 +216,8 @@ class Engine:
             result = self._read(sums, cells_K, norm, wishes)
             if math.isfinite(result.grad_norm) and math.isfinite(result.loss):
                 self.backend.update()
+                if self._average is not None:
+                    self._average.update()
                 return result
             if not self.backend.scales_losses or not math.isfinite(result.loss):
                 break

@@ -73,6 +73,8 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     for name, wanted in trackers(config).items():
         if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
             raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
+    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
     timeout = timedelta(minutes=config.timeout_minutes)
     settings: dict[str, Any] = {
         "log_with": [name for name, wanted in trackers(config).items() if wanted] or None,

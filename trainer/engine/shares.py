@@ -1,4 +1,4 @@
-"""A rank's share of one parameter: flat float32 views of its weight and moments, wherever a strategy keeps them."""
+"""A rank's share of one parameter: flat float32 views of its weight, moments and average, wherever these are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import WEIGHT, FlatSlice
+from trainer.checkpoint import EMA, WEIGHT, FlatSlice
 
 # AdamW's two moments, float32, each of its parameter's shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -19,6 +19,7 @@ Read = Callable[[str, int, int], Tensor]
 class Share:
     """Values [start, start + len(weight)) of a parameter's flattened form, as live views.
 
+    average            of the weight over the steps, where the run keeps one (trainer/engine/average.py)
     replica, replicas  which of how many ranks with this same share this one is: each saves its part of it
     """
 
@@ -27,12 +28,15 @@ class Share:
     start: int
     weight: Tensor
     moments: dict[str, Tensor]
+    average: Tensor | None = None
     replica: int = 0
     replicas: int = 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The views by the names that a checkpoint gives them."""
-        return {WEIGHT + self.name: self.weight, **{f"{kind}/{self.name}": view for kind, view in self.moments.items()}}
+        average = {} if self.average is None else {EMA + self.name: self.average}
+        moments = {f"{kind}/{self.name}": view for kind, view in self.moments.items()}
+        return {WEIGHT + self.name: self.weight, **moments, **average}
 
     def slices(self) -> dict[str, FlatSlice]:
         """What this rank saves of it; all ranks together save every value once."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint import WEIGHT
+from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
 from trainer.config import Config
+from trainer.engine import eight_bit
 from trainer.engine.shares import MOMENTS, Read, Share
 from trainer.models import LanguageModel, materialize
 from trainer.plan import Plan
@@ -35,7 +36,14 @@ class TorchBackend:
         _shrink_frozen(model, plan)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+        self._eight_bit = config.optimizer == "adamw8bit"
+        optimizer = (
+            eight_bit.eight_bit_adamw(trained, config.weight_decay)
+            if self._eight_bit
+            else torch.optim.AdamW(
+                trained, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+            )
+        )
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
         # Taken once: between an FSDP module's forward and backward its parameters are others, whole ones.
@@ -46,6 +54,9 @@ class TorchBackend:
     def reset_moments(self, steps: int) -> None:
         """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
         self._optimizer.zero_grad(set_to_none=True)
+        if self._eight_bit:
+            eight_bit.reset(self._optimizer.optimizer, steps)
+            return
         for _, parameter in self._parameters:
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(steps), device=self._accelerator.device),
@@ -99,14 +110,14 @@ class TorchBackend:
         """This rank's share of every trained parameter, in the model's order."""
         for name, parameter in self._parameters:
             state = self._optimizer.state[parameter]
-            local = [_local(tensor) for tensor in (parameter, *(state[kind] for kind in MOMENTS))]
+            moments = eight_bit.moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
             start, replica, replicas = _place(parameter)
             yield Share(
                 name=name,
                 shape=tuple(parameter.shape),
                 start=start,
-                weight=local[0],
-                moments=dict(zip(MOMENTS, local[1:], strict=True)),
+                weight=_local(parameter),
+                moments=moments,
                 replica=replica,
                 replicas=replicas,
             )
@@ -119,6 +130,26 @@ class TorchBackend:
             if len(local):
                 local.copy_(read(WEIGHT + name, start, start + len(local)))
 
+    def load_moments(self, checkpoint: Checkpoint) -> None:
+        """Put this rank's share of a checkpoint's moments in place."""
+        stored = frozenset(checkpoint.names()) if self._eight_bit else frozenset()
+        for share, (name, parameter) in zip(self.shares(), self._parameters, strict=True):
+            if self._eight_bit:
+                eight_bit.fill(name, self._optimizer.state[parameter], checkpoint.read, stored)
+            else:
+                share.fill([f"{kind}/{name}" for kind in MOMENTS], checkpoint.read)
+
+    def extras(self) -> dict[str, FlatSlice]:
+        """What a checkpoint holds besides the shares, saved by one rank."""
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        if not (self._eight_bit and first):
+            return {}
+        states = {name: self._optimizer.state[parameter] for name, parameter in self._parameters}
+        return {key: piece for name, state in states.items() for key, piece in eight_bit.scales(name, state).items()}
+
+    def refresh(self) -> None:
+        """Nothing to do: the float32 shares are the weights."""
+
     def gradient_bytes(self) -> int:
         """Bytes of gradients that this rank holds."""
         held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
@@ -126,7 +157,10 @@ class TorchBackend:
 
     def optimizer_bytes(self) -> int:
         """Bytes of moments that this rank holds."""
-        return sum(view.numel() * view.element_size() for share in self.shares() for view in share.moments.values())
+        states = [self._optimizer.state[parameter] for _, parameter in self._parameters]
+        others = ("step", "qmap1", "qmap2")  # tables that all parameters share
+        held = [_local(value) for state in states for key, value in state.items() if key not in others]
+        return sum(values.numel() * values.element_size() for values in held)
 
     def weight_bytes(self) -> int:
         """Bytes of all weights that this rank holds, frozen ones included."""

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.checkpoint import WEIGHT
+from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
 from trainer.config import Config
 from trainer.engine.shares import MOMENTS, Read, Share
 from trainer.models import LanguageModel, materialize
@@ -109,6 +109,24 @@ class ZeroBackend:
                 start, stop = min(self._rank * size, numel), min((self._rank + 1) * size, numel)
                 if stop > start:
                     parameter.ds_tensor.view(-1)[: stop - start].copy_(read(WEIGHT + name, start, stop))
+
+    def load_moments(self, checkpoint: Checkpoint) -> None:
+        """Put this rank's share of a checkpoint's moments in place."""
+        for share in self.shares():
+            share.fill([f"{kind}/{share.name}" for kind in MOMENTS], checkpoint.read)
+
+    def extras(self) -> dict[str, FlatSlice]:
+        """Nothing is saved besides the shares."""
+        return {}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Give the computing copies the masters' values, which were changed in place."""
+        if self._stage == 2:
+            self._zero.update_lp_params()
+            return
+        for (_, parameter), share in zip(self._parameters, self.shares(), strict=True):
+            parameter.ds_tensor.view(-1)[: len(share.weight)].copy_(share.weight)
 
     def weight_bytes(self) -> int:
         """Bytes of the computing copies."""
