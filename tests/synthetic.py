@@ -34,12 +34,15 @@ class RandomText:
 
 
 class RandomTokens:
-    """Ids in memory: those of the debug tokenizer's new tokens (199 to 202), then one for each further word."""
+    """Ids in memory: those of the debug tokenizer's new tokens (from 199), one for each word, and </s>."""
+
+    def __init__(self, new_tokens: int):
+        self.new = np.arange(199, 199 + new_tokens)
 
     def states(self, caption: str) -> np.ndarray:
         draw = np.random.default_rng(list(caption.encode()))
         words = draw.integers(3, 199, len(caption.split()))
-        return np.concatenate([np.arange(199, 203), words, [1]])
+        return np.concatenate([self.new, words, [1]])
 
 
 def random_examples(
@@ -48,18 +51,18 @@ def random_examples(
     *,
     segment_frames: int = 40,
     seed: int = 0,
-    token_ids: bool = False,
+    new_tokens: int = 0,
 ) -> Examples:
     """Clips of these lengths in frames; every third has no caption unless captions are given.
 
-    token_ids  whether the text is for a T5 in the loop, with a learned word of four vectors in each
+    new_tokens  of a learned word in each text, which then is for a T5 in the loop; 0 for cached states
     """
     if captions is None:
         captions = [None if clip % 3 == 2 else "word " * (1 + clip % 5) + str(clip) for clip in range(len(lengths))]
     return Examples(
         codes=RandomCodes(lengths, seed=seed),
-        text=RandomTokens() if token_ids else RandomText(),
-        token_ids=token_ids,
+        text=RandomTokens(new_tokens) if new_tokens else RandomText(),
+        token_ids=new_tokens > 0,
         captions=captions,
         names=[f"clip{clip}.wav" for clip in range(len(lengths))],
         shape=KNOWN["debug"],

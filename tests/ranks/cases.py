@@ -67,7 +67,7 @@ def steps(
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = Config(dataset_path="unused", timeout_minutes=2.0, **{"lr": 1e-3, "weight_decay": 0.01, **(flags or {})})
-    examples = random_examples(LENGTHS, segment_frames=SEGMENT, token_ids=config.tune_text)
+    examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=config.selection.new_rows)
     order = Order(
         seed=1,
         epochs=epochs,  # of 9: 81 rows, which are ten steps of 8 and one of a single row
