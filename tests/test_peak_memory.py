@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from accelerate.state import AcceleratorState
 from benchmarks.parts import engine_of
 from benchmarks.work import Work
 from torch.profiler import ProfilerActivity, profile
@@ -10,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def peak_bytes(work: Work) -> int:
     """Weights and moments, and the most that one step allocates beside them."""
+    AcceleratorState._reset_state(True)
     with engine_of(work) as (engine, step):
         step()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from transformers import EncodecModel
 
 from benchmarks.music import SAMPLE_RATE_HZ, write_clips
@@ -247,7 +246,6 @@ class engine_of:
         return engine, step
 
     def __exit__(self, *_: object) -> None:
-        AcceleratorState._reset_state(True)
         gc.collect()
 
 
