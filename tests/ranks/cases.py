@@ -66,7 +66,8 @@ def steps(
     from trainer.order import Order, micro_batches, rows_of_step, valid_cells
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config = Config(dataset_path="unused", timeout_minutes=2.0, **{"lr": 1e-3, "weight_decay": 0.01, **(flags or {})})
+    values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}
+    config = Config(dataset_path="unused", timeout_minutes=2.0, **values)
     examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=config.selection.new_rows)
     order = Order(
         seed=1,
@@ -89,15 +90,6 @@ def steps(
         checkpointing=checkpointing,
         averages=ema_decay is not None,
         eight_bit=optimizer == "adamw8bit",
-    )
-    config = Config(dataset_path="unused", lr=1e-3, weight_decay=0.01, timeout_minutes=2.0, ema_decay=ema_decay)
-    config = Config(
-        dataset_path="unused",
-        lr=1e-3,
-        weight_decay=0.01,
-        timeout_minutes=2.0,
-        ema_decay=ema_decay,
-        optimizer=optimizer,
     )
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []

@@ -31,7 +31,8 @@ ELASTIC = [
 
 
 def trained(mode: str, world_size: int, strategy: str, **named: Any) -> list[Numbers]:
-    return run_ranks(world_size, steps, strategy, 1, flags=MODES[mode], epochs=EPOCHS, **named)
+    # With weight decay, as `steps` has it, and an average of the weights.
+    return run_ranks(world_size, steps, strategy, 1, flags=MODES[mode], epochs=EPOCHS, ema_decay=0.9, **named)
 
 
 @cache
