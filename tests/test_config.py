@@ -427,3 +427,9 @@ def test_reading_flags_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--lora_alpha=8", "--lora_dropout=0.1", "--lora_targets=fc1"])
+def test_settings_of_adapters_without_adapters_are_refused(flag: str) -> None:
+    assert "has no effect without --lora_rank" in refusal("--dataset", "music", flag)
+    assert config_of(flag, "--lora_rank", "4").selection.lora is not None
