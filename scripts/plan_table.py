@@ -38,10 +38,18 @@ number of such GPUs that would do, and `offload` where `--offload_optimizer 1` w
 (`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
 
-ADAPTERS = """## LoRA on one GPU
+MODES = """## What fits one GPU
 
-With `--lora_rank {rank} --lr 1e-4`, all else by default, beside training all of the model (without those flags). The
-base is frozen and held in bf16. Several GPUs train adapters with ddp, each as one GPU here.
+The modes of training, all else by default; behind `python launch.py --dataset DIR --model_id MODEL`:
+
+| mode | flags |
+|---|---|
+| all | none |
+| all, 8-bit moments | `--optimizer adamw8bit` |
+| LoRA {rank} | `--lora_rank {rank} --lr 1e-4` |
+| a new word | `--tune_text 1 --lr 0.1` |
+
+In the last two the base is frozen and held in bf16; several GPUs train them with ddp, each as one GPU here.
 """
 
 
@@ -51,19 +59,24 @@ def page() -> str:
     introduction = INTRODUCTION.format(
         seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
     )
-    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS), adapters(config)])
+    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS), modes_of_training(config)])
 
 
-def adapters(config: Config) -> str:
-    """The table of LoRA on one GPU, beside training all of the model."""
-    modes = {"all": config, f"LoRA {RANK}": replace(config, lora_rank=RANK)}
+def modes_of_training(config: Config) -> str:
+    """The table of every mode of training on one GPU."""
+    modes = {
+        "all": config,
+        "all, 8-bit moments": replace(config, optimizer="adamw8bit"),
+        f"LoRA {RANK}": replace(config, lora_rank=RANK),
+        "a new word": replace(config, tune_text=True),
+    }
     rows = [
         f"| {name}, {words} | " + " | ".join(cell(KNOWN[name], mode, 1, gib) for gib in ONE_GPU_GIB) + " |"
         for name in MODELS
         for words, mode in modes.items()
     ]
     head = "| one GPU of | " + " | ".join(f"{gib} GiB" for gib in ONE_GPU_GIB) + " |"
-    return "\n".join([ADAPTERS.format(rank=RANK), head, "|---" * (len(ONE_GPU_GIB) + 1) + "|", *rows, ""])
+    return "\n".join([MODES.format(rank=RANK), head, "|---" * (len(ONE_GPU_GIB) + 1) + "|", *rows, ""])
 
 
 def section(shape: Shape, config: Config) -> str:
@@ -80,9 +93,10 @@ def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
     if plan is None:
         numbers = range(gpus + 1, MOST_GPUS_SUGGESTED + 1)
         ways = [f"{more} GPUs" for more in numbers if plan_of(shape, config, more, gib)][:1]
-        if plan_of(shape, replace(config, offload_optimizer=True), gpus, gib):
+        offloads = config.optimizer == "adamw"
+        if offloads and plan_of(shape, replace(config, offload_optimizer=True), gpus, gib):
             ways.append("offload")
-        return f"- ({' or '.join(ways)})"
+        return f"- ({' or '.join(ways)})" if ways else "-"
     marks = " **c**" * plan.gradient_checkpointing
     marks += f" **o** {plan.memory.host / GIB:.0f} GiB" if plan.offload_optimizer else ""
     return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation}, {plan.memory.total / GIB:.1f}{marks}"
