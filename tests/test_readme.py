@@ -79,6 +79,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
     of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start"}  # sbatch
     of_others |= {"container", "ntasks"}
+    of_others |= {"suite", "cases", "models", "layers", "frames", "rounds", "clips", "clip_seconds"}  # benchmark.py
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))
         assert named <= of_ours | of_others, page.name
