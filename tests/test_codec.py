@@ -14,7 +14,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from trainer import audio
 from trainer.codec import _windowed, encode, reproducible, view_offsets
-from trainer.debug_model import _set_codebooks, build_debug_model
+from trainer.debug_model import set_codebooks, build_debug_model
 from trainer.errors import ModelError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -199,7 +199,7 @@ def test_windows_give_the_codes_of_one_pass_at_real_size() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         codec = EncodecModel(EncodecConfig.from_dict({**debug_codec().config.to_dict(), **sizes})).eval()
-        _set_codebooks(codec)
+        set_codebooks(codec)
     track = music(4 * RATE + 123)
     got = encode(codec, pieces(track, (20_011,)), offsets=[0, 320], window_seconds=1.0)
     for offset, codes in zip((0, 320), got, strict=True):
