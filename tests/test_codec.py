@@ -14,7 +14,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from trainer import audio
 from trainer.codec import _windowed, encode, reproducible, view_offsets
-from trainer.debug_model import set_codebooks, build_debug_model
+from trainer.debug_model import build_debug_model, set_codebooks
 from trainer.errors import ModelError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
