@@ -203,12 +203,12 @@ def _step(
 def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, float], step: int) -> dict[str, Value]:
     return {
         "step": step,
-        "time": time.time(),
         "epoch": round(run.order.epoch_of(step), 4),
         "loss": result.loss,
         "loss_per_codebook": list(result.losses_K),
         "grad_norm": result.grad_norm,
         "lr": learning_rate(run.schedule, step - 1),
+        "time": time.time(),  # seconds since 1970, UTC
         **speed,
         "peak_memory_bytes": engine.peak_memory_bytes(),
     }
