@@ -52,9 +52,10 @@ def _bare(work: Work, turn: Turn) -> None:
     from transformers import MusicgenForCausalLM
 
     torch.manual_seed(0)
-    decoder = MusicgenForCausalLM._from_config(decoder_config(work.model, work.layers))
-    projection = nn.Linear(work.shape.text_width, work.shape.width)
-    model = nn.ModuleList([decoder, projection]).to(turn.device).train()
+    with turn.device:
+        decoder = MusicgenForCausalLM._from_config(decoder_config(work.model, work.layers))
+        projection = nn.Linear(work.shape.text_width, work.shape.width)
+    model = nn.ModuleList([decoder, projection]).train()
     if work.gradient_checkpointing:
         decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = _adamw(model)
@@ -84,7 +85,8 @@ def _seq2seq(work: Work, turn: Turn) -> None:
     from trainer.models import quiet
 
     quiet()
-    model = random_model(work.model, work.layers)
+    with turn.device:
+        model = random_model(work.model, work.layers).train()
     model.freeze_text_encoder()
     model.freeze_audio_encoder()
     labels_BTK = work.batch().labels_BKT.transpose(1, 2)
