@@ -24,13 +24,13 @@ from trainer.shapes import KNOWN
 from trainer.weights import Weights
 
 SPECIAL = 2048
-BLOCK = 1_000_003  # a prime, so that no two rows of a matrix are equal
+BLOCK = 2**25  # twice the largest matrix
 
 
 class RandomWeights(Weights):
     """Normal values of deviation 0.02 by name; norms' weights are 1. Every look-up makes them anew, equal.
 
-    The values are one block, repeated from a place that the name decides: billions of draws would take minutes.
+    A tensor's values are those of one block from a place that the name decides: billions of draws would take minutes.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
@@ -52,8 +52,11 @@ class RandomWeights(Weights):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         if "norm" in name and name.endswith("weight"):
             return torch.ones(stop - start)
-        first = (start + zlib.crc32(name.encode())) % BLOCK
-        return self._block.repeat(-(-(first + stop - start) // BLOCK))[first : first + stop - start]
+        first = start + zlib.crc32(name.encode()) % (BLOCK - math.prod(self._shapes[name]))
+        return self._block[first : first + stop - start]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
 
 
 def random_source(size: str, layers: int | None = None) -> Source:

@@ -215,13 +215,13 @@ class Engine:
             norm = self.backend.finish(learning_rate)
             result = self._read(sums, cells_K, norm, wishes)
             if math.isfinite(result.grad_norm) and math.isfinite(result.loss):
-                self.backend.update()
+                self.backend.update(result.grad_norm)
                 if self._average is not None:
                     self._average.update()
                 return result
             if not self.backend.scales_losses or not math.isfinite(result.loss):
                 break
-            self.backend.update()  # does not step: the scaler saw the overflow, and lowers the scale
+            self.backend.update(result.grad_norm)  # does not step: the scaler saw the overflow, and lowers the scale
         raise NotFiniteError(
             f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was changed"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -79,27 +79,29 @@ class TorchBackend:
 
     @torch.no_grad()
     def finish(self, learning_rate: float) -> Tensor:
-        """Clip; returns the norm before clipping. The weights change in `update`, once the norm is seen.
-
-        The squares are summed in float64 over rows that are short enough for float32: in float32 alone the norm
-        of a few million values is off by some 1e-6, differently for every way of sharding (measured on CPU,
-        2026-11-22: 4e-6 and more; by rows 1e-8, in a twentieth of the time that a float64 copy takes).
-        """
+        """The gradients' norm. They are clipped and the weights changed in `update`, once the norm is seen."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._accelerator.unscale_gradients()
-        gradients = [_local(p.grad) for _, p in self._parameters if p.grad is not None]
-        squares = torch.stack([_squared_norm(gradient) for gradient in gradients]).sum()
+        square = _squared_norm(self._gradients(), self._accelerator.device)
         if self._sharded:
-            dist.all_reduce(squares)
-            squares /= self._replicas
-        norm = squares.sqrt()
-        torch._foreach_mul_(gradients, (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0).float())
-        return norm
+            dist.all_reduce(square)
+            square /= self._replicas
+        return square.sqrt()
 
-    def update(self) -> None:
+    @torch.no_grad()
+    def update(self, norm: float) -> None:
+        """Step with gradients scaled to `max_grad_norm` where their norm is above it."""
+        scale = self._max_grad_norm / (norm + 1e-6)  # torch.nn.utils.clip_grad_norm_
+        if scale < 1:
+            torch._foreach_mul_(self._gradients(), scale)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self) -> list[Tensor]:
+        """The values of this rank's gradients, flat."""
+        gradients = (_local(p.grad) for _, p in self._parameters if p.grad is not None)
+        return [gradient for gradient in gradients if len(gradient)]
 
     @property
     def scales_losses(self) -> bool:
@@ -179,8 +181,22 @@ def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:
                     parameter.data = parameter.data.to(COMPUTE[plan.mixed_precision])
 
 
-def _squared_norm(values: Tensor) -> Tensor:
-    """The sum of the squares of flat float32 values, as a float64 scalar."""
+def _squared_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The sum of the squares of flat float32 gradients, as a float64 scalar.
+
+    Summed in float32 alone the norm of a few million values is off by some 1e-6, differently for every way of sharding
+    (measured on a CPU, 2026-11-22: 4e-6 and more). A GPU sums in float64 as it reads, all gradients in a few kernels.
+    A CPU would make a float64 copy of them first: there float32 sums of short rows are added in float64 (1e-8, in a
+    twentieth of the copy's time).
+    """
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    if device.type == "cuda":
+        return torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square().sum()
+    return torch.stack([_squared_norm_by_rows(gradient) for gradient in gradients]).sum()
+
+
+def _squared_norm_by_rows(values: Tensor) -> Tensor:
     rows = len(values) // NORM_ROW
     norms = torch.linalg.vector_norm(values[: rows * NORM_ROW].view(rows, NORM_ROW), dim=1)
     rest = torch.linalg.vector_norm(values[rows * NORM_ROW :])

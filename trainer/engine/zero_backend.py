@@ -75,7 +75,7 @@ class ZeroBackend:
         self._engine.step()
         return torch.as_tensor(float(self._engine.get_global_grad_norm()), device=self._device)
 
-    def update(self) -> None:
+    def update(self, norm: float) -> None:
         """Nothing to do: DeepSpeed has stepped in `finish`, unless it saw an overflow."""
 
     def shares(self) -> Iterator[Share]:
