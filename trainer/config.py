@@ -172,8 +172,9 @@ class Config:
         bool, hardware("Recompute activations in the backward pass: less memory, slower steps.")
     ] = False
     compile: Annotated[
-        bool, hardware("Compile the decoder's layers with torch.compile: a slow start, then perhaps faster steps.")
-    ] = False
+        Literal["auto", "0", "1"],
+        hardware("Compile the decoder's layers with torch.compile; auto: on a GPU, if it works there."),
+    ] = "auto"
     timeout_minutes: Annotated[
         float, hardware("Minutes that a process waits for the others before it gives up.", above=0)
     ] = 10.0

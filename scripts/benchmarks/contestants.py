@@ -33,7 +33,7 @@ def _step(work: Work, turn: Turn) -> None:
     from trainer.models import quiet
 
     quiet()
-    config = Config(dataset_path="unused", lr=LEARNING_RATE, compile=work.compiled)
+    config = Config(dataset_path="unused", lr=LEARNING_RATE, compile="1" if work.compiled else "0")
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     accelerator = build_accelerator(plan, config, Path("."))
     with Ranks(timeout_seconds=3600) as ranks:

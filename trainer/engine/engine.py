@@ -16,6 +16,7 @@ from trainer.batches import Batch
 from trainer.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 from trainer.config import Config
 from trainer.engine.average import Average
+from trainer.engine.compiled import compile_layers
 from trainer.engine.ranks import Ranks
 from trainer.engine.shares import Read, Share
 from trainer.engine.torch_backend import TorchBackend
@@ -23,7 +24,7 @@ from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.loss import step_loss
 from trainer.matmul_rate import matmul_rate
-from trainer.models import LanguageModel, Source
+from trainer.models import Source
 from trainer.plan import Plan
 from trainer.trainee import trainee_of
 from trainer.weights import Weights
@@ -66,9 +67,8 @@ class Engine:
         model, self._start = trainee.model, _reader(trainee.start)
         if plan.gradient_checkpointing:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if config.compile:
-            _compile_layers(model, plan)
         self.device = accelerator.device
+        compile_layers(model, plan, config, self.device, ranks)
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
         self._reseeds = config.dropout > 0 or config.lora_dropout > 0
@@ -260,17 +260,6 @@ class Engine:
         if self._reseeds:
             entropy = (self._seed, step, micro_batch, self.ranks.rank)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-
-
-def _compile_layers(model: LanguageModel, plan: Plan) -> None:
-    """Each layer by itself, in place: names stay, and all layers share what is compiled for the first.
-
-    For any length at once, since batches differ in theirs.
-    """
-    if plan.strategy == "zero3":
-        raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
-    for layer in model.decoder.model.decoder.layers:
-        layer.compile(dynamic=True)
 
 
 def _reader(weights: Weights) -> Read:

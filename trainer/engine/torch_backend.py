@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -181,7 +181,7 @@ def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:
                     parameter.data = parameter.data.to(COMPUTE[plan.mixed_precision])
 
 
-def _squared_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+def _squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     """The sum of the squares of flat float32 gradients, as a float64 scalar.
 
     Summed in float32 alone the norm of a few million values is off by some 1e-6, differently for every way of sharding
