@@ -5,6 +5,8 @@ Run on the CPU, for which bitsandbytes has the same codes, below the plan's refu
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.plans import engine_for, plan_for
+from tests.runs import ROOT
 from tests.synthetic import random_examples
 from trainer import strategies
 from trainer.checkpoint import Saver, newest
@@ -21,7 +24,7 @@ from trainer.debug_model import build_debug_model
 from trainer.engine import Engine, build_accelerator, runtime
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.launcher import Launch
-from trainer.memory import GIB, expected_bytes
+from trainer.memory import GIB
 from trainer.models import Source, materialize, open_model, source_of
 from trainer.options import batch_flags, options
 from trainer.order import Row, valid_cells
@@ -243,26 +246,20 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         build_accelerator(plan_for(base_bits=4), config, Path("."))
 
 
+@pytest.mark.full
+def test_a_run_without_adapters_imports_no_peft_and_one_with_them_prints_nothing_about_kernels_for_cpus() -> None:
+    lines = [
+        "import sys, trainer.engine, trainer.export, trainer.models",
+        "print([name for name in ('peft', 'bitsandbytes') if name in sys.modules])",
+        "trainer.models.quiet()",
+        "import peft, bitsandbytes",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+    assert "gemm_4bit" not in done.stderr
+
+
 def test_the_working_copy_of_the_largest_matrix_is_counted() -> None:
-    shape, asked = KNOWN["large"], {"lora_rank": 16}
-    layout = plan_layout(asked)
-    difference = expected_bytes(shape, replace(layout, base_bits=4)).buffers - expected_bytes(shape, layout).buffers
-    assert difference == 2048 * 8192 * (2 + 4 / 64)
-
-
-def plan_layout(flags: dict):
-    from trainer.memory import Layout
-
-    counts = count(KNOWN["large"], Config(dataset_path="x", **flags).selection)
-    return Layout(
-        strategy="single",
-        shards=1,
-        precision="bf16",
-        micro_batch=1,
-        accumulation=1,
-        frames=1500,
-        gradient_checkpointing=False,
-        offload_optimizer=False,
-        on_gpu=True,
-        counts=counts,
-    )
+    held = [planned(80, lora_rank=16, base_bits=bits).memory.buffers for bits in (4, 8, None)]
+    largest = 2048 * 8192  # in bf16, and in 4 bits a float32 for each 64 values
+    assert (held[0] - held[2], held[1] - held[2]) == (largest * (2 + 4 / 64), largest * 2)
