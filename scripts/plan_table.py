@@ -47,9 +47,11 @@ The modes of training, all else by default; behind `python launch.py --dataset D
 | all | none |
 | all, 8-bit moments | `--optimizer adamw8bit` |
 | LoRA {rank} | `--lora_rank {rank} --lr 1e-4` |
+| LoRA {rank}, 4 bits | `--lora_rank {rank} --lr 1e-4 --base_bits 4` |
 | a new word | `--tune_text 1 --lr 0.1` |
 
-In the last two the base is frozen and held in bf16; several GPUs train them with ddp, each as one GPU here.
+In the last three the base is frozen and held in bf16, or its layers in 4 bits (`--base_bits 4` goes with a new word
+too); several GPUs train them with ddp, each as one GPU here.
 """
 
 
@@ -68,6 +70,7 @@ def modes_of_training(config: Config) -> str:
         "all": config,
         "all, 8-bit moments": replace(config, optimizer="adamw8bit"),
         f"LoRA {RANK}": replace(config, lora_rank=RANK),
+        f"LoRA {RANK}, 4 bits": replace(config, lora_rank=RANK, base_bits=4),
         "a new word": replace(config, tune_text=True),
     }
     rows = [

@@ -9,8 +9,9 @@ from accelerate.state import AcceleratorState
 from trainer.config import Config
 from trainer.engine import Engine, Ranks, build_accelerator
 from trainer.memory import Layout, expected_bytes
-from trainer.models import open_model
+from trainer.models import Source, open_model
 from trainer.plan import Plan
+from trainer.selection import Counts
 from trainer.shapes import KNOWN
 
 
@@ -27,6 +28,8 @@ def plan_for(
     checkpointing: bool = False,
     averages: bool = False,
     eight_bit: bool = False,
+    base_bits: int | None = None,
+    counts: Counts | None = None,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
     layout = Layout(
@@ -41,6 +44,8 @@ def plan_for(
         on_gpu=False,
         averages=averages,
         eight_bit=eight_bit,
+        base_bits=base_bits,  # type: ignore[arg-type]
+        counts=counts,
     )
     return Plan(
         strategy=layout.strategy,
@@ -58,8 +63,8 @@ def plan_for(
     )
 
 
-def engine_for(plan: Plan, config: Config) -> Engine:
-    """An engine over the debug model, in this process; it may follow another."""
+def engine_for(plan: Plan, config: Config, source: Source | None = None) -> Engine:
+    """An engine over `source` or the debug model, in this process; it may follow another."""
     AcceleratorState._reset_state(True)
     accelerator = build_accelerator(plan, config, Path("."))
-    return Engine(accelerator, Ranks(timeout_seconds=60), open_model("debug"), plan, config)
+    return Engine(accelerator, Ranks(timeout_seconds=60), source or open_model("debug"), plan, config)

@@ -46,6 +46,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "lora_alpha": ("8", 8.0),
     "lora_dropout": ("0.1", 0.1),
     "lora_targets": ("q_proj,v_proj", "q_proj,v_proj"),
+    "base_bits": ("4", 4),
     "ema_decay": ("0.99", 0.99),
     "optimizer": ("adamw8bit", "adamw8bit"),
     "epochs": ("3", 3),
@@ -79,7 +80,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
 }
 # Those that are refused beside no_label, and of which only one may be typed.
 OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
-OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"})
+OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "base_bits"})
 OF_A_WORD = frozenset({"tune_text", "placeholder", "placeholder_vectors", "init_word"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}

@@ -399,4 +399,5 @@ def test_adapters_fit_one_gpu_without_recomputing_or_offload(model: str, gib: in
 def test_adapters_that_no_gpu_holds_are_sharded_and_suggested_where_they_help() -> None:
     assert plan(gpus(2, 8), "large", selection=selection_of(lora_rank=16)).strategy == "fsdp"
     assert "--lora_rank 16, which trains adapters alone" in refusal(gpus(1, 16), "large")
-    assert "--lora_rank" not in refusal(gpus(1, 8), "large")
+    assert "--lora_rank 16 --base_bits 4, which trains adapters beside" in refusal(gpus(1, 8), "large")
+    assert "--lora_rank" not in refusal(gpus(1, 4), "large")

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.flops import clip_flops
 from trainer.order import Row
 from trainer.patterns import inputs_and_labels, steps_of
+from trainer.selection import EVERYTHING, Selection
 from trainer.shapes import Shape
 
 
@@ -66,7 +67,7 @@ class Examples:
     """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
     condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them. `texts[clip]` are
     those that Row.text chooses from; None where each clip is always trained with its caption. `token_ids` says that
-    `text` gives ids."""
+    `text` gives ids, `trained` what is trained, on which the FLOPs of a clip depend."""
 
     codes: Codes
     text: Text
@@ -77,6 +78,7 @@ class Examples:
     segment_frames: int
     texts: Sequence[Sequence[str | None]] | None = None
     token_ids: bool = False
+    trained: Selection = EVERYTHING
 
     def text_of(self, row: Row) -> str | None:
         """What the row is trained with; None is a null condition."""
@@ -118,7 +120,8 @@ class Examples:
         return batch.map(Tensor.pin_memory) if torch.cuda.is_available() else batch
 
     def _flops(self, row: Row, states: np.ndarray | None) -> int:
-        return row.weight * clip_flops(self.shape, row.frames, 0 if states is None else len(states))
+        tokens = 0 if states is None else len(states)
+        return row.weight * clip_flops(self.shape, row.frames, tokens, self.trained)
 
     def _padded_codes(self, codes: Sequence[np.ndarray], steps: int) -> Tensor:
         padded = torch.full((len(codes), self.shape.codebooks, steps), self.special_token, dtype=torch.int64)

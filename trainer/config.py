@@ -92,6 +92,13 @@ class Config:
     lora_targets: Annotated[
         str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
     ] = ALL_LAYERS
+    base_bits: Annotated[
+        Literal[4, 8] | None,
+        model(
+            "With --lora_rank or --tune_text 1, on CUDA GPUs: hold the frozen linear layers in so many bits (NF4 or "
+            "int8, by bitsandbytes); none: in the precision of the computation."
+        ),
+    ] = None
     tune_text: Annotated[
         bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
     ] = False
@@ -291,6 +298,11 @@ def _refuse_contradicting_values(config: Config) -> None:
             raise ConfigError(
                 f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
             )
+    if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
+        raise ConfigError(
+            f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
+            "itself. Add adapters, as in --lora_rank 16, or learn a word (--tune_text 1); or remove it."
+        )
     imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
         raise ConfigError(

@@ -228,6 +228,7 @@ def _examples(
         special_token=source.special_token,
         segment_frames=segment_frames(source, config.segment_seconds),
         token_ids=config.tune_text,
+        trained=config.selection,
     )
 
 

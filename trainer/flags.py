@@ -42,7 +42,7 @@ class Setting:
     name: str
     flag: Flag
     kind: type  # bool, int, float or str
-    choices: tuple[str, ...]  # what a str is restricted to; empty for no restriction
+    choices: tuple[str | int, ...]  # what a str or int is restricted to; empty for no restriction
     optional: bool  # None is a value, written none
     required: bool
     default: Value
@@ -53,7 +53,8 @@ class Setting:
         if self.kind is bool:
             words = "0 or 1 (or false, true)"
         elif self.choices:
-            words = ", ".join(self.choices[:-1]) + " or " + self.choices[-1]
+            *others, last = map(str, self.choices)
+            words = ", ".join(others) + f" or {last}"
         elif self.kind is str:
             words = "a text that is not empty"
         else:
@@ -65,7 +66,7 @@ class Setting:
         """The values in the short form of a help text: "{0,1}", "INT|none"."""
         if self.kind is bool:
             return "{0,1}"
-        word = "{" + ",".join(self.choices) + "}" if self.choices else self.kind.__name__.upper()
+        word = "{" + ",".join(map(str, self.choices)) + "}" if self.choices else self.kind.__name__.upper()
         return word + ("|none" if self.optional else "")
 
     def read(self, text: str) -> Value:
@@ -94,8 +95,10 @@ class Setting:
             return self.optional
         if type(value) is not self.kind:
             return False
+        if self.choices:
+            return value in self.choices
         if isinstance(value, str):
-            return value in self.choices if self.choices else bool(value.strip())
+            return bool(value.strip())
         return isinstance(value, (int, float)) and _in_range(value, self.flag)
 
     def refusal(self, value: object) -> ConfigError:
@@ -133,7 +136,7 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:
     return Setting(
         name=field.name,
         flag=flag,
-        kind=str if choices else kind,
+        kind=type(choices[0]) if choices else kind,
         choices=choices,
         optional=types.NoneType in options,
         required=field.default is dataclasses.MISSING,

@@ -19,6 +19,9 @@ Precision = Literal["no", "bf16", "fp16"]
 GIB = 2**30
 FLOAT32, HALF = 4, 2
 MOMENTS = 2 * FLOAT32  # AdamW's two, a parameter
+# A value of a base in 4 bits: NF4, a byte for each block of 64, and a float32 for each 256 of those. In 8 bits a code,
+# and a float32 for each row of them. Source: bitsandbytes 0.50; held by tests/test_base_bits.py.
+FOUR_BITS = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
 EIGHT_BIT_MOMENTS = 2 * (1 + FLOAT32 / 256)  # codes, and a float32 for each block of 256 (bitsandbytes 0.50)
 
 # What trainer/engine configures; the estimate below holds for these.
@@ -62,6 +65,7 @@ class Layout:
     counts  what is trained; None for the whole model
     averages  whether an average of the weights is kept (--ema_decay)
     eight_bit  whether moments have 8 bits (--optimizer adamw8bit)
+    base_bits  of frozen linear layers in the decoder's layers (--base_bits)
     """
 
     strategy: Strategy
@@ -76,6 +80,7 @@ class Layout:
     counts: Counts | None = None
     averages: bool = False
     eight_bit: bool = False
+    base_bits: Literal[4, 8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +199,7 @@ def _states(shape: Shape, layout: Layout) -> tuple[int, int, int]:
     match layout.strategy:
         case "single" | "ddp":
             moments = EIGHT_BIT_MOMENTS if layout.eight_bit else MOMENTS
+            shrunk += round(counts.in_layers * (compute - _base_bytes(shape, layout)))
             return FLOAT32 * whole - shrunk, FLOAT32 * counts.trained, math.ceil(moments * counts.trained)
         case "zero2":  # also in float32 DeepSpeed keeps a master copy of its own partition
             return compute * whole, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
@@ -220,7 +226,8 @@ def _buffers(shape: Shape, layout: Layout) -> int:
     match layout.strategy:
         case "single" | "ddp":  # autocast keeps each trained matrix's cast until the backward pass has used it
             cast = shape.cast_parameters - counts.frozen_linear + counts.added
-            return compute * cast if layout.precision != "no" else 0
+            casts = compute * cast if layout.precision != "no" else 0
+            return casts + _unrounded(shape, layout)
         case "zero2":
             return _zero_buckets(layout) + _float32_sum(shape, layout)
         case "zero3":
@@ -229,6 +236,22 @@ def _buffers(shape: Shape, layout: Layout) -> int:
             # A unit's gradients in the compute precision, and their float32 copy for the reduction.
             reduced = (compute + FLOAT32) * min(shape.largest_unit, counts.trained)
             return _gathered(shape, layout) + reduced
+
+
+def _base_bytes(shape: Shape, layout: Layout) -> float:
+    """Of one value of a frozen linear layer."""
+    if layout.base_bits is None:
+        return _compute_bytes(layout)
+    return FOUR_BITS if layout.base_bits == 4 else 1 + FLOAT32 / shape.width
+
+
+def _unrounded(shape: Shape, layout: Layout) -> int:
+    """What one product with a base of 4 or 8 bits works with: its largest matrix in the compute precision, and of
+    4 bits the scales in float32."""
+    if layout.base_bits is None:
+        return 0
+    scales = FLOAT32 / 64 if layout.base_bits == 4 else 0
+    return round(shape.width * shape.ffn * (_compute_bytes(layout) + scales))
 
 
 def _zero_buckets(layout: Layout) -> int:

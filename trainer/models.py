@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -203,9 +204,11 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
 
 
 def quiet() -> None:
-    """Keep transformers from printing what is no news here: token 2048 outside the vocabulary, saving bars."""
+    """Keep libraries from printing what is no news here: transformers token 2048 outside the vocabulary and saving
+    bars, bitsandbytes, when peft imports it, that it lacks a fast product for CPUs, which nothing here asks for."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:

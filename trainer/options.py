@@ -51,4 +51,5 @@ def options(
         selection=config.selection,
         averages=config.ema_decay is not None,
         eight_bit=config.optimizer == "adamw8bit",
+        base_bits=config.base_bits,
     )

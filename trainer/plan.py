@@ -154,6 +154,7 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
                     counts=counts,
                     averages=options.averages,
                     eight_bit=options.eight_bit,
+                    base_bits=options.base_bits,
                 )
                 yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
 
@@ -210,6 +211,8 @@ def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:
             f"trained is {options.selection.describe()}: {counts.trained / 1e6:.4g} of"
             f" {(shape.parameters + counts.added) / 1e6:.4g} M parameters"
         )
+    if options.base_bits is not None:
+        yield f"{counts.in_layers / 1e6:.4g} M frozen parameters in {options.base_bits} bits from --base_bits"
 
 
 def _filler_reasons(cluster: Cluster, global_batch: int, layout: Layout) -> Iterator[str]:
@@ -244,8 +247,14 @@ def _changes(cluster: Cluster, wish: _Wish) -> Iterator[str]:
         yield "--strategy auto"
     if not options.offload_optimizer and _works(cluster, wish, offload_optimizer=True, strategy="auto"):
         yield f"--offload_optimizer 1{'' if options.strategy == 'auto' else ' --strategy auto'}"
-    if options.selection.everything and _works(cluster, wish, selection=selection_of(lora_rank=RANK_SUGGESTED)):
+    adapters = selection_of(lora_rank=RANK_SUGGESTED)
+    if options.selection.everything and _works(cluster, wish, selection=adapters):
         yield f"--lora_rank {RANK_SUGGESTED}, which trains adapters alone"
+    elif options.selection.everything and _works(cluster, wish, selection=adapters, base_bits=4):
+        yield f"--lora_rank {RANK_SUGGESTED} --base_bits 4, which trains adapters beside a base of 4 bits"
+    frozen = options.selection.lora or options.selection.new_rows
+    if frozen and options.base_bits != 4 and _works(cluster, wish, base_bits=4):
+        yield "--base_bits 4"
     if cluster.world_size == 1 and not options.eight_bit and _works(cluster, wish, eight_bit=True, strategy="auto"):
         yield "--optimizer adamw8bit"
     if options.averages and _works(cluster, wish, averages=False):

@@ -177,6 +177,7 @@ def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: i
             **{name: getattr(config, name) for name in names},
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
             **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
+            **({} if config.base_bits is None else {"bits of the base while training": config.base_bits}),
         },
     )
 

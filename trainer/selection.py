@@ -99,12 +99,14 @@ class Counts:
     trained        gradients and optimizer state are held for these
     added          beside the model's own, whether trained or not
     frozen_linear  frozen ones of linear layers, which torch's strategies hold in the compute precision
+    in_layers      of frozen_linear, those of the decoder's layers where all are frozen, which --base_bits rounds
     text_encoder   of a T5 in the loop, which every process holds whole and in float32
     """
 
     trained: int
     added: int = 0
     frozen_linear: int = 0
+    in_layers: int = 0
     text_encoder: int = 0
 
 
@@ -159,12 +161,13 @@ def count(shape: Shape, selection: Selection) -> Counts:
 
     Raises ConfigError where a frozen layer does not exist, and where nothing is left to train.
     """
-    if selection.new_rows:
-        rows, t5 = selection.new_rows * shape.text_width, shape.text_encoder
-        return Counts(trained=rows, added=rows, frozen_linear=shape.cast_parameters, text_encoder=t5)
-    if selection.lora:
-        added = adapter_parameters(shape, selection.lora)
-        return Counts(trained=added, added=added, frozen_linear=shape.cast_parameters)
+    if selection.new_rows or selection.lora:
+        rows, t5 = selection.new_rows * shape.text_width, shape.text_encoder if selection.new_rows else 0
+        added = adapter_parameters(shape, selection.lora) if selection.lora else rows
+        in_layers = shape.layers * part_sizes(shape)["layer"][1]
+        return Counts(
+            trained=added, added=added, frozen_linear=shape.cast_parameters, in_layers=in_layers, text_encoder=t5
+        )
     beyond = [layer for layer in selection.frozen_layers if layer >= shape.layers]
     if beyond:
         raise ConfigError(f"--freeze layers.{beyond[0]}: {shape.name} has layers.0-{shape.layers - 1}")

@@ -15,6 +15,7 @@ FULL_SHARD_PARAMETERS = 2_500_000_000
 DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")
 FP16: tuple[Strategy, ...] = ("single", "ddp")
 EIGHT_BIT: tuple[Strategy, ...] = ("single", "ddp")
+QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Options:
     selection            what of the model is trained
     averages             whether an average of the weights is kept (--ema_decay)
     eight_bit            whether moments have 8 bits (--optimizer adamw8bit)
+    base_bits            of the frozen linear layers of the decoder's layers; None for the compute precision
     """
 
     strategy: Literal["auto"] | Strategy = "auto"
@@ -61,6 +63,7 @@ class Options:
     selection: Selection = EVERYTHING
     averages: bool = False
     eight_bit: bool = False
+    base_bits: Literal[4, 8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,8 @@ def candidates(cluster: Cluster, shape: Shape, options: Options, precision: Prec
         raise ConfigError("--offload_optimizer 1 has no effect on a CPU: its optimizer is in host memory anyway")
     if options.offload_optimizer and options.eight_bit:
         raise ConfigError("--optimizer adamw8bit cannot be offloaded: leave out --offload_optimizer, or use adamw")
+    if options.base_bits is not None:
+        _refuse_base_bits(cluster, options)
     if options.strategy != "auto":
         return [_named(cluster, options, precision, options.strategy)]
     if cluster.world_size == 1:
@@ -99,6 +104,11 @@ def _named(cluster: Cluster, options: Options, precision: Precision, strategy: S
         raise ConfigError(f"{named} does not run in fp16: use --mixed_precision bf16 or no, or --strategy ddp")
     if options.eight_bit and strategy not in EIGHT_BIT:
         raise ConfigError(f"{named} cannot shard --optimizer adamw8bit: use --strategy ddp, or --optimizer adamw")
+    if options.base_bits is not None and strategy not in QUANTIZED:
+        raise ConfigError(
+            f"{named} cannot shard a base of {options.base_bits} bits: use --strategy"
+            f" {'single' if world_size == 1 else 'ddp'}, or leave out --base_bits"
+        )
     if options.offload_optimizer and strategy not in DEEPSPEED:
         raise ConfigError(f"{named} cannot offload the optimizer: use zero2 or zero3, or --offload_optimizer 0")
     alone = "; on one node the same as fsdp" if strategy == "hsdp" and cluster.nodes == 1 else ""
@@ -112,7 +122,7 @@ def _of_one_process(cluster: Cluster, options: Options, precision: Precision) ->
         return [Candidate(strategy="zero2", offload=True, reason="zero2 on one GPU, because it can offload")]
     single = Candidate(strategy="single", offload=False, reason="one process: nothing is sharded")
     may_offload = cluster.device == "cuda" and options.deepspeed_available and precision != "fp16"
-    if options.eight_bit or options.offload_optimizer_typed or not may_offload:
+    if options.eight_bit or options.base_bits or options.offload_optimizer_typed or not may_offload:
         return [single]
     reason = "the optimizer is offloaded because memory is short, by zero2, which can do it on one GPU"
     return [single, Candidate(strategy="zero2", offload=True, reason=reason)]
@@ -124,8 +134,8 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         _refuse_offload_without(options, precision)
         reason = "because it can offload"
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
-    if options.eight_bit or precision == "fp16":
-        what = "adamw8bit" if options.eight_bit else "fp16"
+    if options.eight_bit or options.base_bits or precision == "fp16":
+        what = "adamw8bit" if options.eight_bit else "--base_bits" if options.base_bits else "fp16"
         return [Candidate(strategy="ddp", offload=False, reason=f"ddp, the one strategy on several GPUs with {what}")]
     if options.selection.lora or options.selection.new_rows:
         reason = f"ddp, because {'adapters' if options.selection.lora else 'new embeddings'} alone are trained"
@@ -141,6 +151,16 @@ def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Pre
         Candidate(strategy="zero2", offload=False, reason=f"{size}: zero2, gradients and optimizer sharded"),
         Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because zero2 does not fit"),
     ]
+
+
+def _refuse_base_bits(cluster: Cluster, options: Options) -> None:
+    named = f"--base_bits {options.base_bits}"
+    if cluster.device == "cpu":
+        raise ConfigError(
+            f"{named} needs a CUDA GPU, and this run has none: leave it out; --mixed_precision bf16 halves the base"
+        )
+    if options.offload_optimizer:
+        raise ConfigError(f"{named} does not run with an offloaded optimizer: leave out one of the two")
 
 
 def _refuse_offload_without(options: Options, precision: Precision) -> None:

@@ -75,6 +75,10 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
             raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
     if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
+    if config.base_bits is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"--base_bits {config.base_bits} needs bitsandbytes: pip install 'bitsandbytes>=0.50', or leave it out"
+        )
     timeout = timedelta(minutes=config.timeout_minutes)
     settings: dict[str, Any] = {
         "log_with": [name for name, wanted in trackers(config).items() if wanted] or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,10 @@ from trainer.engine.shares import MOMENTS, Read, Share
 from trainer.models import LanguageModel, materialize
 from trainer.plan import Plan
 
-COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from trainer.engine.quantized import QuantizedLinear
+
+COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Values whose squares are summed in float32 before the sums are added in float64.
 NORM_ROW = 1024
 
@@ -33,6 +37,7 @@ class TorchBackend:
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
         self._max_grad_norm = config.max_grad_norm
         self.loss_scale = float(plan.world_size)
+        self._quantized = _quantized(model, plan, config)
         _shrink_frozen(model, plan)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,6 +132,10 @@ class TorchBackend:
     @torch.no_grad()
     def publish(self, read: Read) -> None:
         """Fill what no share holds, the frozen parameters; the trained ones are their shares."""
+        if self._quantized:
+            from trainer.engine import quantized
+
+            quantized.fill(self._quantized, read, self._accelerator.device)
         for name, parameter in self._frozen:
             local, (start, _, _) = _local(parameter), _place(parameter)
             if len(local):
@@ -167,7 +176,17 @@ class TorchBackend:
     def weight_bytes(self) -> int:
         """Bytes of all weights that this rank holds, frozen ones included."""
         held = [parameter for _, parameter in (*self._parameters, *self._frozen)]
-        return sum(_local(parameter).numel() * parameter.element_size() for parameter in held)
+        codes = sum(layer.held_bytes() for layer in self._quantized.values())
+        return codes + sum(_local(parameter).numel() * parameter.element_size() for parameter in held)
+
+
+def _quantized(model: LanguageModel, plan: Plan, config: Config) -> dict[str, QuantizedLinear]:
+    """The frozen linear layers that --base_bits replaced in the model, by their weights' names; none without it."""
+    if config.base_bits is None:
+        return {}
+    from trainer.engine import quantized  # bitsandbytes takes seconds, and is an optional dependency
+
+    return quantized.quantize_layers(model, bits=config.base_bits, dtype=COMPUTE[plan.mixed_precision])
 
 
 def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:
