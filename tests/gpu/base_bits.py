@@ -44,7 +44,7 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
         strategy=strategy,  # type: ignore[arg-type]
     )
     flags = {"lora_rank": 16, "base_bits": bits, "batch_size": 2, "grad_acc": 2, "strategy": strategy}
-    config = Config(dataset_path="unused", compile=compiled, **flags)  # type: ignore[arg-type]
+    config = Config(dataset_path="unused", compile="1" if compiled else "0", **flags)  # type: ignore[arg-type]
     asked = options(config, frozenset(), Launch(), segment_frames=work.frames, deepspeed_available=False)
     plan = make_plan(find_cluster(Launch()), work.shape, batch_flags(config, frozenset()), asked)
     assert (plan.micro_batch, plan.accumulation, plan.mixed_precision) == (2, 2, "bf16"), plan.describe()
