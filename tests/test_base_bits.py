@@ -15,6 +15,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.plans import engine_for, plan_for
+from tests.ranks.cases import differences, steps
+from tests.ranks.harness import run_ranks
 from tests.runs import ROOT
 from tests.synthetic import random_examples
 from trainer import strategies
@@ -91,6 +93,9 @@ def test_a_product_and_its_gradient_are_those_of_bitsandbytes_own_layer(bits: in
     products.square().sum().backward()
     others.square().sum().backward()
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
+    half = QuantizedLinear(128, 96, bits=bits, dtype=torch.bfloat16)
+    half.fill(weight)
+    assert half(x).dtype == half.weight().dtype == torch.bfloat16
     error = (ours.weight() - weight).norm() / weight.norm()
     assert (0.05 < error < 0.12) if bits == 4 else (0.001 < error < 0.012), error
 
@@ -244,6 +249,15 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(dataset_path="x", lora_rank=4, base_bits=4)
     with pytest.raises(ConfigError, match=r"--base_bits 4 needs bitsandbytes: pip install 'bitsandbytes>=0.50'"):
         build_accelerator(plan_for(base_bits=4), config, Path("."))
+
+
+@pytest.mark.full
+def test_two_ranks_of_ddp_give_the_losses_of_one_process() -> None:
+    flags = {"lora_rank": 4, "base_bits": 4}
+    single = run_ranks(1, steps, "single", 2, count=4, flags=flags)[0]
+    loss, norm = differences(run_ranks(2, steps, "ddp", 1, count=4, flags=flags)[0], single)
+    assert loss <= 1e-6 and norm <= 3e-6, (loss, norm)
+    assert single.weight_bytes == expected_memory(4, "no").weights
 
 
 @pytest.mark.full
