@@ -83,7 +83,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
     word = introduction(config, source)
-    plan = recipe.plan_of(config, typed, find_cluster(launch), launch, source, checkpoint)
+    cluster = find_cluster(launch, compiler=config.compile == "auto")
+    plan = recipe.plan_of(config, typed, cluster, launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
         start_step = 0 if checkpoint is None else checkpoint.step

@@ -17,6 +17,8 @@ from benchmarks import parts, report, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
+from trainer.options import CHECKPOINTING
+
 # One step in turn, with the same work, and what each case measures; see docs/benchmarks.md.
 CASES = {
     "run": whole_runs.run,
@@ -56,7 +58,7 @@ def _measured(arguments: argparse.Namespace) -> Iterator[list[Row]]:
             accumulation=arguments.accumulation,
             precision=arguments.precision,
             strategy=arguments.strategy,
-            gradient_checkpointing=arguments.gradient_checkpointing,
+            gradient_checkpointing=CHECKPOINTING[arguments.gradient_checkpointing],
             compiled=arguments.compile,
         )
         for model in arguments.models or ["small"]
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--strategy", choices=("single", "fsdp", "zero2", "zero3"), default="single")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--gradient_checkpointing", choices=CHECKPOINTING, default="0", help="selective: --compile")
     parser.add_argument("--compile", action="store_true", help="compile the layers (ours alone)")
     parser.add_argument("--rounds", type=int, default=5, help="timed repetitions, after one that is not counted")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="for the case scale")

@@ -32,10 +32,11 @@ writes this page; a test holds it to the code. For any other cluster, model or f
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
 
-A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **c**: activations are recomputed
-(checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused, with the least
-number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is a formula
-(`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
+A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: of activations what costs little is
+recomputed (selective checkpointing), which needs layers that torch.compile can compile, as they are wherever it works.
+**c**: all are (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
+with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
+a formula (`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU
@@ -100,7 +101,7 @@ def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
         if offloads and plan_of(shape, replace(config, offload_optimizer=True), gpus, gib):
             ways.append("offload")
         return f"- ({' or '.join(ways)})" if ways else "-"
-    marks = " **c**" * plan.gradient_checkpointing
+    marks = {False: "", True: " **c**", "selective": " **s**"}[plan.gradient_checkpointing]
     marks += f" **o** {plan.memory.host / GIB:.0f} GiB" if plan.offload_optimizer else ""
     return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation}, {plan.memory.total / GIB:.1f}{marks}"
 
@@ -114,6 +115,7 @@ def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
         gpu_memory_bytes=gib * GIB,
         host_memory_bytes=None,
         supports_bf16=True,
+        compiles=True,
     )
     frames = int(config.segment_seconds * FRAME_RATE_HZ)
     asked = options(config, frozenset(), Launch(), segment_frames=frames, deepspeed_available=True)

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 
 from trainer.config import Config
 from trainer.engine import Engine, Ranks, build_accelerator
-from trainer.memory import Layout, expected_bytes
+from trainer.memory import Checkpointing, Layout, expected_bytes
 from trainer.models import Source, open_model
 from trainer.plan import Plan
 from trainer.selection import Counts
@@ -25,10 +25,11 @@ def plan_for(
     precision: str = "no",
     nodes: int = 1,
     offload: bool = False,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
     averages: bool = False,
     eight_bit: bool = False,
     base_bits: int | None = None,
+    compiled: bool = False,
     counts: Counts | None = None,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
@@ -46,6 +47,7 @@ def plan_for(
         eight_bit=eight_bit,
         base_bits=base_bits,  # type: ignore[arg-type]
         counts=counts,
+        compiled=compiled,
     )
     return Plan(
         strategy=layout.strategy,
@@ -57,6 +59,7 @@ def plan_for(
         accumulation=accumulation,
         mixed_precision=layout.precision,
         gradient_checkpointing=checkpointing,
+        compiled=compiled,
         memory=expected_bytes(KNOWN["debug"], layout),
         gpu_memory_bytes=None,
         reasons=(),

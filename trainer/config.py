@@ -176,8 +176,12 @@ class Config:
         hardware("Precision of the computation; auto: bf16 where the GPU has it, else no."),
     ] = "auto"
     gradient_checkpointing: Annotated[
-        bool, hardware("Recompute activations in the backward pass: less memory, slower steps.")
-    ] = False
+        Literal["0", "1", "selective"],
+        hardware(
+            "Recompute activations in the backward pass: less memory, slower steps; selective: only what is cheap, of"
+            " compiled layers."
+        ),
+    ] = "0"
     compile: Annotated[
         Literal["auto", "0", "1"],
         hardware("Compile the decoder's layers with torch.compile; auto: on a GPU, if it works there."),

@@ -60,6 +60,7 @@ def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
         gpu_memory_bytes=IMAGINED_GPU_GIB * GIB,
         host_memory_bytes=None,
         supports_bf16=True,
+        compiles=True,
     )
     memory = base.gpu_memory_bytes if config.gpu_memory_gib is None else round(config.gpu_memory_gib * GIB)
     cluster = replace(
@@ -101,6 +102,7 @@ def cluster_of_listing(listing: str) -> Cluster | None:
         gpu_memory_bytes=min(memory for memory, _ in gpus),
         host_memory_bytes=_host_memory_bytes(),
         supports_bf16=min(capability for _, capability in gpus) >= BF16_CAPABILITY,
+        compiles=True,  # torch, which could tell, is not imported
     )
 
 

@@ -15,6 +15,8 @@ from trainer.shapes import Shape
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "fsdp", "hsdp"]
 Precision = Literal["no", "bf16", "fp16"]
+# Whether the backward pass recomputes nothing, each layer, or of compiled layers what is no matrix product.
+Checkpointing = Literal[False, True, "selective"]
 
 GIB = 2**30
 FLOAT32, HALF = 4, 2
@@ -37,6 +39,10 @@ LAYER_RESIDUALS = 3  # inputs of the three LayerNorms
 LAYER_VALUES = 9  # normed inputs 3, q k v 3, attention's output, cross-attention's q and output
 LAYER_FFN_VALUES = 2  # before and after GELU, times the ffn's width
 AUTOCAST_EXTRA_VALUES = 2  # autocast casts the input of q, k and v once for each
+COMPILED_EXTRA_VALUES = -1  # the compiler joins these casts, and one more (torch 2.11 on an H100 and 2.13 on a CPU)
+# Selective: a layer's input, and the results of its products: q, k, v, attention's output and its projection, the
+# cross-attention's q, output and projection; before GELU. On an H100 28.3 bytes a value of the width, 28 by this count.
+SELECTIVE_RESIDUALS, SELECTIVE_VALUES, SELECTIVE_FFN_VALUES = 1, 8, 1
 # What the backward pass of one layer holds beside them: gradients at the ffn's width, and of the residual.
 BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
@@ -66,6 +72,7 @@ class Layout:
     averages  whether an average of the weights is kept (--ema_decay)
     eight_bit  whether moments have 8 bits (--optimizer adamw8bit)
     base_bits  of frozen linear layers in the decoder's layers (--base_bits)
+    compiled  whether the decoder's layers are compiled
     """
 
     strategy: Strategy
@@ -74,13 +81,14 @@ class Layout:
     micro_batch: int
     accumulation: int
     frames: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     offload_optimizer: bool
     on_gpu: bool
     counts: Counts | None = None
     averages: bool = False
     eight_bit: bool = False
     base_bits: Literal[4, 8] | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,8 @@ class Memory:
     activations  of one micro-batch at the longest clip, with its logits
     reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
     codec        EnCodec, T5 and their largest pass, before any of the parts above exists
+    reused       what gradients take over from activations: with one micro-batch a step there are none before the
+                 backward pass, and these grow as those are freed
     """
 
     weights: int
@@ -102,6 +112,7 @@ class Memory:
     reserve: int
     codec: int
     host: int
+    reused: int = 0
 
     @property
     def states(self) -> int:
@@ -111,7 +122,7 @@ class Memory:
     @property
     def allocated(self) -> int:
         """What PyTorch allocates at its peak while training: torch.cuda.max_memory_allocated."""
-        return self.states + self.buffers + self.activations
+        return self.states + self.buffers + self.activations - self.reused
 
     @property
     def total(self) -> int:
@@ -122,7 +133,8 @@ class Memory:
         """The parts in GiB, as one line."""
         parts = [f"{name} {_gib(getattr(self, name))}" for name in PARTS]
         host = f"; {_gib(self.host)} in host memory" if self.host else ""
-        return f"{', '.join(parts)}; codec while encoding {_gib(self.codec)}{host} (GiB)"
+        reused = f", less {_gib(self.reused)} that gradients take over from activations" if self.reused else ""
+        return f"{', '.join(parts)}{reused}; codec while encoding {_gib(self.codec)}{host} (GiB)"
 
 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "reserve")
@@ -169,10 +181,16 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         host = gradients + optimizer + HALF * math.ceil(_counts(shape, layout).trained / layout.shards)
         gradients, optimizer = (gradients if stays else 0), 0
     buffers = _buffers(shape, layout)
-    activations = layout.micro_batch * (layout.frames * _frame_bytes(shape, layout) + _text_bytes(shape, layout))
+    kept, working = _frame_bytes(shape, layout)
+    frames = layout.micro_batch * layout.frames
+    activations = frames * (kept + max(working, _logits_bytes(shape, layout)))
+    activations += layout.micro_batch * _text_bytes(shape, layout)
+    reused = 0
+    if layout.strategy == "single" and layout.accumulation == 1:
+        reused = min(gradients, buffers + activations - frames * working)
     weights += FLOAT32 * _counts(shape, layout).text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
-    allocated = max(weights + gradients + optimizer + buffers + activations, codec)
+    allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec)
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -182,6 +200,7 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         reserve=round(CONTEXT_BYTES + FRAGMENTATION * allocated) if layout.on_gpu else 0,
         codec=codec,
         host=host,
+        reused=reused,
     )
 
 
@@ -226,6 +245,8 @@ def _buffers(shape: Shape, layout: Layout) -> int:
     match layout.strategy:
         case "single" | "ddp":  # autocast keeps each trained matrix's cast until the backward pass has used it
             cast = shape.cast_parameters - counts.frozen_linear + counts.added
+            if layout.gradient_checkpointing == "selective":
+                cast = math.ceil(cast / shape.layers)  # made again for each layer
             casts = compute * cast if layout.precision != "no" else 0
             return casts + _unrounded(shape, layout)
         case "zero2":
@@ -272,19 +293,29 @@ def _gathered(shape: Shape, layout: Layout) -> int:
     return _compute_bytes(layout) * gathered_parameters(shape)
 
 
-def _frame_bytes(shape: Shape, layout: Layout) -> int:
-    """Activations of one frame of one clip."""
+def _frame_bytes(shape: Shape, layout: Layout) -> tuple[int, int]:
+    """Of one frame of one clip: what the layers keep, and what the backward pass of one layer works with besides."""
+    extra = 0
+    if _autocast(layout):
+        extra = COMPILED_EXTRA_VALUES if layout.compiled else AUTOCAST_EXTRA_VALUES
+    layer = _layer_bytes(shape, layout, LAYER_RESIDUALS, LAYER_VALUES + extra, LAYER_FFN_VALUES)
     compute, residual = _compute_bytes(layout), _residual_bytes(layout)
-    extra = AUTOCAST_EXTRA_VALUES if _autocast(layout) else 0
-    values = LAYER_VALUES + extra if shape.cross_attention else LAYER_VALUES + extra - 3
-    residuals = LAYER_RESIDUALS if shape.cross_attention else LAYER_RESIDUALS - 1
-    layer = compute * (values * shape.width + LAYER_FFN_VALUES * shape.ffn) + residual * residuals * shape.width
     backward = compute * BACKWARD_FFN_VALUES * shape.ffn + residual * BACKWARD_RESIDUALS * shape.width
-    if layout.gradient_checkpointing:
-        kept, working = residual * shape.layers * shape.width, layer + backward
-    else:
-        kept, working = shape.layers * layer, backward
-    return kept + max(_logits_bytes(shape, layout), working)
+    if not layout.gradient_checkpointing:
+        return shape.layers * layer, backward
+    kept = residual * shape.width
+    if layout.gradient_checkpointing == "selective":
+        kept = _layer_bytes(shape, layout, SELECTIVE_RESIDUALS, SELECTIVE_VALUES, SELECTIVE_FFN_VALUES)
+    return shape.layers * kept, layer + backward
+
+
+def _layer_bytes(shape: Shape, layout: Layout, residuals: int, values: int, ffn_values: int) -> int:
+    """Of one frame in one layer; without cross-attention there is one residual less, if there are several, and three
+    values."""
+    if not shape.cross_attention:
+        residuals, values = max(1, residuals - 1), values - 3
+    compute, residual = _compute_bytes(layout), _residual_bytes(layout)
+    return compute * (values * shape.width + ffn_values * shape.ffn) + residual * residuals * shape.width
 
 
 def _text_bytes(shape: Shape, layout: Layout) -> int:

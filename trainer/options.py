@@ -5,9 +5,11 @@ from __future__ import annotations
 from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.launcher import Launch
+from trainer.memory import Checkpointing
 from trainer.plan import BatchFlags
 from trainer.strategies import Options
 
+CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
 LAUNCHER = "the accelerate configuration"
 
 
@@ -44,8 +46,9 @@ def options(
         offload_optimizer=config.offload_optimizer or launch.offload_optimizer,
         offload_optimizer_typed="offload_optimizer" in typed or launch.offload_optimizer,
         mixed_precision=launch.mixed_precision or config.mixed_precision,  # type: ignore[arg-type]
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=CHECKPOINTING[config.gradient_checkpointing],
         gradient_checkpointing_typed="gradient_checkpointing" in typed,
+        compile=config.compile,
         segment_frames=segment_frames,
         deepspeed_available=deepspeed_available,
         selection=config.selection,

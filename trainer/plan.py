@@ -1,24 +1,26 @@
 """How a run is laid out on the hardware it finds: a pure decision, made before anything is allocated.
 
-Where memory is short, first the micro-batch shrinks, then activations are recomputed, then more is sharded;
-what still does not fit is refused, with what would.
+Where memory is short, first what costs little is recomputed, then the micro-batch shrinks, then whole layers are
+recomputed, then more is sharded; what still does not fit is refused, with what would.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 from trainer.errors import ConfigError, MemoryShortError
-from trainer.memory import GIB, Layout, Memory, Precision, Strategy, expected_bytes
+from trainer.memory import GIB, Checkpointing, Layout, Memory, Precision, Strategy, expected_bytes
 from trainer.selection import count, selection_of
 from trainer.shapes import FRAME_RATE_HZ, Shape
-from trainer.strategies import Candidate, Cluster, Options, candidates
+from trainer.strategies import Candidate, Cluster, Options, candidates, is_compiled
 
 MOST_GPUS_SUGGESTED = 64
 SECONDS_SUGGESTED = (20, 15, 10, 5)
 RANK_SUGGESTED = 16
+CHECKPOINTING: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Plan:
     micro_batch: int
     accumulation: int
     mixed_precision: Precision
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
+    compiled: bool
     memory: Memory
     gpu_memory_bytes: int | None
     reasons: tuple[str, ...]
@@ -58,7 +61,7 @@ class Plan:
         lines = [
             f"strategy {self.strategy}{' with the optimizer offloaded' if self.offload_optimizer else ''},"
             f" {self.world_size} process(es){machines}, precision {self.mixed_precision},"
-            f" activation checkpointing {'on' if self.gradient_checkpointing else 'off'}",
+            f" activation checkpointing {CHECKPOINTING[self.gradient_checkpointing]}{', compiled' * self.compiled}",
             f"global batch {self.global_batch} = {self.world_size} x {self.accumulation} x {self.micro_batch}"
             " (processes x accumulation x micro-batch, fillers of weight 0 included)",
             f"expected memory of each process: {self.memory.total / GIB:.1f}{has} GiB",
@@ -99,10 +102,12 @@ def make_plan(
         accumulation=layout.accumulation,
         mixed_precision=precision,
         gradient_checkpointing=layout.gradient_checkpointing,
+        compiled=layout.compiled,
         memory=taken.memory,
         gpu_memory_bytes=cluster.gpu_memory_bytes,
         reasons=(
             taken.candidate.reason,
+            *_compile_reasons(cluster, options, layout),
             *_memory_reasons(cluster, options, trials[0], taken),
             *_selection_reasons(shape, options),
             batch_reason,
@@ -135,28 +140,45 @@ def _trials(cluster: Cluster, wish: _Wish, precision: Precision) -> Iterator[_Tr
     """Every layout that the flags allow, the most wanted first."""
     options = wish.options
     counts = count(wish.shape, options.selection)
-    checkpointing = [options.gradient_checkpointing]
-    if not options.gradient_checkpointing and not options.gradient_checkpointing_typed:
-        checkpointing.append(True)
+    splits = list(_splits(wish.global_batch, cluster.world_size, wish.batch_size))
+    needs_compiler = options.compile == "1" or options.gradient_checkpointing == "selective"
     for candidate in candidates(cluster, wish.shape, options, precision):
-        for recompute in checkpointing:
-            for micro_batch, accumulation in _splits(wish.global_batch, cluster.world_size, wish.batch_size):
-                layout = Layout(
-                    strategy=candidate.strategy,
-                    shards=cluster.gpus_per_node if candidate.strategy == "hsdp" else cluster.world_size,
-                    precision=precision,
-                    micro_batch=micro_batch,
-                    accumulation=accumulation,
-                    frames=options.segment_frames,
-                    gradient_checkpointing=recompute,
-                    offload_optimizer=candidate.offload,
-                    on_gpu=cluster.device == "cuda",
-                    counts=counts,
-                    averages=options.averages,
-                    eight_bit=options.eight_bit,
-                    base_bits=options.base_bits,
-                )
-                yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
+        if candidate.strategy == "zero3" and options.strategy == "auto" and needs_compiler:
+            continue
+        compiled = is_compiled(cluster, options, candidate.strategy)
+        for recompute, (micro_batch, accumulation) in _ways(options, compiled, splits):
+            layout = Layout(
+                strategy=candidate.strategy,
+                shards=cluster.gpus_per_node if candidate.strategy == "hsdp" else cluster.world_size,
+                precision=precision,
+                micro_batch=micro_batch,
+                accumulation=accumulation,
+                frames=options.segment_frames,
+                gradient_checkpointing=recompute,
+                offload_optimizer=candidate.offload,
+                on_gpu=cluster.device == "cuda",
+                counts=counts,
+                averages=options.averages,
+                eight_bit=options.eight_bit,
+                base_bits=options.base_bits,
+                compiled=compiled,
+            )
+            yield _Trial(candidate=candidate, layout=layout, memory=expected_bytes(wish.shape, layout))
+
+
+def _ways(
+    options: Options, compiled: bool, splits: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Checkpointing, tuple[int, int]]]:
+    """What is recomputed, and how the batch is split, the fastest first (measured on an H100, docs/benchmarks.md).
+
+    Selective recomputing costs a few percent, half the micro-batch more than that, and recomputing whole layers most.
+    """
+    if options.gradient_checkpointing or options.gradient_checkpointing_typed:
+        yield from product([options.gradient_checkpointing], splits)
+        return
+    little: list[Checkpointing] = [False, "selective"] if compiled else [False]
+    yield from ((recompute, split) for split in splits for recompute in little)
+    yield from product([True], splits)
 
 
 def _splits(global_batch: int, world_size: int, most: int) -> Iterator[tuple[int, int]]:
@@ -201,7 +223,15 @@ def _memory_reasons(cluster: Cluster, options: Options, first: _Trial, taken: _T
     if options.gradient_checkpointing:
         yield "activation checkpointing from --gradient_checkpointing"
     elif taken.layout.gradient_checkpointing:
-        yield "activation checkpointing because memory is short: steps take about a third longer"
+        longer = "some percent" if taken.layout.gradient_checkpointing == "selective" else "about a third"
+        yield f"activation checkpointing because memory is short: steps take {longer} longer"
+
+
+def _compile_reasons(cluster: Cluster, options: Options, layout: Layout) -> Iterator[str]:
+    if layout.compiled:
+        yield f"layers are compiled from --compile {options.compile}: the first step takes up to a minute longer"
+    elif cluster.device == "cuda" and options.compile == "auto" and not cluster.compiles:
+        yield "layers are not compiled: torch.compile does not work here; steps take a sixth longer, or more"
 
 
 def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:

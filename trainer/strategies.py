@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.errors import ConfigError
-from trainer.memory import Precision, Strategy
+from trainer.memory import Checkpointing, Precision, Strategy
 from trainer.selection import EVERYTHING, Selection
 from trainer.shapes import Shape
 
@@ -24,6 +24,7 @@ class Cluster:
 
     gpu_memory_bytes   of the smallest GPU; None where it is unknown or a CPU: nothing is refused then
     host_memory_bytes  of a node; None for unknown
+    compiles           whether torch.compile works on its GPUs
     """
 
     nodes: int
@@ -32,6 +33,7 @@ class Cluster:
     gpu_memory_bytes: int | None
     host_memory_bytes: int | None
     supports_bf16: bool
+    compiles: bool = False
 
     @property
     def world_size(self) -> int:
@@ -56,8 +58,9 @@ class Options:
     offload_optimizer: bool = False
     offload_optimizer_typed: bool = False
     mixed_precision: Literal["auto"] | Precision = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     gradient_checkpointing_typed: bool = False
+    compile: Literal["auto", "0", "1"] = "auto"
     segment_frames: int
     deepspeed_available: bool = True
     selection: Selection = EVERYTHING
@@ -88,6 +91,23 @@ def candidates(cluster: Cluster, shape: Shape, options: Options, precision: Prec
     if cluster.world_size == 1:
         return _of_one_process(cluster, options, precision)
     return _of_several(cluster, shape, options, precision)
+
+
+def is_compiled(cluster: Cluster, options: Options, strategy: Strategy) -> bool:
+    """Whether the decoder's layers are compiled: auto does so on GPUs where that works.
+
+    Raises ConfigError for what needs it, or forbids it.
+    """
+    if options.compile == "1" and strategy == "zero3":
+        raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
+    works = cluster.device == "cuda" and cluster.compiles and strategy != "zero3"
+    compiled = options.compile == "1" or (options.compile == "auto" and works)
+    if options.gradient_checkpointing == "selective" and not compiled:
+        raise ConfigError(
+            "--gradient_checkpointing selective is done by the compiler, and these layers are not compiled: use"
+            " --compile 1 without zero3, or --gradient_checkpointing 1"
+        )
+    return compiled
 
 
 def _named(cluster: Cluster, options: Options, precision: Precision, strategy: Strategy) -> Candidate:

@@ -33,7 +33,7 @@ def _step(work: Work, turn: Turn) -> None:
     from trainer.models import quiet
 
     quiet()
-    config = Config(dataset_path="unused", lr=LEARNING_RATE, compile="1" if work.compiled else "0")
+    config = Config(dataset_path="unused", lr=LEARNING_RATE)
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     accelerator = build_accelerator(plan, config, Path("."))
     with Ranks(timeout_seconds=3600) as ranks:
@@ -56,7 +56,7 @@ def _bare(work: Work, turn: Turn) -> None:
         decoder = MusicgenForCausalLM._from_config(decoder_config(work.model, work.layers))
         projection = nn.Linear(work.shape.text_width, work.shape.width)
     model = nn.ModuleList([decoder, projection]).train()
-    if work.gradient_checkpointing:
+    if work.gradient_checkpointing is True:
         decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = _adamw(model)
     scaler = torch.amp.GradScaler(turn.device.type, enabled=work.precision == "fp16")
@@ -111,7 +111,7 @@ def _seq2seq(work: Work, turn: Turn) -> None:
             learning_rate=LEARNING_RATE,
             bf16=work.precision == "bf16",
             fp16=work.precision == "fp16",
-            gradient_checkpointing=work.gradient_checkpointing,
+            gradient_checkpointing=work.gradient_checkpointing is True,
             remove_unused_columns=False,
             optim="adamw_torch_fused",
             save_strategy="no",

@@ -231,7 +231,7 @@ class engine_of:
 
     def __enter__(self) -> tuple[Engine, Callable[[], float]]:
         work = self._work
-        config = Config(dataset_path="unused", compile="1" if work.compiled else "0")
+        config = Config(dataset_path="unused")
         plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
         accelerator = build_accelerator(plan, config, Path("."))
         engine = Engine(accelerator, Ranks(timeout_seconds=3600), random_source(work.model, work.layers), plan, config)

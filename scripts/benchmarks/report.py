@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
+CHECKPOINTING = {False: None, True: "recomputing", "selective": "recomputing little"}
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "audiocraft")
 
 
@@ -76,7 +77,7 @@ def _label(row: Row) -> str:
     words = [row["case"], row.get("model"), row.get("what"), row.get("precision")]
     words += [f"{row['layers']} layers" if "layers" in row else None]
     words += [f"{row['clips']} x {row['frames']}" if "frames" in row and "clips" in row else None]
-    words += ["recomputing" if row.get("checkpointing") else None, "compiled" if row.get("compiled") else None]
+    words += [CHECKPOINTING[row.get("checkpointing", False)], "compiled" if row.get("compiled") else None]
     return " ".join(str(word) for word in words if word not in ("", "no", None))
 
 

@@ -48,6 +48,7 @@ def _row(name: str, work: Work, timing: Timing, bare: Timing | None, expected: i
         "mfu": statistics.median(
             work.flops / own / rate for own, rate in zip(timing.seconds, timing.matmul_rates, strict=True)
         ),
+        "first_seconds": timing.first_seconds,
         "peak_gib": timing.peak_bytes / 2**30,
     }
     if name == "step":

@@ -10,33 +10,40 @@ import torch
 from benchmarks import steps
 from benchmarks.report import Row
 from benchmarks.work import Work
-from trainer.memory import expected_bytes
+from trainer.memory import Checkpointing, expected_bytes
 
 SIZES = ("small", "medium", "large")
-MOST = 64  # micro-batch
+MOST = 16  # micro-batch
+# Ours, as layers may be computed: compiled or not, and what the backward pass recomputes.
+WAYS: tuple[tuple[bool, Checkpointing], ...] = (
+    (False, False),
+    (False, True),
+    (True, False),
+    (True, "selective"),
+    (True, True),
+)
 
 
 def gpu(models: Sequence[str], rounds: int) -> Iterator[list[Row]]:
-    """Steps of 30 s clips in bf16: ours eager and compiled, with and without recomputing; the others; the largest
-    micro-batch that fits."""
+    """One step of 30 s clips in bf16, in each way ours can compute it, with the largest micro-batch that the plan gives
+    it, up to 16; then the others and ours, all with the largest that ours takes without compiling or recomputing."""
     if not torch.cuda.is_available():
         raise SystemExit("--suite gpu needs a CUDA device: torch finds none. Without --suite the cases run on a CPU")
     memory = torch.cuda.get_device_properties(0).total_memory
     for model in models:
-        for checkpointing in (False, True):
-            work = Work(model=model, layers=None, frames=1500, micro_batch=1, accumulation=2, precision="bf16")
-            work = replace(work, gradient_checkpointing=checkpointing)
+        for compiled, recompute in WAYS:
+            work = Work(model=model, layers=None, frames=1500, micro_batch=1, precision="bf16")
+            work = replace(work, compiled=compiled, gradient_checkpointing=recompute)
             largest = largest_micro_batch(work, memory)
             if largest == 0:
                 expected = expected_bytes(work.shape, work.layout(on_gpu=True)).total / 2**30
-                row: Row = {"case": "step", "model": model, "checkpointing": checkpointing, "plan_gib": expected}
-                yield [row | {"note": "does not fit by the plan"}]
+                row: Row = {"case": "step", "model": model, "checkpointing": recompute, "plan_gib": expected}
+                yield [row | {"compiled": compiled, "note": "does not fit by the plan"}]
                 continue
-            work = replace(work, micro_batch=min(largest, 8))
-            yield steps.measure(["step", "bare", "seq2seq", "audiocraft"], work, rounds)
-            yield steps.measure(["step"], replace(work, compiled=True), rounds)
-            found = steps.measure(["step"], replace(work, micro_batch=largest), rounds)
-            yield [row | {"note": "largest by the plan"} for row in found]
+            yield steps.measure(["step"], replace(work, micro_batch=largest), rounds)
+        plain = Work(model=model, layers=None, frames=1500, micro_batch=1, precision="bf16")
+        fits = max(1, largest_micro_batch(plain, memory))
+        yield steps.measure(["bare", "step", "seq2seq", "audiocraft"], replace(plain, micro_batch=fits), rounds)
 
 
 def largest_micro_batch(work: Work, memory_bytes: int) -> int:

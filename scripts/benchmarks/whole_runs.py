@@ -22,6 +22,7 @@ from benchmarks.parts import Settings
 from benchmarks.random_models import write_model
 from benchmarks.report import Row
 from benchmarks.work import Work
+from trainer.options import CHECKPOINTING
 
 ROOT = Path(__file__).parents[2]
 # transformers imports a class when it is first named: the second is what any program with a MusicGen must wait for.
@@ -30,6 +31,7 @@ IMPORTS = {
     "imports with MusicGen": "import torch, accelerate; from transformers import MusicgenForConditionalGeneration",
 }
 EPOCHS = 3
+WORDS = {recompute: word for word, recompute in CHECKPOINTING.items()}  # for --gradient_checkpointing
 
 
 def start(settings: Settings) -> list[Row]:
@@ -161,7 +163,8 @@ def _flags_of(work: Work, model: Path) -> list[str]:
     return [
         *("--model_id", str(model), "--batch_size", str(work.micro_batch), "--grad_acc", str(work.accumulation)),
         *("--segment_seconds", str(work.frames / 50), "--mixed_precision", work.precision),
-        *("--gradient_checkpointing", str(int(work.gradient_checkpointing)), "--checkpoint_minutes", "600"),
+        *("--gradient_checkpointing", WORDS[work.gradient_checkpointing], "--compile", str(int(work.compiled))),
+        *("--checkpoint_minutes", "600"),
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from trainer.batches import Batch
 from trainer.flops import clip_flops
-from trainer.memory import Layout, Strategy, expected_bytes
+from trainer.memory import Checkpointing, Layout, Strategy, expected_bytes
 from trainer.patterns import inputs_and_labels
 from trainer.plan import Plan
 from trainer.shapes import KNOWN, Shape
@@ -32,7 +32,7 @@ class Work:
     text_tokens: int = 20
     precision: str = "no"
     strategy: Strategy = "single"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     compiled: bool = False
 
     @property
@@ -77,6 +77,7 @@ class Work:
             gradient_checkpointing=self.gradient_checkpointing,
             offload_optimizer=False,
             on_gpu=on_gpu,
+            compiled=self.compiled,
         )
 
     def plan(self, *, gpu_memory_bytes: int | None) -> Plan:
@@ -92,6 +93,7 @@ class Work:
             accumulation=self.accumulation,
             mixed_precision=self.precision,  # type: ignore[arg-type]
             gradient_checkpointing=self.gradient_checkpointing,
+            compiled=self.compiled,
             memory=expected_bytes(self.shape, layout),
             gpu_memory_bytes=gpu_memory_bytes,
             reasons=(),

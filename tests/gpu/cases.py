@@ -8,9 +8,20 @@ from pathlib import Path
 
 from benchmarks.work import Work
 
+from trainer.memory import Checkpointing
 
-def work_of(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> Work:
-    """Two micro-batches of 30 s clips in bf16."""
+# Compiled or not, and what is recomputed.
+WAYS: dict[str, tuple[bool, Checkpointing]] = {
+    "eager": (False, False),
+    "recomputing": (False, True),
+    "compiled": (True, False),
+    "selective": (True, "selective"),
+}
+
+
+def work_of(size: str, strategy: str, micro_batch: int, way: str) -> Work:
+    """Two micro-batches of 30 s clips in bf16; `way` is a key of WAYS."""
+    compiled, checkpointing = WAYS[way]
     return Work(
         model=size,
         layers=None,
@@ -21,6 +32,7 @@ def work_of(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> 
         precision="bf16",
         strategy=strategy,  # type: ignore[arg-type]
         gradient_checkpointing=checkpointing,
+        compiled=compiled,
     )
 
 
@@ -54,5 +66,5 @@ def measure(work: Work, steps: int = 6) -> dict:
 
 
 if __name__ == "__main__":
-    size, strategy, micro_batch, checkpointing = sys.argv[1:5]
-    print("MEASURED " + json.dumps(measure(work_of(size, strategy, int(micro_batch), checkpointing == "1"))))
+    size, strategy, micro_batch, way = sys.argv[1:5]
+    print("MEASURED " + json.dumps(measure(work_of(size, strategy, int(micro_batch), way))))

@@ -21,54 +21,64 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-GIB = 2**30
 
 
-def measured(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> dict:
+def measured(size: str, strategy: str, micro_batch: int, way: str) -> dict:
     """What tests/gpu/cases.py prints, run in a process of its own, so that memory starts from nothing."""
-    words = [size, strategy, str(micro_batch), str(int(checkpointing))]
+    words = [size, strategy, str(micro_batch), way]
     environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
     command = [sys.executable, "-m", "tests.gpu.cases", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
     assert lines, done.stdout + done.stderr
+    print(*words, lines[0])
     return json.loads(lines[0].removeprefix("MEASURED "))
 
 
 @pytest.fixture(scope="module")
 def single_losses() -> list[float]:
-    return measured("small", "single", 2, False)["losses"]
+    return measured("small", "single", 2, "eager")["losses"]
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "fsdp"])
-def test_strategies_give_the_losses_of_one_process_in_bf16(strategy, single_losses):
+@pytest.mark.parametrize(
+    "strategy,way",
+    [
+        ("single", "selective"),
+        ("zero2", "eager"),
+        ("zero2", "selective"),
+        ("fsdp", "eager"),
+        ("fsdp", "compiled"),
+        ("fsdp", "selective"),
+    ],
+)
+def test_strategies_give_the_losses_of_one_eager_process_in_bf16(strategy, way, single_losses):
     if strategy == "zero2":
         pytest.importorskip("deepspeed")
-    losses = measured("small", strategy, 2, False)["losses"]
+    losses = measured("small", strategy, 2, way)["losses"]
     assert losses == pytest.approx(single_losses, rel=2e-3)
 
 
 @pytest.mark.parametrize(
-    "size,strategy,micro_batch,checkpointing",
+    "size,strategy,micro_batch,way",
     [
-        ("small", "single", 4, False),
-        ("small", "zero2", 4, False),
-        ("small", "fsdp", 4, False),
-        ("medium", "single", 2, False),
-        ("medium", "fsdp", 2, True),
-        ("large", "single", 1, True),
-        ("large", "fsdp", 1, True),
+        ("small", "single", 4, "eager"),
+        ("small", "single", 4, "compiled"),
+        ("small", "zero2", 4, "eager"),
+        ("small", "fsdp", 4, "eager"),
+        ("small", "fsdp", 4, "selective"),
+        ("medium", "single", 2, "eager"),
+        ("medium", "single", 8, "selective"),
+        ("medium", "fsdp", 2, "recomputing"),
+        ("large", "single", 1, "recomputing"),
+        ("large", "single", 4, "selective"),
+        ("large", "fsdp", 1, "recomputing"),
     ],
 )
-def test_memory_is_what_the_plan_expects(size, strategy, micro_batch, checkpointing):
+def test_memory_is_what_the_plan_expects(size, strategy, micro_batch, way):
     if strategy == "zero2":
         pytest.importorskip("deepspeed")
-    expected = _expected_gib(size, strategy, micro_batch, checkpointing)
-    if expected * GIB > 0.95 * torch.cuda.get_device_properties(0).total_memory:
-        pytest.skip(f"{expected:.0f} GiB are more than this GPU has")
-    found = measured(size, strategy, micro_batch, checkpointing)
+    expected = work_of(size, strategy, micro_batch, way).plan(gpu_memory_bytes=1).memory.total
+    if expected > 0.95 * torch.cuda.get_device_properties(0).total_memory:
+        pytest.skip(f"{expected / 2**30:.0f} GiB are more than this GPU has")
+    found = measured(size, strategy, micro_batch, way)
     assert found["peak_bytes"] == pytest.approx(found["expected_bytes"], rel=0.10)
-
-
-def _expected_gib(size: str, strategy: str, micro_batch: int, checkpointing: bool) -> float:
-    return work_of(size, strategy, micro_batch, checkpointing).plan(gpu_memory_bytes=1).memory.total / GIB

@@ -1,51 +1,42 @@
-"""Compiled layers: where torch.compile pays, whether it works on this machine, and how it is asked for."""
+"""Compiled layers: whether torch.compile works on this machine, and how it is asked for."""
 
 from __future__ import annotations
 
 import torch
+import torch._functorch.config
 
-from trainer.config import Config
-from trainer.engine.ranks import Ranks
-from trainer.errors import ConfigError
 from trainer.models import LanguageModel
 from trainer.plan import Plan
 
 # Graphs of one layer: training and evaluation, with and without a mask, one clip and more, one text token and more.
 MOST_GRAPHS = 32
+# The share of the activations' memory that the compiler may keep where it is to recompute: at 0.9 every matrix product
+# is kept and everything between them made again (measured on an H100 and a CPU, 2026-11-23, docs/benchmarks.md).
+SELECTIVE_BUDGET = 0.9
 
 
-def compile_layers(model: LanguageModel, plan: Plan, config: Config, device: torch.device, ranks: Ranks) -> None:
-    """Compile each layer by itself, in place, if `--compile` says so: names stay, and all layers share what is
-    compiled for the first.
-
-    auto compiles on a GPU where a first small function can be compiled, on every rank. Raises ConfigError for 1 with
-    zero3.
-    """
-    if config.compile == "0" or (config.compile == "auto" and (device.type != "cuda" or plan.strategy == "zero3")):
-        return
-    if plan.strategy == "zero3":
-        raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
-    if config.compile == "auto":
-        failures = [failure for failure in ranks.gather(why_not(device)) if failure is not None]
-        if failures:
-            ranks.say(f"layers are not compiled, because torch.compile does not work here: {failures[0]}")
-            return
-        ranks.say("layers are compiled: the first step takes up to a minute longer (--compile 0 for none)")
+def compile_layers(model: LanguageModel, plan: Plan) -> None:
+    """Compile each layer of the decoder by itself, in place, at its first use: names stay, and all layers share what
+    is compiled for the first."""
+    selective = plan.gradient_checkpointing == "selective"
+    torch._functorch.config.activation_memory_budget = SELECTIVE_BUDGET if selective else 1.0
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     for layer in model.decoder.model.decoder.layers:
         layer.compile(dynamic=True)  # for any length at once, since batches differ in theirs
 
 
-def why_not(device: torch.device) -> str | None:
-    """The first line of what torch.compile says of a small function on this device; None where it works.
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile makes a small function for this device; what it says where it does not is printed.
 
     Usual reasons: no C compiler, no headers of Python, no Triton.
     """
     try:
         torch.compile(_small)(torch.ones(8, device=device))
-    except (RuntimeError, ImportError, OSError) as error:  # whatever its backend raises becomes a RuntimeError
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return None
+    except (RuntimeError, ImportError, OSError) as error:  # torch makes a RuntimeError of what its backend raises
+        lines = str(error).strip().splitlines()
+        print(f"torch.compile does not work here: {type(error).__name__}: {lines[0] if lines else ''}", flush=True)
+        return False
+    return True
 
 
 def _small(values: torch.Tensor) -> torch.Tensor:

@@ -65,10 +65,11 @@ class Engine:
         """
         trainee = trainee_of(source, config)
         model, self._start = trainee.model, _reader(trainee.start)
-        if plan.gradient_checkpointing:
+        if plan.gradient_checkpointing is True:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
-        compile_layers(model, plan, config, self.device, ranks)
+        if plan.compiled:
+            compile_layers(model, plan)
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
         self._reseeds = config.dropout > 0 or config.lora_dropout > 0

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trainer.config import Config
+from trainer.engine.compiled import compiles
 from trainer.errors import ConfigError, PeerLostError
 from trainer.launcher import START, Launch
 from trainer.memory import ZERO_BUCKET_ELEMENTS
@@ -46,8 +47,11 @@ DISTRIBUTED_TYPE = {
 }
 
 
-def find_cluster(launch: Launch) -> Cluster:
-    """What this process was started on."""
+def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
+    """What this process was started on.
+
+    compiler  whether to find out if torch.compile works, which takes seconds
+    """
     cuda = torch.cuda.is_available()
     if cuda and launch.local_world_size > torch.cuda.device_count():
         raise ConfigError(
@@ -61,6 +65,7 @@ def find_cluster(launch: Launch) -> Cluster:
         gpu_memory_bytes=torch.cuda.get_device_properties(launch.local_rank).total_memory if cuda else None,
         host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         supports_bf16=cuda and torch.cuda.is_bf16_supported(),
+        compiles=cuda and compiler and compiles(torch.device("cuda", launch.local_rank)),
     )
 
 
