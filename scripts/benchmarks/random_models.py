@@ -24,7 +24,7 @@ from trainer.shapes import KNOWN
 from trainer.weights import Weights
 
 SPECIAL = 2048
-BLOCK = 2**25  # twice the largest matrix
+PLACES = 1_000_003  # where a tensor may start in the block of values
 
 
 class RandomWeights(Weights):
@@ -35,7 +35,8 @@ class RandomWeights(Weights):
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         self._shapes = shapes
-        self._block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02
+        largest = max(map(math.prod, shapes.values()))
+        self._block = torch.randn(largest + PLACES, generator=torch.Generator().manual_seed(0)) * 0.02
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name, 0, math.prod(self._shapes[name])).view(self._shapes[name])
@@ -52,7 +53,7 @@ class RandomWeights(Weights):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         if "norm" in name and name.endswith("weight"):
             return torch.ones(stop - start)
-        first = start + zlib.crc32(name.encode()) % (BLOCK - math.prod(self._shapes[name]))
+        first = start + zlib.crc32(name.encode()) % PLACES
         return self._block[first : first + stop - start]
 
     def __contains__(self, name: object) -> bool:

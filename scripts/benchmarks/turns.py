@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import torch
@@ -113,7 +113,7 @@ def _of_group(
     return {name: _timing(found[name], failures.get(name)) for name in names}
 
 
-def _context() -> BaseContext:
+def _context() -> ForkServerContext | SpawnContext:
     """How contestants are started. Beside a GPU they are forked from a process that has imported what all need and has
     not touched CUDA (asking NVML does not); on a CPU, where that process's memory would count as theirs, anew."""
     if not torch.cuda.is_available():
