@@ -8,10 +8,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.selection import Lora
 from trainer.weights import Weights
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 # In a model with adapters, as peft names them, a target X holds these; in its files, "default" is left out.
@@ -98,6 +100,10 @@ class MergedWeights(Weights):
 
 def add_adapters(model: nn.Module, lora: Lora) -> None:
     """Put adapters without memory into a model on the meta device; they alone are trained from now on."""
+    # A second or more to import, with bitsandbytes where it is installed; most runs have no adapters.
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     inject_adapter_in_model(_config(lora), model, low_cpu_mem_usage=True)
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -148,6 +154,8 @@ def _name_in_model(stored: str) -> str:
 
 
 def _config(lora: Lora) -> LoraConfig:
+    from peft import LoraConfig
+
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int, and divides it by the rank
