@@ -100,7 +100,8 @@ class MergedWeights(Weights):
 
 def add_adapters(model: nn.Module, lora: Lora) -> None:
     """Put adapters without memory into a model on the meta device; they alone are trained from now on."""
-    from peft import inject_adapter_in_model  # with it comes bitsandbytes where it is installed, and both take seconds
+    # A second or more to import, with bitsandbytes where it is installed; most runs have no adapters.
+    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(_config(lora), model, low_cpu_mem_usage=True)

@@ -1,7 +1,8 @@
 """A folder of Arrow files that grows by whole, immutable parts and is read through memory maps.
 
 A part exists completely or not at all: it is written beside as `*.partial`, flushed and renamed. Writers of
-any number may append at the same time; a key that two of them wrote is read from the first part by name.
+any number may append at the same time; a key that two of them wrote is read from the first part by name. A part
+is what `datasets.Dataset.from_file` opens; it is read here by pyarrow alone, since datasets imports pandas.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -44,18 +44,15 @@ class Store:
 
     def keys(self) -> set[str]:
         """The keys of all complete parts that are there now."""
-        return {key for part in self._parts() for key in part.data.column(KEY).to_pylist()}
+        return {key for part in self._parts() for key in part.column(KEY).to_pylist()}
 
     def open(self) -> Rows:
         """All complete parts as one memory-mapped table; a key's first row counts."""
-        parts = self._parts()
-        if not parts:
-            parts = [datasets.Dataset(pa.Table.from_batches([], schema=self.schema))]
-        dataset = datasets.concatenate_datasets(parts)
+        table = pa.concat_tables(self._parts() or [pa.Table.from_batches([], schema=self.schema)])
         index: dict[str, int] = {}
-        for row, key in enumerate(dataset.data.column(KEY).to_pylist()):
+        for row, key in enumerate(table.column(KEY).to_pylist()):
             index.setdefault(key, row)
-        return Rows(dataset=dataset, index=index)
+        return Rows(table=table, index=index)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write `rows` as one part. Raises StorageError where the folder cannot be written or is full."""
@@ -91,7 +88,7 @@ class Store:
         finally:
             self.append(waiting)
 
-    def _parts(self) -> list[datasets.Dataset]:
+    def _parts(self) -> list[pa.Table]:
         with _storage_errors(self.folder, "it cannot be read"):
             if not self.folder.is_dir():
                 return []
@@ -102,15 +99,15 @@ class Store:
             paths = [self.folder / name for name in names if name.endswith(PART)]
             return [part for path in paths if (part := self._part(path)) is not None]
 
-    def _part(self, path: Path) -> datasets.Dataset | None:
+    def _part(self, path: Path) -> pa.Table | None:
         """The part at `path`; None, after a warning, where it is damaged: its rows are then made again."""
         try:
-            part = datasets.Dataset.from_file(str(path))
+            part = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             # Checks offsets and keys, and reads none of the binary values.
-            part.data.validate(full=True)
-            if part.data.schema.equals(self.schema):
+            part.validate(full=True)
+            if part.schema.equals(self.schema):
                 return part
-            reason = f"its columns are {part.data.schema.names}"
+            reason = f"its columns are {part.schema.names}"
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError) as error:
@@ -127,20 +124,21 @@ class Store:
 class Rows:
     """The rows of a store as they were when it was opened; `index` gives a key's row."""
 
-    dataset: datasets.Dataset
+    table: pa.Table
     index: Mapping[str, int]
 
     def integers(self, column: str) -> np.ndarray:
         """A whole integer column; of a column of lists of equal length n, shape (rows, n)."""
-        values = self.dataset.data.column(column).combine_chunks()
-        if pa.types.is_list(values.type):
-            flat = values.flatten().to_numpy(zero_copy_only=False)
-            return flat.reshape(len(values), len(flat) // max(1, len(values)))
-        return values.to_numpy(zero_copy_only=False)
+        values = self.table.column(column)
+        lists = pa.types.is_list(values.type)
+        # Not pyarrow's to_numpy, which imports pandas.
+        chunks = [np.from_dlpack(chunk.flatten() if lists else chunk) for chunk in values.chunks]
+        flat = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+        return flat.reshape(len(values), len(flat) // max(1, len(values))) if lists else flat
 
     def binaries(self, column: str) -> Binaries:
         """Access to a large_binary column without copying it."""
-        chunks = self.dataset.data.column(column).chunks
+        chunks = self.table.column(column).chunks
         return Binaries(
             ends=np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64),
             offsets=[_offsets(chunk) for chunk in chunks],

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -26,6 +25,7 @@ from trainer.arrow_store import KEY, Binaries, Row, Rows, Store
 from trainer.audio import AudioFault
 from trainer.codec import codebooks_of, encode, reproducible, view_offsets
 from trainer.errors import StorageError
+from trainer.manifest import Columns
 
 BLOCK_SECONDS = 10.0
 # Tokens of one pass of T5: bounds its attention to about 1 GiB for captions of up to 1,000 tokens.
@@ -90,7 +90,7 @@ def text_store(cache_dir: Path, text_identity: str) -> Store:
 
 def fill_codes(
     store: Store,
-    clips: datasets.Dataset,
+    clips: Columns,
     load_codec: Callable[[], EncodecModel],
     *,
     sample_rate_hz: int,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,9 @@ from trainer.batches import Examples, Text
 from trainer.captions import first_caption, texts_of, with_placeholder
 from trainer.config import Config
 from trainer.errors import DataError
-from trainer.manifest import Fate
+from trainer.manifest import Columns, Fate
 from trainer.models import Source, load_codec, load_text_encoder
 from trainer.text_embedding import TokenIds, extended_tokenizer, placeholder_of
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers |
     clips, fates = _encoded(config, source, device, peers, Path(config.dataset_path))
     held = manifest.split(clips["content"], config.seed, config.validation_share)
     train, held_out = _rows(clips, ~held), _rows(clips, held)
-    _check_split(config, len(train), len(held_out))
+    _check_split(config, _count(train), _count(held_out))
     if config.validation_folder is not None:
         folder = Path(config.validation_folder)
         held_out, other_fates = _encoded(config, source, device, peers, folder)
@@ -94,7 +92,7 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers |
     text = _text(config, source, device, peers, [*_captions(config, train), *_captions(config, held_out)], texts or ())
     return Dataset(
         train=_examples(config, source, train, text, texts),
-        validation=_examples(config, source, held_out, text) if len(held_out) else None,
+        validation=_examples(config, source, held_out, text) if _count(held_out) else None,
         fates=fates,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
@@ -113,7 +111,7 @@ def _check_split(config: Config, train: int, held_out: int) -> None:
 
 def _encoded(
     config: Config, source: Source, device: torch.device, peers: Peers, folder: Path
-) -> tuple[datasets.Dataset, tuple[Fate, ...]]:
+) -> tuple[Columns, tuple[Fate, ...]]:
     """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate.
 
     So does one that is shorter than a frame in some view: there is nothing of it to learn.
@@ -132,12 +130,13 @@ def _encoded(
     if peers.rank == 0:
         peers.wait("scan")
     peers.wait("scanned")
-    holds = f"{len(scanned.clips)} clips, digest {_digest(scanned.clips)}"
+    clips = scanned.columns
+    holds = f"{_count(clips)} clips, digest {_digest(clips)}"
     peers.check_equal(**{f"what {manifest.display(folder)} holds": holds})
     store = _code_store(config, source)
     mine = cache.fill_codes(
         store,
-        scanned.clips,
+        clips,
         lambda: load_codec(source).to(device),
         sample_rate_hz=source.sample_rate_hz,
         views=config.code_views,
@@ -149,16 +148,16 @@ def _encoded(
     peers.wait("codes")
     found = peers.gather([(index, fault.fate, fault.detail) for index, fault in mine])
     faults = {index: (fate, detail) for rank in found for index, fate, detail in rank}
+    paths = clips["path"]
     changed = {
-        scanned.clips[index]["path"]: Fate(path=scanned.clips[index]["path"], fate=fate, detail=detail)
-        for index, (fate, detail) in faults.items()
+        paths[index]: Fate(path=paths[index], fate=fate, detail=detail) for index, (fate, detail) in faults.items()
     }
-    kept = [index for index in range(len(scanned.clips)) if index not in faults]
-    clips = scanned.clips.select(kept)
-    whole = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"][:]).frames], dtype=bool)
-    for clip in _rows(clips, ~whole):
-        detail = f"{clip['seconds']:.3f} s, less than a frame of the codec: raise --min_seconds"
-        changed[clip["path"]] = Fate(path=clip["path"], fate="too short", detail=detail)
+    clips = _rows(clips, [index not in faults for index in range(len(paths))])
+    whole = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"]).frames], dtype=bool)
+    short = _rows(clips, ~whole)
+    for path, seconds in zip(short["path"], short["seconds"], strict=True):
+        detail = f"{seconds:.3f} s, less than a frame of the codec: raise --min_seconds"
+        changed[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(changed.get(fate.path, fate) for fate in scanned.fates)
     if not whole.any():
         raise DataError(f"no file of {manifest.display(folder)} could be encoded:\n{manifest.summary(fates)}")
@@ -192,12 +191,12 @@ def _text(
     return cache.open_text(store, texts)
 
 
-def _captions(config: Config, clips: datasets.Dataset) -> list[str | None]:
+def _captions(config: Config, clips: Columns) -> list[str | None]:
     """The caption by which each clip is validated; None is no text."""
     return [_prompt(config, first_caption(caption)) for caption in clips["caption"]]
 
 
-def _texts(config: Config, clips: datasets.Dataset) -> list[tuple[str | None, ...]] | None:
+def _texts(config: Config, clips: Columns) -> list[tuple[str | None, ...]] | None:
     """The texts that each clip is trained with; None where that is its caption alone."""
     if config.word_dropout == 0 and not config.caption_lines:
         return None
@@ -214,16 +213,16 @@ def _prompt(config: Config, text: str | None) -> str | None:
 def _examples(
     config: Config,
     source: Source,
-    clips: datasets.Dataset,
+    clips: Columns,
     text: Text,
     texts: Sequence[Sequence[str | None]] | None = None,
 ) -> Examples:
     return Examples(
-        codes=cache.open_codes(_code_store(config, source), clips["content"][:]),
+        codes=cache.open_codes(_code_store(config, source), clips["content"]),
         text=text,
         captions=_captions(config, clips),
         texts=texts,
-        names=clips["path"][:],
+        names=clips["path"],
         shape=source.shape,
         special_token=source.special_token,
         segment_frames=segment_frames(source, config.segment_seconds),
@@ -240,10 +239,14 @@ def _text_store(config: Config, source: Source) -> cache.Store:
     return cache.text_store(Path(config.cache_dir), source.text_identity())
 
 
-def _rows(clips: datasets.Dataset, mask: np.ndarray) -> datasets.Dataset:
-    return clips.select(np.flatnonzero(mask).tolist())
+def _rows(clips: Columns, mask: Iterable[bool]) -> Columns:
+    return {name: list(compress(values, mask)) for name, values in clips.items()}
 
 
-def _digest(clips: datasets.Dataset) -> str:
-    pairs = sorted(zip(clips["content"][:], [caption or "" for caption in clips["caption"]], strict=True))
+def _count(clips: Columns) -> int:
+    return len(clips["content"])
+
+
+def _digest(clips: Columns) -> str:
+    pairs = sorted(zip(clips["content"], [caption or "" for caption in clips["caption"]], strict=True))
     return hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()

@@ -14,8 +14,9 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -31,6 +32,7 @@ Word = Literal[
     "truncated", "unreadable", "not a file", "duplicate", "unsupported format", "no audio", "ignored",
 ]
 WORDS: tuple[Word, ...] = get_args(Word)
+Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by name
 
 OTHER_AUDIO = frozenset((
     ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".wma", ".aif", ".aiff", ".aifc", ".au",
@@ -42,6 +44,11 @@ CAPTION_BYTES = 1 << 20  # a longer file is no caption, and is not read to its e
 # No text holds these; 9-13 and 133 are white space.
 CONTROLS = frozenset(map(chr, (*range(9), *range(14, 32), *range(127, 160)))) - {"\x85"}
 EXAMPLES = 10
+# Columns of the table of clips; types as datasets names them.
+TYPES = {
+    "path": "string", "path_bytes": "binary", "caption": "string", "seconds": "float64", "sample_rate_hz": "int32",
+    "channels": "int32", "content": "string",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +64,21 @@ class Fate:
 class Manifest:
     """The clips of a folder and the fates of its files, in the order of their names.
 
-    `clips` has the columns path (display text, relative to the folder), path_bytes (os.fsencode of the
+    `columns` are path (display text, relative to the folder), path_bytes (os.fsencode of the
     absolute path), caption (string or null), seconds (float64), sample_rate_hz (int32), channels (int32)
     and content (hex blake2b-128 of the file). Its rows are sorted by (content, caption), null first: an
     order that no name, place or listing of the folder can change.
     """
 
-    clips: Dataset
+    columns: Columns
     fates: tuple[Fate, ...]
+
+    @cached_property
+    def clips(self) -> Dataset:
+        """The same table as a `datasets.Dataset`."""
+        from datasets import Dataset, Features, Value  # up to a second, with pandas; a run needs the columns alone
+
+        return Dataset.from_dict(dict(self.columns), Features({name: Value(kind) for name, kind in TYPES.items()}))
 
 
 def scan(
@@ -98,7 +112,7 @@ def scan(
     fates.sort(key=lambda fate: fate.path)
     if not clips:
         raise DataError(f"the dataset folder {display(root)} holds no clip to train on:\n{summary(fates)}")
-    return Manifest(clips=_table(clips), fates=tuple(fates))
+    return Manifest(columns=_columns(clips), fates=tuple(fates))
 
 
 def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
@@ -305,11 +319,9 @@ def _judge(
     return list(clips.values()), fates
 
 
-def _table(clips: Iterable[_Clip]) -> Dataset:
-    from datasets import Dataset, Features, Value  # takes a second or more to import
-
+def _columns(clips: Iterable[_Clip]) -> Columns:
     ordered = sorted(clips, key=lambda clip: (clip.facts.content, clip.candidate.caption or ""))
-    columns = {
+    return {
         "path": [display(clip.candidate.name) for clip in ordered],
         "path_bytes": [os.fsencode(clip.candidate.path) for clip in ordered],
         "caption": [clip.candidate.caption for clip in ordered],
@@ -318,8 +330,6 @@ def _table(clips: Iterable[_Clip]) -> Dataset:
         "channels": [clip.facts.channels for clip in ordered],
         "content": [clip.facts.content for clip in ordered],
     }
-    types = ("string", "binary", "string", "float64", "int32", "int32", "string")
-    return Dataset.from_dict(columns, Features(dict(zip(columns, map(Value, types), strict=True))))
 
 
 class _CaptionFault(Exception):

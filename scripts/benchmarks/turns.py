@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import torch
@@ -19,7 +17,6 @@ from benchmarks.work import Work
 from trainer.matmul_rate import matmul_rate
 
 READY, DONE, FAILED = "ready", "done", "failed"
-IMPORTS = ["benchmarks.contestants", "trainer.engine", "transformers.trainer_seq2seq"]
 
 
 class Turn:
@@ -89,7 +86,7 @@ def take_turns(
 def _of_group(
     names: Sequence[str], run: Callable[[str, Work, Turn], None], work: Work, rounds: int
 ) -> dict[str, Timing]:
-    context = _context()
+    context = multiprocessing.get_context("spawn")
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in names}
     failures: dict[str, str] = {}
     pipes: dict[str, Connection] = {}
@@ -111,17 +108,6 @@ def _of_group(
     for process in processes:
         process.join()
     return {name: _timing(found[name], failures.get(name)) for name in names}
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    """How contestants are started. Beside a GPU they are forked from a process that has imported what all need and has
-    not touched CUDA (asking NVML does not); on a CPU, where that process's memory would count as theirs, anew."""
-    if not torch.cuda.is_available():
-        return multiprocessing.get_context("spawn")
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
-    return context
 
 
 def _hear(pipes: dict[str, Connection], name: str, failures: dict[str, str]) -> tuple[float, float, int] | None:

@@ -25,9 +25,13 @@ from benchmarks.work import Work
 from trainer.options import CHECKPOINTING
 
 ROOT = Path(__file__).parents[2]
-# transformers imports a class when it is first named: the second is what any program with a MusicGen must wait for.
+# torch imports its compiler for the first optimizer, transformers a class when it is first named: the second and third
+# are what any program must wait for that has AdamW, and that has a MusicGen.
 IMPORTS = {
     "imports": "import torch, transformers, accelerate",
+    "imports with AdamW": (
+        "import torch, transformers, accelerate; torch.optim.AdamW([torch.zeros(1, requires_grad=True)])"
+    ),
     "imports with MusicGen": "import torch, accelerate; from transformers import MusicgenForConditionalGeneration",
 }
 EPOCHS = 3

@@ -76,8 +76,9 @@ def a_clip_of_rank_1_vanishes() -> None:
 
     def later(store, clips, *arguments, **named):
         if os.environ["RANK"] == "1":
-            order = sorted(range(len(clips)), key=lambda row: (-clips[row]["seconds"], clips[row]["content"]))
-            os.unlink(Path("data") / clips[order[1]]["path"])
+            rows = zip(clips["seconds"], clips["content"], clips["path"], strict=True)
+            _, _, second = sorted(rows, key=lambda row: (-row[0], row[1]))[1]
+            os.unlink(Path("data") / second)
         return fill_codes(store, clips, *arguments, **named)
 
     cache.fill_codes = later

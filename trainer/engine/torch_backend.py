@@ -97,11 +97,19 @@ class TorchBackend:
     @torch.no_grad()
     def update(self, norm: float) -> None:
         """Step with gradients scaled to `max_grad_norm` where their norm is above it."""
-        scale = self._max_grad_norm / (norm + 1e-6)  # torch.nn.utils.clip_grad_norm_
-        if scale < 1:
-            torch._foreach_mul_(self._gradients(), scale)
+        divisor = (norm + 1e-6) / self._max_grad_norm  # torch.nn.utils.clip_grad_norm_
+        if divisor > 1:
+            self._divide(divisor)
         self._optimizer.step()
+        self._optimizer.optimizer.grad_scale = None
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _divide(self, divisor: float) -> None:
+        """Divide the gradients: in AdamW's own pass over them, where that is fused and nothing else uses its divisor."""
+        if self._eight_bit or self._sharded or self.scales_losses:
+            torch._foreach_div_(self._gradients(), divisor)
+        else:
+            self._optimizer.optimizer.grad_scale = torch.full((), divisor, device=self._accelerator.device)
 
     def _gradients(self) -> list[Tensor]:
         """The values of this rank's gradients, flat."""
