@@ -105,7 +105,7 @@ class TorchBackend:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _divide(self, divisor: float) -> None:
-        """Divide the gradients: in AdamW's own pass over them, where that is fused and nothing else uses its divisor."""
+        """Divide the gradients: in AdamW's own pass over them, where that is fused and its divisor is free."""
         if self._eight_bit or self._sharded or self.scales_losses:
             torch._foreach_div_(self._gradients(), divisor)
         else:
