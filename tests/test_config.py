@@ -60,7 +60,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "strategy": ("zero3", "zero3"),
     "offload_optimizer": ("1", True),
     "mixed_precision": ("no", "no"),
-    "gradient_checkpointing": ("1", True),
+    "gradient_checkpointing": ("selective", "selective"),
     "compile": ("1", "1"),
     "timeout_minutes": ("2.5", 2.5),
     "dry_run": ("1", True),
