@@ -37,7 +37,7 @@ def work_of(size: str, strategy: str, micro_batch: int, way: str) -> Work:
 
 
 def measure(work: Work, steps: int = 6) -> dict:
-    """Losses and peak memory of `steps` steps."""
+    """Losses, gradient norms and peak memory of `steps` steps."""
     import numpy as np
     import torch
     from benchmarks.random_models import random_source
@@ -54,11 +54,12 @@ def measure(work: Work, steps: int = 6) -> dict:
         batch = work.batch().to(engine.device)
         cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
         torch.cuda.reset_peak_memory_stats()
-        losses = [
-            engine.step([batch] * work.accumulation, cells, step=step, learning_rate=1e-4).loss for step in range(steps)
+        results = [
+            engine.step([batch] * work.accumulation, cells, step=step, learning_rate=1e-4) for step in range(steps)
         ]
     return {
-        "losses": losses,
+        "losses": [result.loss for result in results],
+        "norms": [result.grad_norm for result in results],
         "peak_bytes": torch.cuda.max_memory_allocated(),
         "expected_bytes": plan.memory.allocated,
         "parts": plan.memory.describe(),

@@ -36,8 +36,8 @@ def measured(size: str, strategy: str, micro_batch: int, way: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def single_losses() -> list[float]:
-    return measured("small", "single", 2, "eager")["losses"]
+def one_process() -> dict:
+    return measured("small", "single", 2, "eager")
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,17 @@ def single_losses() -> list[float]:
         ("fsdp", "selective"),
     ],
 )
-def test_strategies_give_the_losses_of_one_eager_process_in_bf16(strategy, way, single_losses):
+def test_strategies_give_the_losses_of_one_eager_process_in_bf16(strategy, way, one_process):
     if strategy == "zero2":
         pytest.importorskip("deepspeed")
-    losses = measured("small", strategy, 2, way)["losses"]
-    assert losses == pytest.approx(single_losses, rel=2e-3)
+    found, expected = measured("small", strategy, 2, way), one_process["losses"]
+    # The first step has equal weights: bf16's roundings alone, here in weights, there in their casts.
+    assert found["losses"][0] == pytest.approx(expected[0], rel=2e-3)
+    assert found["norms"][0] == pytest.approx(one_process["norms"][0], rel=2e-2)
+    # Later ones have learned from rounded gradients, of which AdamW takes little more than the signs at first.
+    for loss, other in zip(found["losses"], expected, strict=True):
+        assert loss == pytest.approx(other, abs=2e-3 * other + 0.05 * (expected[0] - min(expected)))
+    assert expected[-1] < expected[0] - 0.02
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tests.synthetic import random_examples
+from trainer.memory import Checkpointing
 
 LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12, 26]
 SEGMENT = 40
@@ -19,7 +20,8 @@ GLOBAL_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Losses and gradient norms of the steps, bytes that this rank held, and which of its frozen parameters moved."""
+    """Losses and gradient norms of the steps, bytes that this rank held, which of its frozen parameters moved, and how
+    many graphs it compiled."""
 
     losses: list[float]
     norms: list[float]
@@ -28,6 +30,7 @@ class Numbers:
     gradient_bytes: int = 0
     frozen: int = 0
     moved: Sequence[str] = ()
+    graphs: int = 0
 
 
 def steps(
@@ -40,7 +43,8 @@ def steps(
     save_at: int | None = None,
     nodes: int = 1,
     offload: bool = False,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
+    compiled: bool = False,
     mean_of_means: bool = False,
     flags: Mapping[str, Any] | None = None,
     epochs: int = 9,
@@ -90,6 +94,7 @@ def steps(
         checkpointing=checkpointing,
         averages=ema_decay is not None,
         eight_bit=optimizer == "adamw8bit",
+        compiled=compiled,
     )
     accelerator = build_accelerator(plan, config, Path("."))
     losses, norms = [], []
@@ -131,6 +136,7 @@ def steps(
             gradient_bytes=max(gradient_bytes, default=0),
             frozen=len(frozen),
             moved=[name for name, now in _frozen_values(engine.backend).items() if not torch.equal(now, frozen[name])],
+            graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
         )
 
 

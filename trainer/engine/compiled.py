@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import torch
 import torch._functorch.config
 
@@ -32,7 +34,8 @@ def compiles(device: torch.device) -> bool:
     """
     try:
         torch.compile(_small)(torch.ones(8, device=device))
-    except (RuntimeError, ImportError, OSError) as error:  # torch makes a RuntimeError of what its backend raises
+    # torch makes a RuntimeError of most that its backend raises; Triton's own call of gcc ends in a SubprocessError.
+    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines()
         print(f"torch.compile does not work here: {type(error).__name__}: {lines[0] if lines else ''}", flush=True)
         return False

@@ -1,0 +1,68 @@
+"""Compiled layers give the numbers of one eager process, under every strategy that compiles and whatever is recomputed.
+
+The clips are ragged, some without a caption, and the last step has a single one: each changes what is compiled for.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.ranks.cases import Numbers, differences, steps
+from tests.ranks.harness import run_ranks
+from trainer.memory import Checkpointing
+
+STRATEGIES = ("single", "ddp", "zero2", "fsdp")
+WAYS: tuple[Checkpointing, ...] = (False, "selective", True)
+QUICK = {("single", "selective")}
+# What else than the whole model is trained.
+PARTS: dict[str, dict[str, Any]] = {
+    "adapters": {"lora_rank": 4},
+    "adapters beside 4 bits": {"lora_rank": 4, "base_bits": 4},
+    "a word": {"tune_text": True, "placeholder_vectors": 4, "lr": 0.5},
+}
+COUNT = 11
+# Fused kernels add in another order.
+LOSS, NORM = 5e-6, 1e-5
+
+
+@cache
+def eager(part: str | None = None) -> Numbers:
+    return run_ranks(1, steps, "single", 1, count=COUNT, flags=PARTS.get(part or ""))[0]
+
+
+def assert_the_same(strategy: str, recomputed: Checkpointing, part: str | None = None) -> None:
+    """The numbers of compiled layers, on one process or two, are those of one eager process."""
+    ranks = 1 if strategy == "single" else 2
+    flags = PARTS.get(part or "")
+    found = run_ranks(ranks, steps, strategy, 1, count=COUNT, flags=flags, compiled=True, checkpointing=recomputed)
+    assert len(found[0].losses) == len(eager(part).losses) == COUNT
+    assert all(numbers.losses == found[0].losses for numbers in found)
+    loss, norm = differences(found[0], eager(part))
+    assert loss <= LOSS and norm <= NORM
+    assert eager(part).graphs == 0 and all(numbers.graphs > 0 for numbers in found), "nothing was compiled"
+    assert all(numbers.moved == [] for numbers in found)
+
+
+@pytest.mark.parametrize(
+    "strategy,recomputed",
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.full)
+        for case in [(strategy, recomputed) for strategy in STRATEGIES for recomputed in WAYS]
+    ],
+)
+def test_losses_and_norms_are_those_of_one_eager_process(strategy: str, recomputed: Checkpointing) -> None:
+    assert_the_same(strategy, recomputed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_a_part_that_is_trained_alone_has_them_too(strategy: str, part: str) -> None:
+    if "bits" in part:
+        pytest.importorskip("bitsandbytes")
+        if strategy == "fsdp":
+            pytest.skip("such a base is never sharded")
+    assert_the_same(strategy, "selective", part)
