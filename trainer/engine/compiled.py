@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import nullcontext
 
 import torch
 import torch._functorch.config
@@ -32,8 +33,11 @@ def compiles(device: torch.device) -> bool:
 
     Usual reasons: no C compiler, no headers of Python, no Triton.
     """
+    # As the current device: the compiler asks for its properties, and would open another one's context for that.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        torch.compile(_small)(torch.ones(8, device=device))
+        with current:
+            torch.compile(_small)(torch.ones(8, device=device))
     # torch makes a RuntimeError of most that its backend raises; Triton's own call of gcc ends in a SubprocessError.
     except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines()
