@@ -24,21 +24,25 @@ PARTS: dict[str, dict[str, Any]] = {
     "a word": {"tune_text": True, "placeholder_vectors": 4, "lr": 0.5},
 }
 COUNT = 11
+CAPTIONED = 10  # steps before the last, whose single clip has no caption: of a word its gradient is 0
 # Fused kernels add in another order.
 LOSS, NORM = 5e-6, 1e-5
 
 
 @cache
 def eager(part: str | None = None) -> Numbers:
-    return run_ranks(1, steps, "single", 1, count=COUNT, flags=PARTS.get(part or ""))[0]
+    return run_ranks(1, steps, "single", 1, count=count_of(part), flags=PARTS.get(part or ""))[0]
+
+
+def count_of(part: str | None) -> int:
+    return CAPTIONED if part == "a word" else COUNT
 
 
 def assert_the_same(strategy: str, recomputed: Checkpointing, part: str | None = None) -> None:
     """The numbers of compiled layers, on one process or two, are those of one eager process."""
-    ranks = 1 if strategy == "single" else 2
-    flags = PARTS.get(part or "")
-    found = run_ranks(ranks, steps, strategy, 1, count=COUNT, flags=flags, compiled=True, checkpointing=recomputed)
-    assert len(found[0].losses) == len(eager(part).losses) == COUNT
+    ranks, count, flags = 1 if strategy == "single" else 2, count_of(part), PARTS.get(part or "")
+    found = run_ranks(ranks, steps, strategy, 1, count=count, flags=flags, compiled=True, checkpointing=recomputed)
+    assert len(found[0].losses) == len(eager(part).losses) == count
     assert all(numbers.losses == found[0].losses for numbers in found)
     loss, norm = differences(found[0], eager(part))
     assert loss <= LOSS and norm <= NORM
