@@ -83,7 +83,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
     word = introduction(config, source)
-    cluster = find_cluster(launch, compiler=config.compile == "auto")
+    cluster = find_cluster(launch, compiler=config.compile != "0")
     plan = recipe.plan_of(config, typed, cluster, launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:

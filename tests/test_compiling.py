@@ -123,6 +123,7 @@ def test_a_typed_0_compiles_nothing_and_recomputes_nothing() -> None:
         (gpus(2), "--compile 1 --strategy zero3", ["--compile 1", "zero3", "use fsdp"]),
         (gpus(), "--compile 0 --gradient_checkpointing selective", ["selective", "use --compile 1"]),
         (gpus(compiles=False), "--gradient_checkpointing selective", ["selective", "--gradient_checkpointing 1"]),
+        (gpus(compiles=False), "--compile 1", ["C compiler", "--compile 0"]),
         (cpus(), "--gradient_checkpointing selective", ["selective", "--compile 1"]),
         (gpus(2), "--strategy zero3 --gradient_checkpointing selective", ["selective", "without zero3"]),
     ],

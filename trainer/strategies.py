@@ -100,6 +100,11 @@ def is_compiled(cluster: Cluster, options: Options, strategy: Strategy) -> bool:
     """
     if options.compile == "1" and strategy == "zero3":
         raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
+    if options.compile == "1" and cluster.device == "cuda" and not cluster.compiles:
+        raise ConfigError(
+            "--compile 1: torch.compile does not work here, for the reason above; it usually lacks a C compiler or"
+            " Python's headers (Debian: gcc and python3-dev). Or use --compile 0"
+        )
     works = cluster.device == "cuda" and cluster.compiles and strategy != "zero3"
     compiled = options.compile == "1" or (options.compile == "auto" and works)
     if options.gradient_checkpointing == "selective" and not compiled:
