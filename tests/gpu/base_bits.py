@@ -30,8 +30,8 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from trainer.plan import make_plan
 
     quiet()
-    # Bit for bit only holds where attention's backward pass adds up in one order.
-    # (warn_only leaves it as it is: torch 2.13, attention_backward.cu), which cuDNN's never does.
+    # Bit for bit only holds where attention's backward pass adds up in one order: flash attention's, where
+    # determinism is asked for without warn_only (torch, attention_backward.cu), and not cuDNN's.
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
