@@ -231,7 +231,7 @@ def _compile_reasons(cluster: Cluster, options: Options, layout: Layout) -> Iter
     if layout.compiled:
         yield f"layers are compiled from --compile {options.compile}: the first step takes up to a minute longer"
     elif cluster.device == "cuda" and options.compile == "auto" and not cluster.compiles:
-        yield "layers are not compiled: torch.compile does not work here; steps take a sixth longer, or more"
+        yield "layers are not compiled: torch.compile does not work here; steps take about a tenth longer"
 
 
 def _selection_reasons(shape: Shape, options: Options) -> Iterator[str]:
