@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config import Config, parse
 from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
-from trainer.stopping import interruptible, time_limit
+from trainer.flags.config import Config, parse
+from trainer.run.signals import interruptible, time_limit
 
 if TYPE_CHECKING:
-    from trainer.ending import Ending
-    from trainer.launcher import Launch
+    from trainer.plan.launcher import Launch
+    from trainer.run.exit_code import Ending
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         with interruptible():
             config, typed = parse(argv)
             if config.dry_run:
-                from trainer.dry_run import dry_run
+                from trainer.plan.dry_run import dry_run
 
                 return dry_run(config, typed)
             with time_limit(config.max_minutes, since=started):
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
-    from trainer.ending import Ending
-    from trainer.launcher import read_launch
+    from trainer.plan.launcher import read_launch
+    from trainer.run.exit_code import Ending
 
     launch = read_launch(os.environ)
     if launch.use_cpu:
@@ -63,16 +63,18 @@ def run(config: Config, typed: frozenset[str]) -> int:
 def train_and_export(config: Config, typed: frozenset[str], launch: Launch, ending: Ending) -> int:
     """Plan, data, training, files that load elsewhere; on every process alike."""
     # Imported here, so that --help, --dry_run and refused flags need no torch.
-    from trainer import dataset, export, manifest, recipe
-    from trainer.checkpoint import Saver
+    from trainer import wiring
+    from trainer.data import dataset, manifest
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster, start_trackers
-    from trainer.loop import train, worst_case
-    from trainer.models import open_model, quiet
-    from trainer.run_folder import check_same_run, open_run
-    from trainer.starting_points import find_starting_point, start_from
-    from trainer.stopping import StopRequest
-    from trainer.text_embedding import embedding_of, introduction
-    from trainer.tracking import Tracker
+    from trainer.exports import export
+    from trainer.exports.init_from import find_starting_point, start_from
+    from trainer.model.new_word import embedding_of, introduction
+    from trainer.model.source import open_model, quiet
+    from trainer.run.checkpoint import Saver
+    from trainer.run.metrics import Tracker
+    from trainer.run.output_dir import check_same_run, open_run
+    from trainer.run.signals import StopRequest
+    from trainer.training.loop import train, worst_case
 
     quiet()
     folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
@@ -84,7 +86,7 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
         source = start_from(source, start)
     word = introduction(config, source)
     cluster = find_cluster(launch, compiler=config.compile != "0")
-    plan = recipe.plan_of(config, typed, cluster, launch, source, checkpoint)
+    plan = wiring.plan_of(config, typed, cluster, launch, source, checkpoint)
     accelerator = build_accelerator(plan, config, folder.root)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
         start_step = 0 if checkpoint is None else checkpoint.step
@@ -96,9 +98,9 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
 
         data = dataset.prepare(config, source, accelerator.device, ranks)
         ranks.say(manifest.summary(data.fates))
-        identity = recipe.identity_of(config, source, data)
+        identity = wiring.identity_of(config, source, data)
         ranks.check_equal(**{"what the run is made of": identity})
-        order = recipe.order_of(config, plan, data)
+        order = wiring.order_of(config, plan, data)
         if checkpoint is not None:
             check_same_run(checkpoint, identity)
             if start_step >= order.steps and folder.finished_step() == start_step:
@@ -107,13 +109,13 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
         elif start is not None:
             ranks.say(f"starting from the weights in {start.path}")
-        if words := recipe.words_on_average(config, order):
+        if words := wiring.words_on_average(config, order):
             ranks.say(words)
         if ranks.is_first:
             folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 
         engine = Engine(accelerator, ranks, source, plan, config)
-        training = recipe.run_of(config, plan, order, data, identity, folder, source)
+        training = wiring.run_of(config, plan, order, data, identity, folder, source)
         engine.rehearse(worst_case(training), plan.accumulation)
         if checkpoint is not None:
             engine.load(checkpoint)
@@ -131,8 +133,8 @@ def train_and_export(config: Config, typed: frozenset[str], launch: Launch, endi
             return EXIT_RESUME
         if ranks.is_first:
             print("exporting ...")
-            told = recipe.training_of(config, plan, order, data, step)
-            settings, trained = recipe.export_of(config, told), saver.last().weights()
+            told = wiring.training_of(config, plan, order, data, step)
+            settings, trained = wiring.export_of(config, told), saver.last().weights()
             embedding = embedding_of(config, source, trained)
             if embedding is not None:
                 export.export_text(source, embedding, folder.root, card=settings["card"])

@@ -17,7 +17,7 @@ from benchmarks import parts, report, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
-from trainer.options import CHECKPOINTING
+from trainer.plan.request import CHECKPOINTING
 
 # One step in turn, with the same work, and what each case measures; see docs/benchmarks.md.
 CASES = {

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
-    from trainer.flags import did_you_mean
+    from trainer.flags.flag import did_you_mean
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
@@ -107,10 +107,10 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
 
 def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
-    from trainer.generation import Sampling, device_of, generate, load_for_generation, write_wav
-    from trainer.models import quiet
-    from trainer.saved_models import open_saved
-    from trainer.text_embedding import read_text_embedding, with_embedding
+    from trainer.evaluation.generation import Sampling, device_of, generate, load_for_generation, write_wav
+    from trainer.exports.saved_models import open_saved
+    from trainer.model.new_word import read_text_embedding, with_embedding
+    from trainer.model.source import quiet
 
     quiet()
     device = device_of(flags.device)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.config import Config
 from trainer.errors import MemoryShortError
-from trainer.launcher import Launch
-from trainer.memory import GIB
-from trainer.options import batch_flags, options
-from trainer.plan import MOST_GPUS_SUGGESTED, Plan, make_plan
-from trainer.shapes import FRAME_RATE_HZ, KNOWN, Shape
-from trainer.strategies import Cluster
+from trainer.flags.config import Config
+from trainer.plan.launcher import Launch
+from trainer.plan.memory import GIB
+from trainer.plan.plan import MOST_GPUS_SUGGESTED, Plan, make_plan
+from trainer.plan.request import batch_flags, options
+from trainer.plan.strategies import Cluster
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "plans.md"
 MODELS = ("small", "medium", "large")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
-    from trainer.config import Config, config_from_dict
     from trainer.errors import EXIT_DONE, ConfigError, DataError, TrainerError
+    from trainer.flags.config import Config, config_from_dict
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import MusicgenForConditionalGeneration
 
-    from trainer.dataset import Dataset
-    from trainer.models import Source
+    from trainer.data.dataset import Dataset
+    from trainer.model.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,10 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) -> list[Recall]:
     """The recall of the run's first clips by name. Raises TrainerErrors."""
-    from trainer import dataset
-    from trainer.generation import device_of, load_for_generation
-    from trainer.models import open_model, quiet
-    from trainer.saved_models import open_saved
+    from trainer.data import dataset
+    from trainer.evaluation.generation import device_of, load_for_generation
+    from trainer.exports.saved_models import open_saved
+    from trainer.model.source import open_model, quiet
 
     quiet()
     config = config_of(run)
@@ -138,7 +138,7 @@ def generated(source: Source, data: Dataset, true: dict[int, Tensor], device: to
     """Greedy codes for each clip's caption, as long as the clip."""
     from tqdm import tqdm
 
-    from trainer.generation import Sampling, generate, load_for_generation
+    from trainer.evaluation.generation import Sampling, generate, load_for_generation
 
     model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
     return {
@@ -167,7 +167,7 @@ def write_sounds(
     folder: Path, model: MusicgenForConditionalGeneration, data: Dataset, versions: dict[str, dict[int, Tensor]]
 ) -> None:
     """Each clip's codes in each version as NUMBER_CLIP_VERSION.wav, which sort side by side."""
-    from trainer.generation import decode, write_wav
+    from trainer.evaluation.generation import decode, write_wav
 
     folder.mkdir(parents=True, exist_ok=True)
     rate = model.config.audio_encoder.sampling_rate

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from trainer.config import Config
 from trainer.engine import Engine, Ranks, build_accelerator
-from trainer.memory import Checkpointing, Layout, expected_bytes
-from trainer.models import Source, open_model
-from trainer.plan import Plan
-from trainer.selection import Counts
-from trainer.shapes import KNOWN
+from trainer.flags.config import Config
+from trainer.model.source import Source, open_model
+from trainer.plan.memory import Checkpointing, Layout, expected_bytes
+from trainer.plan.plan import Plan
+from trainer.spec.shapes import KNOWN
+from trainer.spec.trainable import Counts
 
 
 def plan_for(

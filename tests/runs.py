@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from launch import main
-from trainer.checkpoint import newest
+from trainer.run.checkpoint import newest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

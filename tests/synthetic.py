@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.batches import Examples
-from trainer.shapes import KNOWN
+from trainer.data.batches import Examples
+from trainer.spec.shapes import KNOWN
 
 
 class RandomCodes:

@@ -1,4 +1,4 @@
-"""The import layers of docs/architecture.md, held by reading the source: nothing is imported here."""
+"""The rooms of trainer/ and what each may import, held by reading the source: nothing is imported here."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What a command line needs before it is known whether anything heavy will run.
+# What each room may import of trainer, besides the ground and itself. docs/architecture.md shows the same table.
+GROUND = ("errors", "atomic")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "atomic": (),
+    "spec": (),
+    "flags": ("spec",),
+    "plan": ("flags", "spec"),
+    "model": ("spec",),
+    "data": ("model", "spec"),
+    "run": ("model.weights",),
+    "engine": ("run", "data.batches", "model", "plan", "spec"),
+    "exports": ("run.checkpoint", "model", "spec"),
+    "evaluation": ("data", "exports", "model", "run", "plan", "spec"),
+    "training": ("engine", "data", "run", "plan", "model"),
+    "wiring": ("training", "evaluation", "exports", "engine", "run", "data", "model", "plan", "flags", "spec"),
+}
+# What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
-    "config",
-    "flags",
-    "command_line",
-    "errors",
-    "plan",
-    "strategies",
-    "memory",
-    "selection",
-    "shapes",
-    "options",
-    "dry_run",
-    "launcher",
-    "manifest",
-    "captions",
-    "order",
-    "schedule",
-    "audio",
+    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops"),
+    *("flags.config", "flags.flag", "flags.command_line"),
+    *("plan.launcher", "plan.request", "plan.strategies", "plan.memory", "plan.plan", "plan.dry_run"),
+    *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
+    *("run.signals", "run.lock", "run.exit_code"),
+    "training.schedule",
 )
-WITH_RANKS = ("trainer.engine", "trainer.checkpoint", "launch")
+WITH_RANKS = ("trainer.engine", "launch")
 RANK_LIBRARIES = ("accelerate", "deepspeed", "torch.distributed")
-MOST_LINES = 400
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 Sources = Mapping[str, str]  # source text by dotted module name
 
@@ -47,22 +53,47 @@ def project_sources() -> dict[str, str]:
 
 
 def breaches(sources: Sources) -> list[str]:
-    """Every breach of the layers in words, sorted; empty if there is none."""
+    """Every breach of the rules in words, sorted; empty if there is none."""
     trees = {name: ast.parse(text) for name, text in sources.items()}
     found = [f"{name}: {len(text.splitlines())} lines" for name, text in sources.items() if _too_long(text)]
     for name, tree in trees.items():
+        found += [f"{name}: {function}() has {lines} lines" for function, lines in _long_functions(tree)]
         used = set(_uses(tree))
         if not _is_any_of(name, WITH_RANKS):
             found += [f"{name}: uses {use}" for use in used if _is_any_of(use, RANK_LIBRARIES)]
-        if name.split(".")[0] == "trainer":
-            upwards = [use for use in _imports(tree) if _is_any_of(use, ("scripts", "tests", "launch"))]
-            found += [f"{name}: uses {use}" for use in upwards]
+        outside = ("tests",) if name.split(".")[0] in ("scripts", "launch") else ("scripts", "tests", "launch")
+        found += [f"{name}: uses {use}" for use in _imports(tree) if _is_any_of(use, outside)]
         found += [f"{name}: {use} does not exist" for use in _imports(tree) if _is_missing(use, trees)]
+        found += [f"{name}: may not import {use}" for use in _forbidden(name, tree)]
     for short in WITHOUT_TORCH:
         road = _road_to_torch(f"trainer.{short}", trees)
         if road:
             found.append(" -> ".join(road))
     return sorted(set(found))
+
+
+def room_of(module: str) -> str:
+    """The room of a module of trainer: trainer.data.audio is in data, trainer.wiring is a room of its own."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def _forbidden(name: str, tree: ast.AST) -> Iterator[str]:
+    """What a module of trainer imports of trainer and may not, imports for a type checker included."""
+    room = room_of(name)
+    if not name.startswith("trainer.") or room not in MAY_IMPORT:
+        return
+    allowed = tuple(f"trainer.{place}" for place in (*GROUND, room, *MAY_IMPORT[room]))
+    if room in GROUND:
+        allowed = ()
+    yield from (use for use in _imports(tree) if use.startswith("trainer.") and not _is_any_of(use, allowed))
+
+
+def _long_functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MOST_LINES_OF_A_FUNCTION:
+                yield node.name, lines
 
 
 def _too_long(text: str) -> bool:

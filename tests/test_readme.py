@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from trainer import errors
-from trainer.config import Config
-from trainer.flags import Setting, settings
-from trainer.manifest import WORDS
+from trainer.data.manifest import WORDS
+from trainer.flags.config import Config
+from trainer.flags.flag import Setting, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -27,10 +27,10 @@ def _step(work: Work, turn: Turn) -> None:
     """Ours: trainer/engine, with clipping, the checks and the one host read of every step."""
     import numpy as np
 
-    from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.launcher import Launch
-    from trainer.models import quiet
+    from trainer.flags.config import Config
+    from trainer.model.source import quiet
+    from trainer.plan.launcher import Launch
 
     quiet()
     config = Config(dataset_path="unused", lr=LEARNING_RATE)
@@ -82,7 +82,7 @@ def _seq2seq(work: Work, turn: Turn) -> None:
     the frozen T5 in every step with its attention mask, Trainer's clipping and schedule."""
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-    from trainer.models import quiet
+    from trainer.model.source import quiet
 
     quiet()
     with turn.device:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from benchmarks.contestants import AUTOCAST, LEARNING_RATE
 from benchmarks.work import CODES
-from trainer.patterns import inputs_and_labels
+from trainer.model.delay_pattern import inputs_and_labels
 
 
 def main(model_folder: str, data: str, micro_batch: int, precision: str, epochs: int = 3) -> None:

@@ -20,16 +20,16 @@ from benchmarks.random_models import random_model, random_source
 from benchmarks.report import Row
 from benchmarks.turns import resident_bytes
 from benchmarks.work import CODES, Work
-from trainer import cache, manifest
-from trainer.batches import Examples
-from trainer.checkpoint import Saver
-from trainer.config import Config
+from trainer.data import cache, manifest
+from trainer.data.batches import Examples
+from trainer.data.order import Order, rows_of_step
 from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-from trainer.launcher import Launch
-from trainer.loop import Intervals, Run, train
-from trainer.order import Order, rows_of_step
-from trainer.schedule import Schedule
-from trainer.stopping import StopRequest
+from trainer.flags.config import Config
+from trainer.plan.launcher import Launch
+from trainer.run.checkpoint import Saver
+from trainer.run.signals import StopRequest
+from trainer.training.loop import Intervals, Run, train
+from trainer.training.schedule import Schedule
 
 SAVE_STEPS = 100  # what --save_step is taken to be
 GROWTH = (1, 4, 16)

@@ -18,10 +18,11 @@ from transformers import (
     T5Config,
 )
 
-from trainer.debug_model import codec_config, debug_feature_extractor, debug_tokenizer, set_codebooks
-from trainer.models import LanguageModel, Source
-from trainer.shapes import KNOWN
-from trainer.weights import Weights
+from trainer.model.debug_model import codec_config, debug_feature_extractor, debug_tokenizer, set_codebooks
+from trainer.model.language_model import LanguageModel
+from trainer.model.source import Source
+from trainer.model.weights import Weights
+from trainer.spec.shapes import KNOWN
 
 SPECIAL = 2048
 PLACES = 1_000_003  # where a tensor may start in the block of values

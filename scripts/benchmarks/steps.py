@@ -11,7 +11,7 @@ from benchmarks import contestants
 from benchmarks.report import Row
 from benchmarks.turns import Timing, take_turns
 from benchmarks.work import Work
-from trainer.memory import expected_bytes
+from trainer.plan.memory import expected_bytes
 
 CONTESTANTS = ("step", "bare", "seq2seq", "audiocraft")
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks import steps
 from benchmarks.report import Row
 from benchmarks.work import Work
-from trainer.memory import Checkpointing, expected_bytes
+from trainer.plan.memory import Checkpointing, expected_bytes
 
 SIZES = ("small", "medium", "large")
 MOST = 16  # micro-batch

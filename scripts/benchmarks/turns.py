@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.work import Work
-from trainer.matmul_rate import matmul_rate
+from trainer.engine.matmul_rate import matmul_rate
 
 READY, DONE, FAILED = "ready", "done", "failed"
 

@@ -22,7 +22,7 @@ from benchmarks.parts import Settings
 from benchmarks.random_models import write_model
 from benchmarks.report import Row
 from benchmarks.work import Work
-from trainer.options import CHECKPOINTING
+from trainer.plan.request import CHECKPOINTING
 
 ROOT = Path(__file__).parents[2]
 # torch imports its compiler for the first optimizer, transformers a class when it is first named: the second and third

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainer.batches import Batch
-from trainer.flops import clip_flops
-from trainer.memory import Checkpointing, Layout, Strategy, expected_bytes
-from trainer.patterns import inputs_and_labels
-from trainer.plan import Plan
-from trainer.shapes import KNOWN, Shape
+from trainer.data.batches import Batch
+from trainer.model.delay_pattern import inputs_and_labels
+from trainer.plan.memory import Checkpointing, Layout, Strategy, expected_bytes
+from trainer.plan.plan import Plan
+from trainer.spec.flops import clip_flops
+from trainer.spec.shapes import KNOWN, Shape
 
 CODES = 2048
 

@@ -21,13 +21,13 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from benchmarks.random_models import random_source
     from benchmarks.work import Work
 
-    from trainer.checkpoint import Saver, newest
-    from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.launcher import Launch
-    from trainer.models import quiet
-    from trainer.options import batch_flags, options
-    from trainer.plan import make_plan
+    from trainer.flags.config import Config
+    from trainer.model.source import quiet
+    from trainer.plan.launcher import Launch
+    from trainer.plan.plan import make_plan
+    from trainer.plan.request import batch_flags, options
+    from trainer.run.checkpoint import Saver, newest
 
     quiet()
     # Bit for bit only holds where attention's backward pass adds up in one order: flash attention's, where

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.work import Work
 
-from trainer.memory import Checkpointing
+from trainer.plan.memory import Checkpointing
 
 # Compiled or not, and what is recomputed.
 WAYS: dict[str, tuple[bool, Checkpointing]] = {
@@ -42,9 +42,9 @@ def measure(work: Work, steps: int = 6) -> dict:
     import torch
     from benchmarks.random_models import random_source
 
-    from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.launcher import Launch
+    from trainer.flags.config import Config
+    from trainer.plan.launcher import Launch
 
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     config = Config(dataset_path="unused")

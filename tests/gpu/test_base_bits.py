@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs import ROOT, environ, launch, metrics
-from trainer.checkpoint import newest
-from trainer.models import open_model
-from trainer.selection import selection_of
-from trainer.trainee import merged
+from trainer.model.source import open_model
+from trainer.model.trained_model import merged
+from trainer.run.checkpoint import newest
+from trainer.spec.trainable import selection_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ def measured(size: str, strategy: str, bits: int, compiled: bool = False) -> dic
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_product_and_its_gradient_are_those_of_the_codes_values(bits: int, dtype: torch.dtype) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    from trainer.engine.quantized import QuantizedLinear
+    from trainer.engine.quantized_base import QuantizedLinear
 
     torch.manual_seed(0)
     weight, x = torch.randn(2048, 1024, device="cuda") * 0.02, torch.randn(3, 50, 1024, device="cuda", dtype=dtype)

@@ -14,8 +14,8 @@ from audiocraft.modules.conditioners import ConditioningAttributes
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from trainer.audiocraft_format import lm_config, lm_to_audiocraft, text_encoder_name
-from trainer.models import Source, load_text_encoder
+from trainer.exports.audiocraft import lm_config, lm_to_audiocraft, text_encoder_name
+from trainer.model.source import Source, load_text_encoder
 
 
 def build_lm(

@@ -17,31 +17,18 @@ from transformers import (
 )
 
 from tests.interop.audiocraft_stub import require_audiocraft
-from trainer import audiocraft_format as layout
-from trainer.config import Config
-from trainer.export import export_all
-from trainer.models import (
-    LanguageModel,
-    Source,
-    load_codec,
-    load_language_model,
-    load_text_encoder,
-    materialize,
-    open_model,
-)
-from trainer.trainee import trainee_of
+from trainer.exports import audiocraft as layout
+from trainer.exports.export import export_all
+from trainer.flags.config import Config
+from trainer.model.language_model import LanguageModel, load_language_model, materialize
+from trainer.model.source import Source, load_codec, load_text_encoder, open_model
+from trainer.model.trained_model import trainee_of
 
 require_audiocraft()
 
 from omegaconf import OmegaConf
 
-from tests.interop.audiocraft_models import (
-    build_from,
-    build_lm,
-    conditions,
-    lm_without_text,
-    load_exported,
-)
+from tests.interop.audiocraft_models import build_from, build_lm, conditions, lm_without_text, load_exported
 
 FRAMES = 50
 # Greedy tokens of a random model with weak text conditioning would not depend on the caption.

@@ -16,12 +16,13 @@ import torch
 from audiocraft.solvers.musicgen import MusicGenSolver
 
 from tests.interop.audiocraft_models import build_lm, conditions
-from trainer.audiocraft_format import lm_from_audiocraft
-from trainer.batches import Examples
-from trainer.loss import step_loss, summed_cross_entropy
-from trainer.models import load_language_model, load_text_encoder, open_model
-from trainer.order import Row, valid_cells
-from trainer.patterns import IGNORED
+from trainer.data.batches import Examples
+from trainer.data.order import Row, valid_cells
+from trainer.exports.audiocraft import lm_from_audiocraft
+from trainer.model.delay_pattern import IGNORED
+from trainer.model.language_model import load_language_model
+from trainer.model.loss import step_loss, summed_cross_entropy
+from trainer.model.source import load_text_encoder, open_model
 
 CAPTIONS = ["slow rock guitar", "fast drum machine", "happy synth melody"]  # equal token counts, see below
 SEGMENT = 30

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from tests.interop.audiocraft_stub import require_audiocraft
-from trainer.audiocraft_format import lm_config, read_audiocraft, text_encoder_name
 from trainer.errors import ModelError
-from trainer.models import LanguageModel, Source, load_language_model, open_model
-from trainer.pickled import load_pickled, plain_config
-from trainer.starting_points import find_starting_point, start_from
+from trainer.exports.audiocraft import lm_config, read_audiocraft, text_encoder_name
+from trainer.exports.init_from import find_starting_point, start_from
+from trainer.exports.pickled import load_pickled, plain_config
+from trainer.model.language_model import LanguageModel, load_language_model
+from trainer.model.source import Source, open_model
 
 require_audiocraft()
 
@@ -154,7 +155,7 @@ torch.save(state, sys.argv[1])
 def test_it_is_read_where_omegaconf_is_not_installed(checkpoint: Path) -> None:
     code = (
         "import sys; sys.modules['omegaconf'] = None\n"
-        "from pathlib import Path; from trainer.audiocraft_format import read_audiocraft\n"
+        "from pathlib import Path; from trainer.exports.audiocraft import read_audiocraft\n"
         f"print(read_audiocraft(Path({str(checkpoint)!r})).config.heads)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

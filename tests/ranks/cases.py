@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tests.synthetic import random_examples
-from trainer.memory import Checkpointing
+from trainer.plan.memory import Checkpointing
 
 LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12, 26]
 SEGMENT = 40
@@ -63,11 +63,11 @@ def steps(
     import os
 
     from tests.plans import plan_for
-    from trainer.checkpoint import Saver, newest
-    from trainer.config import Config
+    from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
     from trainer.engine import Engine, Ranks, build_accelerator
-    from trainer.models import open_model
-    from trainer.order import Order, micro_batches, rows_of_step, valid_cells
+    from trainer.flags.config import Config
+    from trainer.model.source import open_model
+    from trainer.run.checkpoint import Saver, newest
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}

@@ -5,4 +5,4 @@ import transformers.models.musicgen.modeling_musicgen
 import transformers.models.t5.modeling_t5  # noqa: F401
 
 import trainer.engine
-import trainer.export  # noqa: F401
+import trainer.exports.export  # noqa: F401

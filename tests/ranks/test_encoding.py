@@ -36,7 +36,7 @@ def test_each_clip_and_caption_is_encoded_once_and_the_work_is_shared(tmp_path):
 
 def slow_after_the_first_clip() -> None:
     """Each clip is a part of its own, and rank 1 takes long over its second."""
-    from trainer import arrow_store, cache
+    from trainer.data import arrow_store, cache
 
     arrow_store.FLUSH_BYTES = 1
     encode = cache.encode
@@ -70,7 +70,7 @@ def test_a_kill_while_encoding_costs_only_the_clip_in_hand(victims, tmp_path):
 
 def a_clip_of_rank_1_vanishes() -> None:
     """Between scan and encoding: the second longest, which is rank 1's first."""
-    from trainer import cache
+    from trainer.data import cache
 
     fill_codes = cache.fill_codes
 

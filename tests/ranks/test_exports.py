@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.ranks.harness import launch_rank, run_ranks
 from tests.runs import few_clips
-from trainer.audiocraft_format import lm_to_audiocraft
-from trainer.models import DECODER, PROJECTION, open_model
+from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.model.source import DECODER, PROJECTION, open_model
 
 LR, STEPS = 1e-5, 4
 # AdamW divides each gradient by its own size: where that is as small as the rounding of a sum over ranks, an update

@@ -15,8 +15,8 @@ import torch
 from tests.ranks.harness import run_ranks
 from tests.ranks.launches import ends, launch, saving, send, start, steps_reported, wait_until, with_the_cache_of
 from tests.runs import assert_bit_equal, final_state, metrics
-from trainer.checkpoint import complete_checkpoints, newest
 from trainer.errors import EXIT_FAILED, EXIT_OUT_OF_MEMORY, EXIT_RESUME
+from trainer.run.checkpoint import complete_checkpoints, newest
 
 STEPS = 20
 STRATEGIES = ("zero2", "fsdp")

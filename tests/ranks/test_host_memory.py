@@ -27,8 +27,8 @@ from transformers import MusicgenProcessor
 
 from tests.plans import plan_for
 from tests.ranks.harness import RankProcesses, start_ranks
-from trainer.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
-from trainer.models import DECODER, PROJECTION, open_model
+from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
+from trainer.model.source import DECODER, PROJECTION, open_model
 
 # Float32 copies of the model on the devices of n ranks together: computing weights, ZeRO's masters, AdamW's moments,
 # and under ZeRO-3 gradients, which DeepSpeed allocates at once.
@@ -97,10 +97,10 @@ def test_no_more_than_the_shares_and_one_mapped_file_is_in_host_memory(strategy,
 
 def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
     """Build the engine over the model in `folder` once told to; when its sharding began and ended, monotonic time."""
-    from trainer.config import Config
     from trainer.engine import Engine, Ranks, build_accelerator
     from trainer.engine.torch_backend import TorchBackend
     from trainer.engine.zero_backend import ZeroBackend
+    from trainer.flags.config import Config
 
     # By itself glibc may keep freed blocks of up to 32 MB for later use; most of what `large` frees is larger.
     assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)

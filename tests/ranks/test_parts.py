@@ -10,9 +10,9 @@ import pytest
 
 from tests.ranks.cases import GLOBAL_BATCH, LENGTHS, Numbers, differences, steps
 from tests.ranks.harness import run_ranks
-from trainer.memory import Layout, expected_bytes
-from trainer.selection import count, selection_of
-from trainer.shapes import KNOWN
+from trainer.plan.memory import Layout, expected_bytes
+from trainer.spec.shapes import KNOWN
+from trainer.spec.trainable import count, selection_of
 
 STEPS = 20
 EPOCHS = -(-STEPS * GLOBAL_BATCH // len(LENGTHS))

@@ -12,9 +12,9 @@ import pytest
 
 from tests.ranks.harness import launch_rank, run_ranks
 from tests.runs import FEW, few_clips
-from trainer.arrow_store import KEY, PART
-from trainer.cache import code_store, open_codes
-from trainer.order import Order, Row, micro_batches, rows_of_step
+from trainer.data.arrow_store import KEY, PART
+from trainer.data.cache import code_store, open_codes
+from trainer.data.order import Order, Row, micro_batches, rows_of_step
 
 EPOCHS, STEPS, MICRO_BATCH, ACCUMULATION = 3, 6, 1, 2
 FLAGS: tuple[str, ...] = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
@@ -26,9 +26,10 @@ HUGE_PAGE = 2 * 2**20
 
 def counted_run(folder: str) -> dict[str, Any]:
     """A run that notes which files this rank decodes, which rows it crops, which rows of the store it opens."""
-    from trainer import audio, loop
-    from trainer.arrow_store import Binaries
-    from trainer.cache import Codes
+    from trainer.data import audio
+    from trainer.data.arrow_store import Binaries
+    from trainer.data.cache import Codes
+    from trainer.training import loop
 
     seen: dict[str, Any] = {"decoded": [], "crops": [], "rows": [], "order": None}
     stream, crop, get, train = audio.stream, Codes.crop, Binaries.__getitem__, loop.train

@@ -19,7 +19,7 @@ ONE_STEP = ("--max_steps", "1", "--strategy", "ddp")
 
 def slow_after_the_first_clip() -> None:
     """Each rank holds one encoded clip that is not written yet, and takes long over its second."""
-    from trainer import cache
+    from trainer.data import cache
 
     encode = cache.encode
     done: list[None] = []
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_saves_the_state_before_it_on_all(
 
 def stuck_on_rank_1() -> None:
     """A main thread that waits for ever between two steps, as for a disk that does not answer."""
-    from trainer import loop
+    from trainer.training import loop
 
     step_of_loop = loop._step
 

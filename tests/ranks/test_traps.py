@@ -23,7 +23,7 @@ def refused(folder, *flags, words, code=EXIT_USAGE, **named) -> None:
 def without_the_lines_for_fsdp_on_cpus() -> None:
     from accelerate import PartialState
 
-    from trainer.engine import runtime
+    from trainer.engine import accelerator
 
     class Untouched:
         _shared_state: ClassVar[dict] = {}
@@ -31,7 +31,7 @@ def without_the_lines_for_fsdp_on_cpus() -> None:
         def __init__(self, **settings):
             PartialState(**settings)
 
-    runtime.PartialState = Untouched  # type: ignore[misc]
+    accelerator.PartialState = Untouched  # type: ignore[misc]
 
 
 def test_fsdp_that_accelerate_turns_into_something_else_is_refused(tmp_path):
@@ -41,9 +41,9 @@ def test_fsdp_that_accelerate_turns_into_something_else_is_refused(tmp_path):
 
 
 def as_if_there_were_gpus() -> None:
-    from trainer.engine import runtime
+    from trainer.engine import accelerator
 
-    runtime._on_cpu = lambda: False
+    accelerator._on_cpu = lambda: False
 
 
 def test_two_trainings_of_one_process_each_are_refused(tmp_path):

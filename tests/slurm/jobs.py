@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.runs import few_clips, metrics
 from tests.slurm.cluster import ENDED, Cluster
-from trainer.checkpoint import newest
+from trainer.run.checkpoint import newest
 
 STEPS = 60
 FLAGS = [

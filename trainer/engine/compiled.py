@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import torch
 import torch._functorch.config
 
-from trainer.models import LanguageModel
-from trainer.plan import Plan
+from trainer.model.language_model import LanguageModel
+from trainer.plan.plan import Plan
 
 # Graphs of one layer: training and evaluation, with and without a mask, one clip and more, one text token and more.
 MOST_GRAPHS = 32

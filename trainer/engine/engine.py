@@ -12,22 +12,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.batches import Batch
-from trainer.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
-from trainer.config import Config
-from trainer.engine.average import Average
+from trainer.data.batches import Batch
 from trainer.engine.compiled import compile_layers
+from trainer.engine.ema import Average
+from trainer.engine.matmul_rate import matmul_rate
 from trainer.engine.ranks import Ranks
-from trainer.engine.shares import Read, Share
+from trainer.engine.shards import Read, Share
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
-from trainer.loss import step_loss
-from trainer.matmul_rate import matmul_rate
-from trainer.models import Source
-from trainer.plan import Plan
-from trainer.trainee import trainee_of
-from trainer.weights import Weights
+from trainer.flags.config import Config
+from trainer.model.loss import step_loss
+from trainer.model.source import Source
+from trainer.model.trained_model import trainee_of
+from trainer.model.weights import Weights
+from trainer.plan.plan import Plan
+from trainer.run.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 
 # fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
 FP16_ATTEMPTS = 18

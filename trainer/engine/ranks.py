@@ -37,7 +37,7 @@ from trainer.engine.failures import (
     store_is_gone,
 )
 from trainer.errors import EXIT_FAILED, EXIT_RESUME, ConfigError, PeerLostError, TrainerError
-from trainer.stopping import ignore_requests
+from trainer.run.signals import ignore_requests
 
 BEAT_SECONDS = 1.0
 # Long enough for the others to read the failure, before the launcher notices the exit and ends them.

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
-from trainer.config import Config
-from trainer.engine import eight_bit
-from trainer.engine.shares import MOMENTS, Read, Share
-from trainer.models import LanguageModel, materialize
-from trainer.plan import Plan
+from trainer.engine import adamw_8bit
+from trainer.engine.shards import MOMENTS, Read, Share
+from trainer.flags.config import Config
+from trainer.model.language_model import LanguageModel, materialize
+from trainer.plan.plan import Plan
+from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
 
 if TYPE_CHECKING:
-    from trainer.engine.quantized import QuantizedLinear
+    from trainer.engine.quantized_base import QuantizedLinear
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Values whose squares are summed in float32 before the sums are added in float64.
@@ -43,7 +43,7 @@ class TorchBackend:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._eight_bit = config.optimizer == "adamw8bit"
         optimizer = (
-            eight_bit.eight_bit_adamw(trained, config.weight_decay)
+            adamw_8bit.eight_bit_adamw(trained, config.weight_decay)
             if self._eight_bit
             else torch.optim.AdamW(
                 trained, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
@@ -60,7 +60,7 @@ class TorchBackend:
         """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._eight_bit:
-            eight_bit.reset(self._optimizer.optimizer, steps)
+            adamw_8bit.reset(self._optimizer.optimizer, steps)
             return
         for _, parameter in self._parameters:
             self._optimizer.state[parameter] = {
@@ -125,7 +125,7 @@ class TorchBackend:
         """This rank's share of every trained parameter, in the model's order."""
         for name, parameter in self._parameters:
             state = self._optimizer.state[parameter]
-            moments = eight_bit.moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
+            moments = adamw_8bit.moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
             start, replica, replicas = _place(parameter)
             yield Share(
                 name=name,
@@ -141,9 +141,9 @@ class TorchBackend:
     def publish(self, read: Read) -> None:
         """Fill what no share holds, the frozen parameters; the trained ones are their shares."""
         if self._quantized:
-            from trainer.engine import quantized
+            from trainer.engine import quantized_base
 
-            quantized.fill(self._quantized, read, self._accelerator.device)
+            quantized_base.fill(self._quantized, read, self._accelerator.device)
         for name, parameter in self._frozen:
             local, (start, _, _) = _local(parameter), _place(parameter)
             if len(local):
@@ -154,7 +154,7 @@ class TorchBackend:
         stored = frozenset(checkpoint.names()) if self._eight_bit else frozenset()
         for share, (name, parameter) in zip(self.shares(), self._parameters, strict=True):
             if self._eight_bit:
-                eight_bit.fill(name, self._optimizer.state[parameter], checkpoint.read, stored)
+                adamw_8bit.fill(name, self._optimizer.state[parameter], checkpoint.read, stored)
             else:
                 share.fill([f"{kind}/{name}" for kind in MOMENTS], checkpoint.read)
 
@@ -164,7 +164,7 @@ class TorchBackend:
         if not (self._eight_bit and first):
             return {}
         states = {name: self._optimizer.state[parameter] for name, parameter in self._parameters}
-        return {key: piece for name, state in states.items() for key, piece in eight_bit.scales(name, state).items()}
+        return {key: piece for name, state in states.items() for key, piece in adamw_8bit.scales(name, state).items()}
 
     def refresh(self) -> None:
         """Nothing to do: the float32 shares are the weights."""
@@ -192,9 +192,9 @@ def _quantized(model: LanguageModel, plan: Plan, config: Config) -> dict[str, Qu
     """The frozen linear layers that --base_bits replaced in the model, by their weights' names; none without it."""
     if config.base_bits is None:
         return {}
-    from trainer.engine import quantized  # bitsandbytes takes seconds, and is an optional dependency
+    from trainer.engine import quantized_base  # bitsandbytes takes seconds, and is an optional dependency
 
-    return quantized.quantize_layers(model, bits=config.base_bits, dtype=COMPUTE[plan.mixed_precision])
+    return quantized_base.quantize_layers(model, bits=config.base_bits, dtype=COMPUTE[plan.mixed_precision])
 
 
 def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.checkpoint import WEIGHT, Checkpoint, FlatSlice
-from trainer.config import Config
-from trainer.engine.shares import MOMENTS, Read, Share
-from trainer.models import LanguageModel, materialize
-from trainer.plan import Plan
+from trainer.engine.shards import MOMENTS, Read, Share
+from trainer.flags.config import Config
+from trainer.model.language_model import LanguageModel, materialize
+from trainer.plan.plan import Plan
+from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
 
 
 class ZeroBackend:

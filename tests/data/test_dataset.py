@@ -1,0 +1,104 @@
+"""Which clips a run gets from its folders, and what it says about the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.audio_files import write_clip
+from tests.runs import launch_here
+from trainer.data import dataset
+from trainer.errors import DataError
+from trainer.flags.config import Config
+from trainer.model.source import open_model
+
+ONE_STEP = ("--max_steps", "1", "--segment_seconds", "1")
+
+
+def fates(folder: Path) -> dict[str, str]:
+    with open(folder / "models/dataset.csv", newline="", encoding="utf-8") as file:
+        return {row["path"]: row["fate"] for row in csv.DictReader(file)}
+
+
+def prepare(folder: Path, **flags) -> dataset.Dataset:
+    flags = {"code_views": 2} | flags
+    config = Config(dataset_path=str(folder / "data"), cache_dir=str(folder / "cache"), **flags)
+    return dataset.prepare(config, open_model("debug"), torch.device("cpu"))
+
+
+def test_a_clip_without_a_whole_frame_in_every_view_is_too_short_and_not_trained_on(tmp_path):
+    for name, samples in [("none", 600), ("one_view", 700), ("both", 960), ("more", 32_000)]:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        sound = 0.1 * np.random.default_rng(samples).standard_normal(samples)
+        soundfile.write(tmp_path / "data" / f"{name}.wav", sound, 32_000)
+        (tmp_path / "data" / f"{name}.txt").write_text(name)
+    launch_here(tmp_path, *ONE_STEP, "--min_seconds", "0.001")
+    assert fates(tmp_path) == {
+        "none.wav": "too short", "one_view.wav": "too short", "both.wav": "used", "more.wav": "used",
+    }  # fmt: skip
+    assert prepare(tmp_path, min_seconds=0.001).clips == 2
+
+
+def test_only_clips_without_a_frame_are_an_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    soundfile.write(tmp_path / "data/x.wav", np.full(500, 0.1), 32_000)
+    with pytest.raises(DataError, match=r"less than a frame"):
+        prepare(tmp_path, min_seconds=0.001, no_label=True)
+
+
+def test_min_seconds_leaves_out_what_is_shorter(tmp_path):
+    for seconds in (0.6, 1.5):
+        write_clip(tmp_path / "data" / f"{seconds}.wav", "x", seconds=seconds)
+    launch_here(tmp_path, *ONE_STEP, "--min_seconds", "1")
+    assert fates(tmp_path) == {"0.6.wav": "too short", "1.5.wav": "used"}
+
+
+def test_a_validation_share_that_chooses_no_clip_is_refused_and_not_ignored(tmp_path):
+    write_clip(tmp_path / "data/a.wav", "x")
+    output = launch_here(tmp_path, *ONE_STEP, "--validation", "0.0001", expect=3)
+    assert "chose none of the 1 clips" in output and "--seed" in output
+
+
+def test_the_seed_chooses_what_is_held_out(tmp_path):
+    for seed in range(12):
+        write_clip(tmp_path / "data" / f"{seed}.wav", "x", seed=seed)
+    held = [set(prepare(tmp_path, validation="0.5", seed=seed).validation.names) for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2]
+    train = set(prepare(tmp_path, validation="0.5", seed=1).train.names)
+    assert not train & held[2] and len(train | held[2]) == 12
+
+
+def test_files_of_a_validation_folder_are_told_from_those_of_equal_name(tmp_path):
+    write_clip(tmp_path / "data/a.wav", "x", seed=1)
+    write_clip(tmp_path / "held/a.wav", "x", seed=2)
+    write_clip(tmp_path / "held/b.wav", seed=3)
+    launch_here(tmp_path, *ONE_STEP, "--validation", "held")
+    assert fates(tmp_path) == {"a.wav": "used", "held/a.wav": "used", "held/b.wav": "no caption"}
+    lines = (tmp_path / "models/metrics.jsonl").read_text().splitlines()
+    assert any("validation_loss" in json.loads(line) for line in lines)
+
+
+def test_codes_are_never_stored_under_the_content_of_another_file(tmp_path):
+    path = write_clip(tmp_path / "data/a.wav", "x", seed=1)
+    prepare(tmp_path, code_views=2)
+    status = path.stat()
+    write_clip(path, seed=2)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    prepare(tmp_path, code_views=2)  # size and date are trusted: nothing is read
+    with pytest.raises(DataError, match="changed since it was inspected: run again with --rehash 1"):
+        prepare(tmp_path, code_views=3)
+    assert prepare(tmp_path, code_views=3, rehash=True).clips == 1
+
+
+def test_a_crop_has_all_its_frames_whatever_the_rounding():
+    source = open_model("debug")
+    # 4.1 x 50 is 204.99999999999997
+    assert [dataset.segment_frames(source, seconds) for seconds in (4.1, 30, 1.01, 0.999)] == [205, 1500, 50, 49]

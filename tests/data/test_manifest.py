@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.audio_files import noise, write_clip, write_sparse_hours
+from trainer.data import audio, manifest
+from trainer.data.manifest import Fate, Manifest
+from trainer.errors import ConfigError, StorageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scan(folder: Path, memory: Path | None = None, **options: bool) -> Manifest:
+    return manifest.scan(
+        folder, no_label=options.get("no_label", False), min_seconds=0.5, show_progress=False,
+        memory=memory or folder.parent / "memory", rehash=options.get("rehash", False),
+    )
+
+
+def fates(found: Manifest) -> dict[str, str]:
+    assert len({one.path for one in found.fates}) == len(found.fates)
+    return {one.path: one.fate for one in found.fates}
+
+
+def details(found: Manifest) -> dict[str, str]:
+    return {one.path: one.detail for one in found.fates}
+
+
+def captions(found: Manifest) -> dict[str, str | None]:
+    return dict(zip(found.clips["path"], found.clips["caption"], strict=True))
+
+
+def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "calm piano", seconds=1.5)
+    soundfile.write(tmp_path / "data" / "b.wav", noise(1, 48_000, 2), 48_000)
+    (tmp_path / "data" / "b.txt").write_text("")
+    clips = scan(tmp_path / "data").clips
+    assert {name: feature.dtype for name, feature in clips.features.items()} == {
+        "path": "string", "path_bytes": "binary", "caption": "string", "seconds": "float64",
+        "sample_rate_hz": "int32", "channels": "int32", "content": "string",
+    }
+    rows = {row["path"]: row for row in clips}
+    assert rows["a.wav"] == {
+        "path": "a.wav", "path_bytes": os.fsencode(tmp_path / "data" / "a.wav"), "caption": "calm piano",
+        "seconds": 1.5, "sample_rate_hz": 8_000, "channels": 1,
+        "content": audio.inspect(tmp_path / "data" / "a.wav").content,
+    }
+    b = rows["b.wav"]
+    assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)
+
+
+def test_the_same_files_elsewhere_in_another_order_give_the_same_table(tmp_path: Path) -> None:
+    names = [f"{folder}{name}.wav" for folder in ("", "x/", "x/y/") for name in ("b", "a", "c", "é")]
+    for place, order in (("one", names), ("two/deeper", names[::-1])):
+        for name in order:
+            write_clip(tmp_path / place / name, caption=f"about {name}", seed=names.index(name) % 5)
+    one, two = scan(tmp_path / "one"), scan(tmp_path / "two" / "deeper")
+    assert one.fates == two.fates
+    assert one.clips.remove_columns("path_bytes")[:] == two.clips.remove_columns("path_bytes")[:]
+    assert [os.fsdecode(path) for path in two.clips["path_bytes"]] == [
+        str(tmp_path / "two" / "deeper" / name) for name in one.clips["path"]
+    ]
+    keys = [(row["content"], row["caption"]) for row in one.clips]
+    assert len(keys) == len(names) and keys == sorted(keys)
+
+
+def test_a_relative_folder_is_the_same_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "x")
+    absolute = scan(tmp_path / "data").clips[:]
+    monkeypatch.chdir(tmp_path)
+    assert scan(Path("data")).clips[:] == absolute
+
+
+def test_captions_pair_by_stem_whatever_the_case_and_the_way_accents_are_stored(tmp_path: Path) -> None:
+    pairs = {
+        "plain.wav": "plain.txt", "UPPER.WAV": "UPPER.TXT", "Mixed.Wav": "mixed.txt",
+        "v1.2 final.wav": "v1.2 final.txt",
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.wav": "cafe\N{COMBINING ACUTE ACCENT}.txt",
+        "sub/plain.wav": "sub/plain.txt",
+    }
+    for seed, (name, caption_name) in enumerate(pairs.items()):
+        write_clip(tmp_path / "data" / name, seed=seed)
+        (tmp_path / "data" / caption_name).write_text(f"from {caption_name}")
+    assert captions(scan(tmp_path / "data")) == {name: f"from {text}" for name, text in pairs.items()}
+
+
+def test_an_exact_stem_wins_over_one_that_differs_in_case(tmp_path: Path) -> None:
+    for seed, stem in enumerate(("song", "Song")):
+        write_clip(tmp_path / "data" / f"{stem}.wav", f"of {stem}", seed=seed)
+    write_clip(tmp_path / "data" / "solo.wav", "exact", seed=2)
+    (tmp_path / "data" / "SOLO.txt").write_text("other")
+    found = scan(tmp_path / "data")
+    assert captions(found) == {"song.wav": "of song", "Song.wav": "of Song", "solo.wav": "exact"}
+    assert fates(found)["SOLO.txt"] == "ignored"
+    (tmp_path / "data" / "Song.txt").unlink()
+    assert fates(scan(tmp_path / "data"))["Song.wav"] == "no caption"
+
+
+def test_equal_sound_with_an_equal_caption_is_used_once_and_with_another_again(tmp_path: Path) -> None:
+    for name, caption in (("c", "calm"), ("a/z", "calm"), ("b", " calm\n"), ("d", "loud"), ("e", "")):
+        write_clip(tmp_path / "data" / f"{name}.wav", caption)
+    found = scan(tmp_path / "data")
+    assert fates(found) == {
+        "a/z.wav": "used", "b.wav": "duplicate", "c.wav": "duplicate", "d.wav": "used", "e.wav": "used",
+    }
+    assert "a/z.wav" in details(found)["b.wav"] and "a/z.wav" in details(found)["c.wav"]
+    assert captions(found) == {"a/z.wav": "calm", "d.wav": "loud", "e.wav": None}
+
+
+def test_no_label_trains_all_clips_without_text_even_where_there_is_some(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data" / "a.wav", seed=1)
+    write_clip(tmp_path / "data" / "b.wav", "unused", seed=2)
+    write_clip(tmp_path / "data" / "c.wav", seed=3)
+    (tmp_path / "data" / "c.txt").write_bytes(b"\0\0 not even text")
+    found = scan(tmp_path / "data", no_label=True)
+    assert captions(found) == {"a.wav": None, "b.wav": None, "c.wav": None}
+    assert "--no_label" in details(found)["b.wav"] and details(found)["a.wav"] == ""
+
+
+def test_every_file_has_one_fate_and_a_caption_in_use_shares_that_of_its_clip(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a.wav", "b.wav", "x/a.wav")):
+        write_clip(tmp_path / "data" / name, f"{name}", seed=seed)
+    for name in ("a.mp3", "notes.md", "x/lonely.txt", "x/cover.jpg", ".DS_Store", "x/Thumbs.db"):
+        (tmp_path / "data" / name).write_text("x")
+    found = fates(scan(tmp_path / "data"))
+    files = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert set(found) == files - {"a.txt", "b.txt", "x/a.txt"}
+    assert Counter(found.values()) == {"used": 3, "unsupported format": 1, "no audio": 1, "ignored": 4}
+
+
+def replace_unseen(path: Path) -> None:
+    """Other bytes of equal number under an equal modification time."""
+    status = path.stat()
+    path.write_bytes(b"#" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_unchanged_files_are_not_read_again_unless_asked(tmp_path: Path) -> None:
+    good, other = write_clip(tmp_path / "data" / "a.wav", "a"), write_clip(tmp_path / "data" / "b.wav", "b", seed=1)
+    bad = tmp_path / "data" / "bad.wav"
+    bad.write_bytes(b"nothing")
+    bad.with_suffix(".txt").write_text("bad")
+    before = scan(tmp_path / "data")
+    assert fates(before) == {"a.wav": "used", "b.wav": "used", "bad.wav": "unreadable"}
+    replace_unseen(good)
+    replace_unseen(bad)
+    again = scan(tmp_path / "data")
+    assert again.clips[:] == before.clips[:] and again.fates == before.fates
+    assert fates(scan(tmp_path / "data", rehash=True))["a.wav"] == "unreadable"
+    assert fates(scan(tmp_path / "data"))["a.wav"] == "unreadable"
+    write_clip(bad, seed=2)
+    os.utime(other, ns=(0, 0))
+    other.write_bytes(b"#" * other.stat().st_size)
+    assert fates(scan(tmp_path / "data")) == {"a.wav": "unreadable", "b.wav": "unreadable", "bad.wav": "used"}
+
+
+def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "data" / "a.wav", "before", seconds=1)
+    write_clip(tmp_path / "data" / "b.wav", "b", seconds=2)
+    scan(tmp_path / "data")
+    path.with_suffix(".txt").write_text("after")
+    assert captions(scan(tmp_path / "data"))["a.wav"] == "after"
+    memory = tmp_path / "memory"
+    longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, memory=memory, show_progress=False)
+    assert fates(longer)["a.wav"] == "too short"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1, "files": {"/a.wav": [1]}}', b"\xff\xfe\0"])
+def test_a_damaged_memory_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "a")
+    expected = scan(tmp_path / "data", tmp_path / "other").clips[:]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / audio.MEMORY_NAME).write_bytes(content)
+    assert scan(tmp_path / "data").clips[:] == expected
+    assert list(json.loads((tmp_path / "memory" / audio.MEMORY_NAME).read_text())["files"]) == [
+        str(tmp_path / "data" / "a.wav")
+    ]
+
+
+def test_a_killed_scan_keeps_what_it_saved(tmp_path: Path) -> None:
+    small = [str(write_clip(tmp_path / f"{seed}.wav", seed=seed)) for seed in range(3)]
+    large = str(write_sparse_hours(tmp_path / "large.wav", hours=4))
+    program = (
+        "import sys; from pathlib import Path; from trainer import audio; audio.SAVE_SECONDS = 0.0;"
+        "audio.inspect_all(sys.argv[2:], Path(sys.argv[1]), show_progress=False)"
+    )
+    memory = tmp_path / "memory"
+    process = subprocess.Popen([sys.executable, "-c", program, str(memory), *small, large], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while len(audio._recall(memory)) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    known = audio._recall(memory)
+    assert {path: said for path, (_, said) in known.items()} == {path: audio.inspect(Path(path)) for path in small}
+
+
+def test_a_memory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "a")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"taken/memory.*Not a directory.*--cache_dir"):
+        scan(tmp_path / "data", tmp_path / "taken" / "memory")
+    # A limit on the size of files fails as a full disk does: after some of the bytes are written.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(StorageError, match=r"full.*File too large.*--cache_dir"):
+            scan(tmp_path / "data", tmp_path / "full")
+        with pytest.raises(StorageError, match=r"report\.csv.*--output_dir"):
+            manifest.write_report([Fate(path="a.wav", fate="used")], tmp_path / "report.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "full").iterdir()) == [] and not list(tmp_path.glob("*report*"))
+
+
+def test_a_complete_memory_need_not_be_writable(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "a")
+    expected = scan(tmp_path / "data").clips[:]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        assert scan(tmp_path / "data").clips[:] == expected
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_split_is_about_the_share_asked_for() -> None:
+    contents = [f"{number:032x}" for number in range(5_000)]
+    for seed in range(5):
+        # 5 standard deviations of a binomial with n = 5,000 and p = 0.1: one false alarm in 1.7 million.
+        assert abs(manifest.split(contents, seed, 0.1).sum() - 500) < 5 * np.sqrt(5_000 * 0.1 * 0.9)
+
+
+def test_added_files_move_no_other_and_equal_files_stay_together() -> None:
+    contents = [f"{number:032x}" for number in range(300)]
+    chosen = dict(zip(contents, manifest.split(contents, 3, 0.2), strict=True))
+    some = contents[::-7] + contents[::3]
+    np.testing.assert_array_equal(manifest.split(some, 3, 0.2), [chosen[content] for content in some])
+
+
+def test_a_larger_share_keeps_what_a_smaller_one_chose_and_another_seed_chooses_anew() -> None:
+    contents = [f"{number:032x}" for number in range(1_000)]
+    masks = [manifest.split(contents, 1, share) for share in (0.0, 0.05, 0.3, 1.0)]
+    assert not masks[0].any() and masks[3].all()
+    assert (masks[1] <= masks[2]).all() and masks[1].sum() < masks[2].sum()
+    # Two seeds agree on being chosen for 0.3 x 0.3 of the clips: 90 of 1,000, deviation 9.
+    assert abs((masks[2] & manifest.split(contents, 2, 0.3)).sum() - 90) < 45
+    assert manifest.split([], 1, 0.5).shape == (0,) and masks[0].dtype == bool
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="0 to 1"):
+        manifest.split(["a"], 1, share)
+
+
+def test_the_report_reads_back_with_every_name_and_detail(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "report.csv"
+    rows = [
+        Fate(path='a "quoted", name.wav', fate="used"),
+        Fate(path="é — 音楽.wav", fate="too short", detail="0.1 s, under"),
+    ]
+    manifest.write_report(rows, path)
+    with open(path, newline="", encoding="utf-8") as file:
+        assert [Fate(**row) for row in csv.DictReader(file)] == rows  # type: ignore[arg-type]
+    assert os.listdir(path.parent) == ["report.csv"]
+
+
+def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_any() -> None:
+    rows = [Fate(path=f"used {number}.wav", fate="used") for number in range(1_234)]
+    rows += [Fate(path=f"short {number}.wav", fate="too short", detail="use a longer take") for number in range(500)]
+    rows += [Fate(path=f"text {number}.txt", fate="no audio", detail="add it") for number in range(2)]
+    text = manifest.summary(rows)
+    assert "1,234  used" in text and "500  too short" in text and "2  no audio" in text
+    shown = [line for line in text.splitlines() if line.startswith("  ") and ": " in line]
+    assert len(shown) == 10
+    assert [line.split()[0] for line in shown[:4]] == ["short", "text", "short", "text"]
+    assert shown[0] == "  short 0.wav: too short: use a longer take"
+
+
+def test_importing_the_manifest_and_scanning_loads_no_torch(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data" / "a.wav", "a")
+    program = (
+        "import sys; from pathlib import Path; from trainer import manifest;"
+        "assert 'torch' not in sys.modules and 'datasets' not in sys.modules;"
+        "manifest.scan(Path(sys.argv[1]), no_label=False, min_seconds=0.5, memory=Path(sys.argv[2]));"
+        "assert 'torch' not in sys.modules"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "memory")]
+    assert subprocess.run(arguments, cwd=ROOT, timeout=60).returncode == 0

@@ -1,0 +1,116 @@
+"""The order of clips: conservation laws, and independence from how a step is split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainer.data.order import Order, draw, micro_batches, permutation, rows_of_step, valid_cells
+
+LENGTHS = [5, 40, 41, 200, 17, 40, 90]
+
+
+def order_of(**changes) -> Order:
+    settings = {
+        "seed": 3,
+        "epochs": 4,
+        "global_batch": 3,
+        "segment_frames": 40,
+        "codebooks": 4,
+        "caption_drop_rate": 0.5,
+        "frames": np.array([[length, length - 1] for length in LENGTHS]),
+    }
+    return Order(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("global_batch", [1, 3, 7, 8, 28, 50])
+def test_every_clip_comes_once_an_epoch_whatever_the_global_batch(global_batch):
+    order = order_of(global_batch=global_batch)
+    rows = [row for step in range(order.steps) for row in rows_of_step(order, step)]
+    counts = Counter((row.epoch, row.clip) for row in rows)
+    assert counts == {(epoch, clip): 1 for epoch in range(4) for clip in range(len(LENGTHS))}
+    assert order.steps == -(-4 * len(LENGTHS) // global_batch)
+
+
+def test_a_clips_draw_does_not_depend_on_the_global_batch():
+    def draws(global_batch):
+        order = order_of(global_batch=global_batch)
+        return {(row.epoch, row.clip): row for step in range(order.steps) for row in rows_of_step(order, step)}
+
+    assert draws(1) == draws(5) == draws(28)
+
+
+def test_the_same_clips_form_a_prefix_of_the_stream():
+    small, large = order_of(global_batch=2), order_of(global_batch=4)
+    pairs = {(row.epoch, row.clip) for step in (0, 1) for row in rows_of_step(small, step)}
+    assert pairs == {(row.epoch, row.clip) for row in rows_of_step(large, 0)}
+
+
+@pytest.mark.parametrize("world_size,micro_batch,accumulation", [(1, 8, 1), (1, 3, 3), (2, 2, 2), (4, 1, 2), (3, 3, 1)])
+def test_shares_of_all_ranks_cover_a_step_exactly_once(world_size, micro_batch, accumulation):
+    rows = rows_of_step(order_of(global_batch=7), 1)
+    shares = [
+        batch
+        for rank in range(world_size)
+        for batch in micro_batches(
+            rows, micro_batch=micro_batch, accumulation=accumulation, world_size=world_size, rank=rank
+        )
+    ]
+    assert all(len(batch) == micro_batch for batch in shares)
+    counted = [row for batch in shares for row in batch if row.weight]
+    assert Counter(counted) == Counter(rows)
+
+
+def test_crops_stay_inside_the_clip_and_reach_both_ends():
+    order = order_of()
+    rows = [draw(order, epoch, 3) for epoch in range(3000)]
+    assert all(row.start >= 0 and row.start + row.frames <= order.frames[3, row.view] for row in rows)
+    starts = {row.start for row in rows}
+    assert min(starts) == 0 and max(starts) == 160 and len(starts) > 150
+    assert {row.view for row in rows} == {0, 1}
+
+
+def test_draws_differ_between_seeds_epochs_and_clips_and_repeat():
+    frames = np.full((3, 2), 10_000)
+    draws = {
+        (seed, epoch, clip): draw(order_of(seed=seed, frames=frames), epoch, clip).start
+        for seed in range(3) for epoch in range(3) for clip in range(3)
+    }  # fmt: skip
+    assert len(set(draws.values())) == len(draws)
+    assert draw(order_of(seed=2, frames=frames), 1, 0).start == draws[2, 1, 0]
+
+
+def test_captions_are_dropped_at_their_rate_and_per_clip():
+    order = order_of(caption_drop_rate=0.1)
+    dropped = np.array([[draw(order, epoch, clip).drop_caption for clip in range(7)] for epoch in range(3000)])
+    deviation = np.sqrt(0.1 * 0.9 / dropped.size)
+    assert abs(dropped.mean() - 0.1) < 4 * deviation
+    # independent per clip: a whole epoch without captions would show as rows of equal values
+    assert abs((dropped.sum(axis=1) == 1).mean() - 7 * 0.1 * 0.9**6) < 0.04
+    assert not any(draw(replace(order, caption_drop_rate=0.0), epoch, 0).drop_caption for epoch in range(500))
+
+
+def test_seeds_and_epochs_give_different_permutations_and_equal_ones_repeat():
+    orders = {tuple(permutation(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert tuple(permutation(1, 2, 20)) in orders
+
+
+def test_valid_cells_are_those_that_labels_have():
+    # slow obvious version: count cells (codebook, step) with a code, clip alone in its segment
+    rows = rows_of_step(order_of(global_batch=7), 0)
+    expected = [0, 0, 0, 0]
+    for row in rows:
+        for k in range(4):
+            for step in range(40):
+                expected[k] += 0 <= step - k < row.frames
+    assert valid_cells(rows, 4, 40).tolist() == expected
+
+
+def test_more_rows_than_the_layout_holds_are_refused():
+    rows = rows_of_step(order_of(global_batch=7), 0)
+    with pytest.raises(ValueError, match="do not fit"):
+        micro_batches(rows, micro_batch=2, accumulation=3, world_size=1, rank=0)

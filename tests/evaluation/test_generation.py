@@ -1,0 +1,216 @@
+"""scripts/generate.py as a user starts it, and trainer/generation.py under it, on a real finished run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+from scripts import generate as script
+from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation
+from trainer.exports.saved_models import open_saved
+from trainer.model.source import open_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+KINDS = (".", "huggingface", "audiocraft", "audiocraft/state_dict.bin", "lm_final.pt", "lm_2.pt")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sounds(folder: Path) -> dict[str, str]:
+    """Digest of each file by name."""
+    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def run_script(*words: object) -> int:
+    return script.main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_model_gives_sound_of_the_asked_length(kind: str, finished_run: Path, tmp_path: Path) -> None:
+    code = run_script("--model", finished_run / kind, "--prompt", "slow rock", "--seconds", "0.5", "--output", tmp_path)
+    assert code == 0
+    audio, rate = soundfile.read(tmp_path / "01_slow_rock.wav")
+    assert (rate, audio.shape) == (32000, (16000,)) and audio.std() > 0
+
+
+def test_a_base_model_generates_too_and_sampling_options_change_the_sound(tmp_path: Path) -> None:
+    options = {"plain": (), "cool": ("--temperature", "0.5"), "two": ("--top_k", "2"), "free": ("--guidance", "1")}
+    options |= {"greedy": ("--greedy",), "seed": ("--seed", "1")}
+    for name, words in options.items():
+        assert not run_script(
+            "--model", "debug", "--prompt", "rock", "--seconds", 0.3, "--output", tmp_path / name, *words
+        )
+    assert len({str(sounds(tmp_path / name)) for name in options}) == len(options)
+
+
+def test_the_same_command_gives_the_same_bits_in_another_process_and_from_another_folder(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    prompts = ("--prompt", "slow rock", "--prompt", "", "--seconds", "0.4")
+    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), "--model", str(finished_run / "huggingface")]
+    env = {"OMP_NUM_THREADS": "1", "PATH": ""}
+    for name in ("first", "second"):
+        subprocess.run([*command, *prompts, "--output", name], cwd=tmp_path, env=env, check=True, timeout=120)
+    assert sounds(tmp_path / "first") == sounds(tmp_path / "second")
+    assert len(set(sounds(tmp_path / "first").values())) == 2
+
+
+def test_a_prompts_sound_does_not_depend_on_its_neighbours(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("fast metal\n\n  slow rock ballad  \n", encoding="utf-8")
+    words = ("--model", finished_run, "--seconds", "0.4", "--output")
+    assert not run_script(*words, tmp_path / "file", "--prompts", tmp_path / "prompts.txt")
+    assert not run_script(*words, tmp_path / "alone", "--prompt", "slow rock ballad")
+    together, alone = sounds(tmp_path / "file"), sounds(tmp_path / "alone")
+    assert list(together) == ["01_fast_metal.wav", "02_slow_rock_ballad.wav"]
+    assert together["02_slow_rock_ballad.wav"] == alone["01_slow_rock_ballad.wav"]
+
+
+def test_greedy_codes_agree_between_the_exports(finished_run: Path) -> None:
+    tokenizer = open_saved(str(finished_run)).load_tokenizer()
+    codes = {}
+    for kind in ("huggingface", "lm_final.pt", "audiocraft"):
+        model = load_for_generation(open_saved(str(finished_run / kind)), CPU)
+        made = generate(model, tokenizer, "slow rock", frames=40, sampling=Sampling(greedy=True))
+        codes[kind] = made.codes_KT
+        assert made.codes_KT.shape == (4, 40) and made.codes_KT.max() < 2048
+        assert torch.equal(torch.from_numpy(made.audio), torch.from_numpy(decode(model, made.codes_KT)))
+    assert torch.equal(codes["lm_final.pt"], codes["huggingface"])
+    assert torch.equal(codes["audiocraft"], codes["huggingface"])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_sound_is_that_of_transformers_itself(guidance: float, finished_run: Path) -> None:
+    folder = finished_run / "huggingface"
+    theirs = MusicgenForConditionalGeneration.from_pretrained(folder).eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(["slow rock"], return_tensors="pt")
+    torch.manual_seed(7)
+    expected = theirs.generate(
+        **inputs, do_sample=True, top_k=50, temperature=0.9, guidance_scale=guidance, max_new_tokens=43
+    )
+    source = open_saved(str(finished_run))
+    made = generate(
+        load_for_generation(source, CPU),
+        source.load_tokenizer(),
+        "slow rock",
+        frames=40,
+        sampling=Sampling(guidance=guidance, temperature=0.9, top_k=50, seed=7),
+    )
+    assert torch.equal(torch.from_numpy(made.audio), expected[0, 0])
+
+
+def test_the_loaded_model_has_the_sources_weights_and_no_other() -> None:
+    source = open_model("debug")
+    state = load_for_generation(source, CPU).state_dict()
+    for name, tensor in source.weights.items():
+        assert torch.equal(state[name], tensor), name
+    assert set(state) - set(source.weights) == {"text_encoder.encoder.embed_tokens.weight"}
+
+
+def test_no_prompt_is_a_null_condition_and_guidance_changes_nothing_there(finished_run: Path) -> None:
+    source = open_saved(str(finished_run))
+    model, tokenizer = load_for_generation(source, CPU), source.load_tokenizer()
+    codes = [
+        generate(model, tokenizer, prompt, frames=20, sampling=Sampling(greedy=True, guidance=guidance)).codes_KT
+        for prompt, guidance in (("", 3.0), (" ", 1.0))
+    ]
+    assert torch.equal(*codes)
+    # Cross-attention to nothing adds nothing: the same codes come out of a decoder without it.
+    for layer in model.decoder.model.decoder.layers:
+        layer.encoder_attn.out_proj.weight.zero_()
+    without = generate(model, tokenizer, "", frames=20, sampling=Sampling(greedy=True)).codes_KT
+    assert torch.equal(without, codes[0])
+
+
+def test_generation_leaves_the_global_random_state_alone() -> None:
+    source = open_model("debug")
+    model, tokenizer = load_for_generation(source, CPU), source.load_tokenizer()
+    before = torch.get_rng_state()
+    generate(model, tokenizer, "a", frames=8, sampling=Sampling())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_refusals_say_what_would_work(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lone = tmp_path / "lone" / "lm_final.pt"
+    lone.parent.mkdir()
+    shutil.copy(finished_run / "lm_final.pt", lone)
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished_run / "lm_2.pt", unfinished)
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(lone.read_bytes()[:1000])
+    (tmp_path / "empty.txt").write_text("\n \n")
+    one = ("--prompt", "a", "--seconds", "0.3", "--output", tmp_path / "out")
+    cases: list[tuple[tuple[object, ...], int, tuple[str, ...]]] = [
+        (("--model", tmp_path / "none", *one), 1, ("--model", "no such folder")),
+        (("--model", tmp_path / "none.pt", *one), 1, ("none.pt", "no such file")),
+        (("--model", lone, *one), 1, ("language model only", "--base")),
+        (("--model", lone, "--base", tmp_path / "no", *one), 1, ("--base", "no such folder")),
+        (("--model", broken, "--base", "debug", *one), 1, ("broken.pt", "complete?")),
+        (("--model", unfinished, *one), 1, ("not been exported", "lm_2.pt")),
+        (("--model", "debug", "--base", "debug", *one), 1, ("leave --base out",)),
+        (("--model", "debug", "--prompts", tmp_path / "empty.txt"), 3, ("empty.txt is empty", "one prompt a line")),
+        (("--model", "debug", "--prompts", tmp_path / "no.txt"), 2, ("no.txt cannot be read",)),
+        (("--model", "debug"), 2, ("nothing to generate", "--prompt")),
+        (("--model", "debug", "--promt", "a"), 2, ("--promt is no flag", "--prompt")),
+        (("--model", "debug", *one, "--seconds", "0"), 2, ("--seconds 0.0", "0.1 to 300")),
+        (("--model", "debug", *one, "--temperature", "nan"), 2, ("--temperature nan", "above 0")),
+        (("--model", "debug", *one, "--device", "tpu9"), 2, ("--device tpu9", "use auto, cpu or cuda")),
+        (("--model", "debug", *one, "--output", broken), 4, ("--output", "choose another folder")),
+    ]
+    for words, exit_code, parts in cases:
+        assert run_script(*words) == exit_code, words
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and all(part in message for part in parts), (words, message)
+
+
+def test_a_lone_language_model_works_with_its_base_named(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copy(finished_run / "lm_final.pt", tmp_path)
+    sources = (open_saved(str(finished_run)), open_saved(str(tmp_path / "lm_final.pt"), base="debug"))
+    first, second = (load_for_generation(source, CPU).decoder.state_dict() for source in sources)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_language_model_of_another_size_than_the_base_is_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(finished_run / "lm_final.pt", weights_only=True)
+    fewer = {name: tensor for name, tensor in state.items() if not name.startswith("transformer.layers.1.")}
+    torch.save(fewer, tmp_path / "fewer.pt")
+    words = ("--model", tmp_path / "fewer.pt", "--base", "debug", "--prompt", "a", "--output", tmp_path / "out")
+    assert run_script(*words) == 1
+    assert "not a language model of the size of debug (2 layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("Café jazz, 90 bpm", "03_cafe_jazz_90_bpm.wav"),
+        ("../../etc/passwd", "03_etc_passwd.wav"),
+        ("日本", "03_prompt.wav"),
+        ("", "03_no_prompt.wav"),
+        ("x" * 500, "03_" + "x" * 60 + ".wav"),
+    ],
+)
+def test_file_names_are_safe(prompt: str, name: str) -> None:
+    assert script.file_name(3, prompt) == name
+
+
+def test_the_runs_config_is_what_names_an_lm_files_base(finished_run: Path) -> None:
+    assert json.loads((finished_run / "config.json").read_text())["model_id"] == "debug"
+    assert open_saved(str(finished_run / "lm_2.pt")).name == str(finished_run / "lm_2.pt")

@@ -1,0 +1,177 @@
+"""--init_from: every format gives the weights that were exported, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.runs import assert_bit_equal, final_state, launch_here, metrics
+from trainer.errors import ModelError
+from trainer.exports.export import export_all
+from trainer.exports.init_from import find_starting_point, start_from
+from trainer.model.language_model import LanguageModel, load_language_model
+from trainer.model.source import Source, open_model
+from trainer.model.weights import MemoryWeights
+from trainer.run.checkpoint import FlatSlice, Saver
+
+PLACES = {
+    "a run": "run",
+    "its newest step": "run/checkpoints/step-00000007",
+    "lm_final.pt": "exported/lm_final.pt",
+    "a run without checkpoints": "exported",
+    "a huggingface folder": "exported/huggingface",
+    "an audiocraft folder": "exported/audiocraft",
+    "its state_dict.bin": "exported/audiocraft/state_dict.bin",
+}
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return open_model("debug")
+
+
+@pytest.fixture(scope="module")
+def trained(source: Source) -> LanguageModel:
+    """Weights that differ from the source's in every tensor, as after training."""
+    torch.manual_seed(5)
+    model = load_language_model(source).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def places(source: Source, trained: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model in every format; the run holds an older step too, with other weights."""
+    folder = tmp_path_factory.mktemp("places")
+    export_all(source, trained.state_dict(), folder / "exported", card="", segment_seconds=30.0, cfg_dropout=0.0)
+    identity = {"codec": source.codec_identity(), "text encoder": source.text_identity()}
+    saver = Saver(folder / "run/checkpoints")
+    for step, factor in ((3, 0.5), (7, 1.0)):
+        state = {name: factor * value for name, value in trained.state_dict().items()}
+        saver.save(step, slices_of(state), {"identity": identity})
+        saver.wait()
+    return folder
+
+
+def slices_of(state: dict[str, Tensor]) -> dict[str, FlatSlice]:
+    return {
+        f"weight/{name}": FlatSlice(shape=tuple(value.shape), start=0, values=value.reshape(-1))
+        for name, value in state.items()
+    }
+
+
+def logits(model: LanguageModel) -> Tensor:
+    draw = torch.Generator().manual_seed(2)
+    inputs_BKT = torch.randint(0, 2049, (2, 4, 12), generator=draw)
+    text_BSD = torch.randn(2, 5, model.enc_to_dec_proj.in_features, generator=draw)
+    with torch.inference_mode():
+        return model.eval()(inputs_BKT, text_BSD, torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_each_format_gives_the_logits_of_the_model_that_was_exported(
+    source: Source, trained: LanguageModel, places: Path, place: str
+) -> None:
+    started = start_from(source, find_starting_point(str(places / place)))
+    assert torch.equal(logits(load_language_model(started)), logits(trained))
+    assert not torch.equal(logits(load_language_model(source)), logits(trained))
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_ranges_are_those_of_the_whole_tensors_and_the_frozen_models_stay(
+    source: Source, trained: LanguageModel, places: Path, place: str
+) -> None:
+    started = start_from(source, find_starting_point(str(places / place)))
+    for name, value in trained.state_dict().items():
+        assert started.weights.shape(name) == tuple(value.shape)
+        for start, stop in ((0, 3), (5, value.numel() - 1)):
+            assert torch.equal(started.weights.read(name, start, stop), value.reshape(-1)[start:stop]), name
+    assert set(started.weights) == set(source.weights)
+    assert started.codec_identity() == source.codec_identity()
+    assert started.text_identity() == source.text_identity()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
+@pytest.mark.parametrize("place", ["exported/lm_final.pt", "exported/audiocraft/state_dict.bin"])
+def test_a_pickled_files_tensors_are_looks_into_the_mapped_file(source: Source, places: Path, place: str) -> None:
+    weights = start_from(source, find_starting_point(str(places / place))).weights
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps if line[-1] == str(places / place)]
+    for name in weights:
+        if name.startswith(("decoder.", "enc_to_dec_proj.")):
+            address = weights.read(name, 0, 1).data_ptr()
+            assert any(start <= address < stop for start, stop in ranges), name
+
+
+def test_another_size_is_refused_with_both_sizes(source: Source, trained: LanguageModel, tmp_path: Path) -> None:
+    state = {name: value for name, value in trained.state_dict().items() if ".layers.1." not in name}
+    saver = Saver(tmp_path / "checkpoints")
+    saver.save(1, slices_of(state), {"identity": {}})
+    saver.wait()
+    layers = source.config.decoder.num_hidden_layers
+    with pytest.raises(ModelError, match=rf"it has {layers - 1} layers .* the base has {layers} layers .*absent there"):
+        start_from(source, find_starting_point(str(tmp_path)))
+
+
+def test_another_shape_or_number_of_heads_is_refused_with_both(source: Source, places: Path) -> None:
+    found = find_starting_point(str(places / "exported/huggingface"))
+    name = "enc_to_dec_proj.weight"
+    wide = MemoryWeights({key: found.weights[key] for key in found.weights} | {name: torch.zeros(7, 9)})
+    with pytest.raises(ModelError, match=rf"{name}: \(7, 9\) there, \(\d+, 512\) in the base"):
+        start_from(source, replace(found, weights=wide))
+    with pytest.raises(ModelError, match=r"attention heads 3 there, \d+ in the base"):
+        start_from(source, replace(found, settings={**found.settings, "attention heads": 3}))
+
+
+def test_a_run_beside_another_codec_is_refused(source: Source, places: Path) -> None:
+    found = find_starting_point(str(places / "run"))
+    with pytest.raises(ModelError, match=r"another codec \(abc then, "):
+        start_from(source, replace(found, parts={**found.parts, "codec": "abc"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nowhere", "there is no such file or folder"),
+        ("facebook/musicgen-small", "a hub id goes to --model_id"),
+        ("empty", "holds no model to start from"),
+        ("text.pt", "cannot be read as a file of tensors"),
+        ("broken", "is no complete checkpoint"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/checkpoint.json").write_text("{")
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ModelError, match=f"--init_from .*{message}"):
+        find_starting_point(str(tmp_path / given) if "/" not in given else given)
+
+
+def test_a_run_starts_from_a_finished_one_and_resumes_without_it(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "first")
+    flags = ("--init_from", "first", "--lr", "1e-3", "--warmup_steps", "1", "--batch_size", "2", "--grad_acc", "1")
+    said = launch_here(tmp_path, *flags, "--max_steps", "2")
+    assert "starting from the weights in first/checkpoints/step-00000003" in said
+    assert 'language model of "first"' in (tmp_path / "models/huggingface/README.md").read_text()
+    # The first step's loss is that of the weights at the start, whatever their format; nothing else was taken over.
+    started = metrics(tmp_path)
+    launch_here(tmp_path, "--init_from", "first/lm_final.pt", *flags[2:], "--max_steps", "2", "--output_dir", "other")
+    lines = [json.loads(line) for line in (tmp_path / "other/metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == list(started.values())
+
+    shutil.rmtree(tmp_path / "first")
+    former = final_state(tmp_path)
+    assert "already complete: 2 steps" in launch_here(tmp_path, *flags, "--max_steps", "2")
+    assert_bit_equal(final_state(tmp_path), former)
+    said = launch_here(tmp_path, *flags, "--max_steps", "3")
+    assert "resuming from" in said and "starting from" not in said and list(metrics(tmp_path)) == [1, 2, 3]
+    said = launch_here(tmp_path, *flags[2:], "--max_steps", "4", expect=1)
+    assert "--init_from: first then, None now" in said

@@ -1,0 +1,103 @@
+"""Models by name and folder: what their parts are known by, and what is missing."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.runs import ROOT, environ
+from trainer.errors import ModelError
+from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
+from trainer.model.source import CODEC, TEXT_ENCODER, open_model, source_of
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_model("debug")
+
+
+def changed(source, prefix):
+    weights = dict(source.weights)
+    name = next(name for name in weights if name.startswith(prefix) and weights[name].is_floating_point())
+    weights[name] = torch.nextafter(weights[name], torch.full_like(weights[name], torch.inf))
+    return replace(source, weights=weights)
+
+
+def test_any_weight_of_a_part_changes_its_identity_and_no_other(source):
+    other = changed(source, CODEC)
+    assert other.codec_identity() != source.codec_identity() and other.text_identity() == source.text_identity()
+    other = changed(source, TEXT_ENCODER)
+    assert other.codec_identity() == source.codec_identity() and other.text_identity() != source.text_identity()
+
+
+@pytest.mark.parametrize("setting,value", [("pad_mode", "constant"), ("target_bandwidths", [1.1])])
+def test_a_codec_of_equal_weights_that_gives_other_codes_has_another_identity(source, setting, value):
+    config = copy.deepcopy(source.config)
+    setattr(config.audio_encoder, setting, value)
+    assert replace(source, config=config).codec_identity() != source.codec_identity()
+
+
+def test_a_tokenizer_that_splits_differently_changes_the_text_identity(source):
+    tokenizer = debug_tokenizer()
+    tokenizer.add_tokens(["fox"])
+    assert replace(source, load_tokenizer=lambda: tokenizer).text_identity() != source.text_identity()
+
+
+def test_a_saved_model_has_the_identities_of_the_one_in_memory(source, tmp_path):
+    build_debug_model().save_pretrained(tmp_path)
+    debug_tokenizer().save_pretrained(tmp_path)
+    debug_feature_extractor().save_pretrained(tmp_path)
+    saved = open_model(str(tmp_path))
+    assert saved.codec_identity() == source.codec_identity()
+    assert saved.text_identity() == source.text_identity()
+    assert source_of(build_debug_model(), name="debug").codec_identity() == source.codec_identity()
+
+
+def test_a_folder_without_its_processor_is_refused_with_what_it_lacks(tmp_path):
+    build_debug_model().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks tokenizer.json and preprocessor_config.json: save the base model"):
+        open_model(str(tmp_path))
+    debug_feature_extractor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks tokenizer.json: "):
+        open_model(str(tmp_path))
+    debug_tokenizer().save_pretrained(tmp_path)
+    assert len(open_model(str(tmp_path)).load_tokenizer()) == len(debug_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["melody", "stereo-small", "facebook/musicgen-stereo-melody-large"])
+def test_melody_and_stereo_are_refused_by_name_before_anything_is_fetched(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **named: pytest.fail("fetched"))
+    with pytest.raises(ModelError, match=r"models cannot be trained yet; use small, medium or large"):
+        open_model(name)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors.index.json", "model.safetensors", "config.json"])
+def test_a_file_cut_short_is_named(tmp_path, name):
+    build_debug_model().save_pretrained(tmp_path, max_shard_size="20MB")
+    debug_tokenizer().save_pretrained(tmp_path)
+    debug_feature_extractor().save_pretrained(tmp_path)
+    path = tmp_path / name
+    if not path.exists():  # one file where there were shards
+        for shard in tmp_path.glob("model*"):
+            shard.unlink()
+        build_debug_model().save_pretrained(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match=rf"cannot be read|no readable {name}|cannot be read.*{name}"):
+        source = open_model(str(tmp_path))
+        source.load_tokenizer()
+
+
+def test_the_debug_model_does_not_depend_on_the_number_of_threads():
+    code = "from trainer.model.source import open_model; source = open_model('debug'); print(source.codec_identity())"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=environ(OMP_NUM_THREADS=threads), capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(found) == 1 and found != {""}

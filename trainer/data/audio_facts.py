@@ -1,0 +1,130 @@
+"""What inspecting each sound file found, remembered in the cache, so that an unchanged file is not read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trainer.atomic import write_whole
+from trainer.data.audio import AudioFacts, AudioFault, inspect, unreadable
+from trainer.errors import StorageError
+
+FILE_NAME = "audio_facts.json"
+VERSION = 1  # to be raised when inspect judges a file differently: all is then read again
+SAVE_SECONDS = 5.0  # what a kill can lose
+THREADS = 4
+BAR_AFTER_SECONDS = 2.0
+
+
+def inspect_all(
+    paths: Sequence[str], memory: Path, *, rehash: bool = False, show_progress: bool = True
+) -> dict[str, AudioFacts | AudioFault]:
+    """What `inspect` returns or raises for each absolute path, in a few threads.
+
+    Results are kept in a file in the folder `memory` under path, size and modification time: an unchanged
+    file is not read again unless `rehash`. Raises StorageError if `memory` cannot be written.
+    """
+    known = _recall(memory)
+    results: dict[str, AudioFacts | AudioFault] = {}
+    stamps: dict[str, tuple[int, int]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            results[path] = unreadable(error)
+            continue
+        stamp = (status.st_size, status.st_mtime_ns)
+        if not rehash and path in known and known[path][0] == stamp:
+            results[path] = known[path][1]
+        else:
+            stamps[path] = stamp
+    if stamps:
+        _remember(memory, known)  # a folder that cannot be written shows now, not after an hour of reading
+        _inspect_new(stamps, known, results, memory, show_progress)
+    return results
+
+
+# What is known of a file: its size and modification time (ns), and what inspect said.
+_Known = dict[str, tuple[tuple[int, int], AudioFacts | AudioFault]]
+
+
+def _inspect_new(
+    stamps: dict[str, tuple[int, int]], known: _Known, results: dict[str, AudioFacts | AudioFault],
+    memory: Path, show_progress: bool,
+) -> None:
+    """Inspect the files of `stamps` into `results` and `known`; soundfile and hashing release the GIL."""
+    pool = ThreadPoolExecutor(THREADS)
+    bar = tqdm(total=len(stamps), desc="Inspecting audio", unit="file", delay=BAR_AFTER_SECONDS,
+               disable=not show_progress)
+    paths, pending, unsaved, save_at = iter(stamps), dict[Future, str](), False, time.monotonic() + SAVE_SECONDS
+    try:
+        while True:
+            for path in islice(paths, 2 * THREADS - len(pending)):
+                pending[pool.submit(_verdict, path)] = path
+            if not pending:
+                break
+            # Not longer than until the next save: one of the files may take minutes.
+            done, _ = wait(pending, max(0.1, save_at - time.monotonic()), FIRST_COMPLETED)
+            for future in done:
+                path = pending.pop(future)
+                results[path], lasting = future.result()
+                if lasting:
+                    known[path] = (stamps[path], results[path])
+                    unsaved = True
+                bar.update()
+            if unsaved and time.monotonic() >= save_at:
+                began = time.monotonic()
+                _remember(memory, known)
+                unsaved, save_at = False, time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - began))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+        _remember(memory, known)
+
+
+def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
+    """What inspect says, and whether that holds until the file changes: a missing right or a bad disk may not."""
+    try:
+        return inspect(Path(path)), True
+    except AudioFault as fault:
+        lasting = fault.fate != "not a file" and not isinstance(fault.__cause__, OSError)
+        return AudioFault(fault.fate, fault.detail), lasting  # a new one: the traceback holds decoded blocks
+
+
+def _recall(memory: Path) -> _Known:
+    """What was remembered; nothing if the file is missing, damaged or from another version."""
+    try:
+        stored = json.loads((memory / FILE_NAME).read_bytes())
+        if stored["version"] != VERSION:
+            return {}
+        return {
+            path: ((size, mtime_ns), AudioFault(**said) if "fate" in said else AudioFacts(**said))
+            for path, (size, mtime_ns, said) in stored["files"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _remember(memory: Path, known: _Known) -> None:
+    files = {}
+    for path, (stamp, said) in known.items():
+        values = {"fate": said.fate, "detail": said.detail} if isinstance(said, AudioFault) else asdict(said)
+        files[path] = [*stamp, values]
+    # ASCII JSON, so that names which are no UTF-8 survive as escaped surrogates.
+    content = json.dumps({"version": VERSION, "files": files}).encode("ascii")
+    try:
+        memory.mkdir(parents=True, exist_ok=True)
+        write_whole(memory / FILE_NAME, content, shared=True)
+    except OSError as error:
+        raise StorageError(
+            f"cache folder {os.fspath(memory)!r}: what was learnt of the sound files cannot be kept there "
+            f"({error.strerror}). Free some space or permit access, or choose another folder with --cache_dir"
+        ) from error

@@ -1,0 +1,282 @@
+"""What EnCodec says about every track and T5 about every caption, computed once and kept on disk.
+
+Both caches are addressed by content: of the sound file's bytes, of the caption's text. A renamed, added or
+changed file costs nothing but itself, and runs over different folders may share one cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
+
+from trainer.data import audio
+from trainer.data.arrow_store import KEY, Binaries, Row, Rows, Store
+from trainer.data.audio import AudioFault
+from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
+from trainer.data.manifest import Columns
+from trainer.errors import StorageError
+
+BLOCK_SECONDS = 10.0
+# Tokens of one pass of T5: bounds its attention to about 1 GiB for captions of up to 1,000 tokens.
+PASS_TOKENS = 16_384
+SECONDS_SHOWN_FROM = 2.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """The cached codes of some clips, by their position in that list; `frames` is (clips, views) int64."""
+
+    frames: np.ndarray
+    codebooks: int
+    _values: Binaries
+    _row_of_clip: np.ndarray
+
+    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
+        """Codes (K, frames) int16 of one view from frame `start`, a read-only look into the mapped file.
+
+        Raises IndexError where the view has no such frames.
+        """
+        lengths = self.frames[clip]
+        if not (0 <= view < len(lengths) and 0 <= start <= start + frames <= lengths[view]):
+            raise IndexError(f"frames {start} to {start + frames} of view {view}: clip {clip} has {lengths}")
+        before, length = self.codebooks * int(lengths[:view].sum()), int(lengths[view])
+        values = np.frombuffer(self._values[int(self._row_of_clip[clip])], "<i2")
+        track = values[before : before + self.codebooks * length].reshape(self.codebooks, length)
+        return track[:, start : start + frames]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The cached T5 states of some captions."""
+
+    _values: Binaries
+    _row_of: Mapping[str, int]
+    _width_of_row: np.ndarray
+
+    def states(self, caption: str) -> np.ndarray:
+        """Last hidden states (S, D) float32 of the caption, its </s> included. KeyError if not opened."""
+        row = self._row_of[caption]
+        return np.frombuffer(self._values[row], "<f4").reshape(-1, int(self._width_of_row[row])).copy()
+
+
+def code_store(cache_dir: Path, codec_identity: str, views: int) -> Store:
+    """The store of `views` views of tracks under one codec; made on first use."""
+    columns = {
+        "views": pa.int32(),
+        "codebooks": pa.int32(),
+        "frames": pa.list_(pa.int64()),
+        "codes": pa.large_binary(),
+    }
+    return Store(cache_dir / "codes" / f"{codec_identity}-{views}", columns)
+
+
+def text_store(cache_dir: Path, text_identity: str) -> Store:
+    """The store of captions' states under one text encoder; made on first use."""
+    columns = {"tokens": pa.int32(), "width": pa.int32(), "states": pa.large_binary()}
+    return Store(cache_dir / "text" / text_identity, columns)
+
+
+def fill_codes(
+    store: Store,
+    clips: Columns,
+    load_codec: Callable[[], EncodecModel],
+    *,
+    sample_rate_hz: int,
+    views: int,
+    device: torch.device,
+    show_progress: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[tuple[int, AudioFault]]:
+    """Encode the clips whose content the store lacks; the rows whose file failed while read, and why.
+
+    clips  with the columns content, path_bytes and seconds of the manifest
+    rank   takes its share of all contents, longest first, whatever other ranks have stored meanwhile;
+           every content is some rank's, so the cache is full once all have returned
+
+    A file that no longer has the content it is listed under fails. Of several files with one content only the
+    first that can be read is. `load_codec` is called only if
+    something is missing. Raises StorageError where the store cannot be written.
+    """
+    rows_of = defaultdict(list)
+    for row, content in enumerate(clips["content"]):
+        rows_of[content].append(row)
+    seconds = clips["seconds"][:]
+    longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
+    present = store.keys()
+    missing = [content for content in longest_first[rank::world_size] if content not in present]
+    if not missing:
+        return []
+    codec = load_codec().to(device)
+    paths = clips["path_bytes"]
+    faults: list[tuple[int, AudioFault]] = []
+    total = sum(seconds[rows_of[content][0]] for content in missing)
+    with _progress("encoding audio", total, "s", show_progress) as bar:
+
+        def blocks(row: int) -> Iterator[np.ndarray]:
+            path = Path(os.fsdecode(paths[row]))
+            for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS)):
+                yield block
+                bar.update(len(block) / sample_rate_hz)
+
+            # What is stored under a content must be of it: the file may have changed since it was inspected.
+            if audio.content_of(path) != clips["content"][row]:
+                raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
+
+        store.append_all(_code_rows(codec, {key: rows_of[key] for key in missing}, blocks, views, faults))
+    return sorted(faults, key=lambda fault: fault[0])
+
+
+def open_codes(store: Store, contents: Sequence[str]) -> Codes:
+    """The codes of clips with these contents, in this order. Raises StorageError where some are missing."""
+    rows = store.open()
+    row_of_clip = _rows_of(store, rows, contents, "clips")
+    codebooks = rows.integers("codebooks")[row_of_clip]
+    return Codes(
+        frames=rows.integers("frames")[row_of_clip],
+        codebooks=int(codebooks[0]) if len(codebooks) else 0,
+        _values=rows.binaries("codes"),
+        _row_of_clip=row_of_clip,
+    )
+
+
+def fill_text(
+    store: Store,
+    captions: Iterable[str],
+    load: Callable[[], tuple[T5EncoderModel, PreTrainedTokenizerBase]],
+    *,
+    device: torch.device,
+    batch_size: int = 32,
+    show_progress: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Store T5's states of the captions that the store lacks, each as long as its own tokens.
+
+    batch_size  captions of one pass; only captions of equal token count share one, so none is padded
+    rank        takes its share of the distinct captions, as in `fill_codes`
+
+    No caption is cut: T5's positions are relative. `load` is called only if something is missing. Raises
+    StorageError where the store cannot be written.
+    """
+    longest_first = sorted(set(captions), key=lambda caption: (-len(caption), caption))
+    present = store.keys()
+    missing = [caption for caption in longest_first[rank::world_size] if _text_key(caption) not in present]
+    if not missing:
+        return
+    encoder, tokenizer = load()
+    encoder = encoder.to(device)
+    with _progress("encoding captions", len(missing), "captions", show_progress) as bar:
+        store.append_all(_text_rows(encoder, tokenizer, missing, device, batch_size, bar))
+
+
+def open_text(store: Store, captions: Iterable[str]) -> Text:
+    """The states of these captions. Raises StorageError where some are missing."""
+    rows = store.open()
+    distinct = sorted(set(captions))
+    found = _rows_of(store, rows, [_text_key(caption) for caption in distinct], "captions")
+    return Text(
+        _values=rows.binaries("states"),
+        _row_of=dict(zip(distinct, found.tolist(), strict=True)),
+        _width_of_row=rows.integers("width"),
+    )
+
+
+def _code_rows(
+    codec: EncodecModel,
+    rows_of: Mapping[str, Sequence[int]],
+    blocks: Callable[[int], Iterable[np.ndarray]],
+    views: int,
+    faults: list[tuple[int, AudioFault]],
+) -> Iterator[Row]:
+    """A store's row for each content; where none of its files can be read, `faults` grows by all of them."""
+    offsets = view_offsets(views, codec.config.hop_length)
+    for content, rows in rows_of.items():
+        failed = []
+        for row in rows:
+            try:
+                tracks = encode(codec, blocks(row), offsets=offsets)
+            except AudioFault as fault:
+                failed.append((row, fault))
+                continue
+            yield {
+                KEY: content,
+                "views": views,
+                "codebooks": codebooks_of(codec),
+                "frames": [track.shape[1] for track in tracks],
+                "codes": b"".join(track.astype("<i2").tobytes() for track in tracks),
+            }
+            break
+        else:
+            faults.extend(failed)
+
+
+def _text_rows(
+    encoder: T5EncoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    captions: Sequence[str],
+    device: torch.device,
+    batch_size: int,
+    bar: tqdm,
+) -> Iterator[Row]:
+    by_length = defaultdict(list)
+    for caption in captions:
+        tokens = tokenizer(caption, truncation=False, verbose=False).input_ids
+        by_length[len(tokens)].append((caption, tokens))
+    for length in sorted(by_length, reverse=True):
+        group = by_length[length]
+        batch_rows = max(1, min(batch_size, PASS_TOKENS // length))
+        for start in range(0, len(group), batch_rows):
+            batch = group[start : start + batch_rows]
+            tokens_BS = torch.tensor([tokens for _, tokens in batch], device=device)
+            with torch.inference_mode(), reproducible(device):
+                states_BSD = encoder(input_ids=tokens_BS).last_hidden_state.float().cpu().numpy()
+            for (caption, _), states_SD in zip(batch, states_BSD, strict=True):
+                yield {
+                    KEY: _text_key(caption),
+                    "tokens": length,
+                    "width": states_SD.shape[1],
+                    "states": states_SD.astype("<f4").tobytes(),
+                }
+            bar.update(len(batch))
+
+
+def _text_key(caption: str) -> str:
+    return hashlib.blake2b(caption.encode(), digest_size=16).hexdigest()
+
+
+def _rows_of(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.ndarray:
+    """Row numbers (len(keys),) int64."""
+    missing = sum(key not in rows.index for key in keys)
+    if missing:
+        raise StorageError(
+            f"cache folder {store.folder} lacks {missing} of {len(keys)} {what}: were its files removed or"
+            " damaged while this ran? Run again with the same --cache_dir to make them again"
+        )
+    return np.array([rows.index[key] for key in keys], dtype=np.int64)
+
+
+def _read_ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same blocks, each decoded by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
+
+
+def _progress(what: str, total: float, unit: str, show: bool) -> tqdm:
+    """A bar that short work never shows."""
+    return tqdm(desc=what, total=total, unit=unit, disable=not show, delay=SECONDS_SHOWN_FROM, bar_format=BAR)

@@ -1,0 +1,71 @@
+"""The data chunk of a RIFF file: what its header claims, beside what the file holds."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MAX_CHUNKS = 4096  # a real file has a few; a sparse file of zeros would offer one every 8 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class WavLayout:
+    """The data chunk of a RIFF file: what its header claims and what the file holds."""
+
+    size_at: int  # where in the file the chunk's 32-bit size stands
+    data_bytes: int
+    held_bytes: int
+    streamed: bool  # the size is a placeholder: it says nothing about what should be there
+    unclosed: bool  # streamed with size 0, of which libsndfile reads no sample by itself
+
+
+def wav_layout(descriptor: int, file_bytes: int) -> WavLayout | None:
+    """The data chunk found by walking the chunks; None if there is none or the file is not RIFF.
+
+    Source: Multimedia Programming Interface 1.0 (RIFF, chunks padded to even sizes), EBU Tech 3306 (RF64).
+    """
+    head = os.pread(descriptor, 12, 0)
+    if len(head) < 12 or head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or head[8:] != b"WAVE":
+        return None
+    order: Literal["big", "little"] = "big" if head[:4] == b"RIFX" else "little"
+    riff_bytes, at, long_bytes = int.from_bytes(head[4:8], order), 12, None
+    for _ in range(MAX_CHUNKS):
+        chunk = os.pread(descriptor, 24, at)
+        if len(chunk) < 8:
+            return None
+        size = int.from_bytes(chunk[4:8], order)
+        if chunk[:4] == b"ds64" and len(chunk) == 24:
+            long_bytes = int.from_bytes(chunk[16:24], order)
+        if chunk[:4] == b"data":
+            held = file_bytes - at - 8
+            if size == 0xFFFFFFFF and long_bytes is not None:
+                return WavLayout(size_at=at + 4, data_bytes=long_bytes, held_bytes=held,
+                                  streamed=long_bytes == 0, unclosed=False)
+            unclosed = size == 0 and held > 0 and riff_bytes + 8 < file_bytes
+            return WavLayout(size_at=at + 4, data_bytes=size, held_bytes=held,
+                              streamed=_is_placeholder(size), unclosed=unclosed)
+        at += 8 + size + size % 2
+    return None
+
+
+def _is_placeholder(size: int) -> bool:
+    """Whether a pipe left this size, unable to seek back: ffmpeg 2^32-1, sox 0x7FFFF000, arecord 2^31."""
+    return size == 0 or size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
+
+
+class UnclosedWav(io.FileIO):
+    """A WAV file whose data size of 0 reads as 2^32-1, which libsndfile takes as 'to the end of the file'."""
+
+    def __init__(self, path: Path, size_at: int):
+        super().__init__(path, "rb")
+        self._size_at = size_at
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        start = self.tell()
+        count = super().readinto(buffer) or 0
+        for at in range(max(start, self._size_at), min(start + count, self._size_at + 4)):
+            memoryview(buffer).cast("B")[at - start] = 0xFF
+        return count

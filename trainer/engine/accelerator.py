@@ -1,0 +1,264 @@
+"""The Accelerator that a plan asks for, and the proof that it is what it says.
+
+What ZeRO and FSDP need beside the documented way, and the few lines that make both run on CPUs, is in here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    ParallelismConfig,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from trainer.engine.compiled import compiles
+from trainer.errors import ConfigError, PeerLostError
+from trainer.flags.config import Config
+from trainer.plan.launcher import START, Launch
+from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
+from trainer.plan.plan import Plan
+from trainer.plan.strategies import Cluster
+from trainer.run.output_dir import RunFolder
+
+# Two layers of `large` (67 M parameters each), its embeddings and heads.
+ZERO_LIVE_PARAMETERS = 200_000_000
+LAYER_CLASS = "MusicgenDecoderLayer"
+SHARDED = ("zero2", "zero3", "fsdp", "hsdp")
+DISTRIBUTED_TYPE = {
+    "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
+    "fsdp": DistributedType.FSDP,
+    "hsdp": DistributedType.FSDP,
+}
+
+
+def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
+    """What this process was started on.
+
+    compiler  whether to find out if torch.compile works, which takes seconds
+    """
+    cuda = torch.cuda.is_available()
+    if cuda and launch.local_world_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"{launch.local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s): one process"
+            f" needs one GPU; {START}"
+        )
+    return Cluster(
+        nodes=launch.nodes,
+        gpus_per_node=launch.local_world_size,
+        device="cuda" if cuda else "cpu",
+        gpu_memory_bytes=torch.cuda.get_device_properties(launch.local_rank).total_memory if cuda else None,
+        host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        supports_bf16=cuda and torch.cuda.is_bf16_supported(),
+        compiles=cuda and compiler and compiles(torch.device("cuda", launch.local_rank)),
+    )
+
+
+def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
+    """Join the other processes and build the plan's Accelerator.
+
+    Raises ConfigError where Accelerate made something else of it: another number of processes, or a strategy
+    that fell back to another; PeerLostError where the others do not come.
+    """
+    for name, wanted in trackers(config).items():
+        if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
+            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
+    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
+    if config.base_bits is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"--base_bits {config.base_bits} needs bitsandbytes: pip install 'bitsandbytes>=0.50', or leave it out"
+        )
+    timeout = timedelta(minutes=config.timeout_minutes)
+    settings: dict[str, Any] = {
+        "log_with": [name for name, wanted in trackers(config).items() if wanted] or None,
+        "project_dir": str(root),
+    }
+    if plan.strategy != "single":
+        _complete_environment()
+    build = {"single": _single, "ddp": _ddp, "zero2": _zero, "zero3": _zero, "fsdp": _fsdp, "hsdp": _fsdp}
+    try:
+        accelerator = build[plan.strategy](plan, timeout, settings)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise PeerLostError(
+            f"the {plan.world_size} processes of the run did not meet within {config.timeout_minutes:g} minutes"
+            f" (--timeout_minutes): {reason}. All need the same number of processes, address and port, and the same"
+            " flags"
+        ) from error
+    _check(accelerator, plan)
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: Config, folder: RunFolder) -> Accelerator | None:
+    """wandb and tensorboard as asked for; a resumed run continues the same wandb run. None where none is."""
+    if not any(trackers(config).values()):
+        return None
+    # Accelerate logs from the first process alone: only that one needs the id, and only it may write the file.
+    number = folder.tracker_id() if accelerator.is_main_process else None
+    settings = {"id": number, "resume": "allow", "dir": str(folder.root)}
+    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    try:
+        accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
+    except _wandb_errors(config) as error:
+        raise ConfigError(f"--use_wandb 1: {error} Or set WANDB_MODE=offline, or leave --use_wandb out") from error
+    return accelerator
+
+
+def trackers(config: Config) -> dict[str, bool]:
+    return {"wandb": config.use_wandb, "tensorboard": config.use_tensorboard}
+
+
+def _wandb_errors(config: Config) -> tuple[type[Exception], ...]:
+    if not config.use_wandb:
+        return ()
+    import wandb
+
+    return (wandb.Error,)
+
+
+def _single(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), **settings)
+
+
+def _ddp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+    handlers = [
+        InitProcessGroupKwargs(timeout=timeout),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+    ]
+    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), kwargs_handlers=handlers, **settings)
+
+
+def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+    if _on_cpu():
+        # Accelerate enables FSDP for GPUs only, and on CPUs silently falls back to DDP. These are the lines that
+        # let the same code run on gloo; a test fails when a new accelerate changes what they rely on.
+        PartialState(cpu=True, timeout=timeout)
+        PartialState._shared_state.update(distributed_type=DistributedType.MULTI_GPU, device=torch.device("cpu"))
+    half = torch.bfloat16 if plan.mixed_precision == "bf16" else None
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[LAYER_CLASS],
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+        # Float32 shards and float32 sums over ranks, bf16 in between.
+        mixed_precision_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
+    )
+    mesh = None
+    if plan.strategy == "hsdp" and plan.nodes > 1:
+        mesh = ParallelismConfig(dp_replicate_size=plan.nodes, dp_shard_size=plan.world_size // plan.nodes)
+    return Accelerator(
+        mixed_precision=plan.mixed_precision,
+        fsdp_plugin=plugin,
+        parallelism_config=mesh,
+        kwargs_handlers=[] if _on_cpu() else [InitProcessGroupKwargs(timeout=timeout)],
+        **settings,
+    )
+
+
+def _zero(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+    import deepspeed.ops  # seconds, which the other strategies need not wait
+
+    backend = "gloo" if _on_cpu() else "nccl"
+    if _on_cpu():
+        # DeepSpeed would compile a shared-memory operation, for inference only, at the first start. A process that is
+        # killed meanwhile leaves a lock file for which every later start waits without end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # What a DEEPSPEED file named is in the plan already (trainer/launcher.py); Accelerate would refuse a second source.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, max_grad_norm=1.0)),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],
+        **settings,
+    )
+    # Under ZeRO-3 the plugin makes transformers build every model partitioned, EnCodec too, which breaks it.
+    unset_hf_deepspeed_config()
+    return accelerator
+
+
+def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's configuration for a plan; nothing in it is "auto"."""
+    zero: dict[str, Any] = {
+        "stage": 2 if plan.strategy == "zero2" else 3,
+        "overlap_comm": not _on_cpu(),
+        "contiguous_gradients": True,
+        "reduce_bucket_size": ZERO_BUCKET_ELEMENTS,
+        "allgather_bucket_size": ZERO_BUCKET_ELEMENTS,
+    }
+    if plan.strategy == "zero3":
+        # Every parameter is partitioned, however small, so that each rank owns one slice of each.
+        # What is gathered is given back soon: by default up to 1e9 values stay, which the plan does not count.
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": ZERO_BUCKET_ELEMENTS,
+            "stage3_max_live_parameters": ZERO_LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": 0,
+        }
+        del zero["allgather_bucket_size"]
+    if plan.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not _on_cpu()}
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": plan.mixed_precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _check(accelerator: Accelerator, plan: Plan) -> None:
+    if accelerator.num_processes != plan.world_size:
+        raise ConfigError(
+            f"the launcher started {plan.world_size} process(es), Accelerate found {accelerator.num_processes}: {START}"
+        )
+    wanted = DISTRIBUTED_TYPE.get(plan.strategy)
+    if wanted is not None and accelerator.distributed_type != wanted:
+        raise ConfigError(
+            f"the plan says {plan.strategy}, but Accelerate made {accelerator.distributed_type} of it: {START}, with"
+            " the tested versions of constraints.txt"
+        )
+
+
+def _complete_environment() -> None:
+    """One process without a launcher becomes a group of one, for strategies that need a group."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    elif dist.is_available() and not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+
+
+def _on_cpu() -> bool:
+    return not torch.cuda.is_available()

@@ -1,0 +1,235 @@
+"""The trained model as files that transformers, audiocraft and our own scripts load.
+
+Every file and folder is written beside its place and renamed when it is complete (trainer/atomic.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
+
+from trainer.atomic import replacing, replacing_folder
+from trainer.errors import ModelError, StorageError
+from trainer.exports.audiocraft import (
+    CODEC_FILE,
+    CONFIG,
+    LM_FILE,
+    STATE,
+    codec_config,
+    codec_to_audiocraft,
+    lm_config,
+    lm_to_audiocraft,
+    plain_names,
+    text_encoder_name,
+)
+from trainer.model.lora import save_adapter
+from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
+from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
+from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
+from trainer.model.trained_model import merged
+from trainer.model.weights import SomeWeights, under
+from trainer.spec.trainable import EVERYTHING, Lora, Selection
+
+# transformers holds one shard twice while it writes it.
+MAX_SHARD_SIZE = "4GB"
+# What audiocraft's loaders expect of a file's other entries; the version is that of the layout.
+PACKAGE = {"version": "1.3.0", "exported": True}
+TEXT_EMBEDDING = "encoder.embed_tokens.weight"
+
+
+def export_all(
+    source: Source,
+    trained: Mapping[str, Tensor],
+    output_dir: Path,
+    *,
+    card: str,
+    segment_seconds: float,
+    cfg_dropout: float,
+    selection: Selection = EVERYTHING,
+    adapter_card: str = "",
+    base_model: str = "",
+) -> None:
+    """Write lm_final.pt, huggingface/ and audiocraft/ into `output_dir`, each replaced by a complete new one.
+
+    trained     what a run with this selection trained, by name, on any device; of a whole LanguageModel, prefixes of
+                wrappers are allowed
+    base_model  what adapter/, which is written beside them for LoRA, names as its base; adapter_card is its README.md
+
+    Never holds more than one float32 copy of the language model besides `weights`.
+    Raises StorageError, saying what of the export is valid, and ModelError where the weights do not fit.
+    """
+    weights = merged(source, trained, selection)
+    writers: dict[str, Callable[[Path], None]] = {
+        "lm_final.pt": lambda path: write_lm(weights, path),
+        "huggingface": lambda path: write_huggingface(source, weights, path, card),
+        "audiocraft": lambda path: write_audiocraft(
+            source, weights, path, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout
+        ),
+    }
+    if (lora := selection.lora) is not None:
+        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base_model, adapter_card)
+    done: list[str] = []
+    for name, write in writers.items():
+        try:
+            write(output_dir / name)
+        except StorageError as error:
+            former = [other for other in writers if other not in done and (output_dir / other).exists()]
+            raise StorageError(
+                f"{error}. Complete from this export: {', '.join(done) or 'nothing'};"
+                f" still the former export: {', '.join(former) or 'nothing'}. The checkpoints are untouched:"
+                " make room or choose another --output_dir, and run the same command again"
+            ) from error
+        done.append(name)
+
+
+def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, card: str) -> None:
+    """Write text_embedding.safetensors, and huggingface/ with a tokenizer and a T5 that know the learned word.
+
+    The language model is the source's, so there is no lm_final.pt and no audiocraft/. Raises StorageError, ModelError.
+    """
+    write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
+    known = with_embedding(source, embedding)
+    write_huggingface(known, SomeWeights(known.weights, DECODER, PROJECTION), output_dir / "huggingface", card)
+
+
+def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write lm_final.pt or lm_<step>.pt, for `model.lm.load_state_dict(torch.load(path))` in audiocraft.
+
+    Float32, on the CPU. Raises StorageError, which leaves a former file as it was.
+    """
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            _save(_float32_lm(weights), partial)
+
+
+def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str, card: str) -> None:
+    """Write an adapter in peft's own format, and `card` as README.md. Raises StorageError."""
+    with _new_folder(folder) as partial:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        save_adapter(partial, adapters, lora, base_model)
+
+
+def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Path, card: str) -> None:
+    """Write what MusicgenForConditionalGeneration, MusicgenProcessor and the text-to-audio pipeline load.
+
+    T5, EnCodec and the configuration are the source's (its dropout too), the rest is `weights`; float32 in
+    safetensors. `card` becomes README.md. Raises StorageError and ModelError.
+    """
+    with _new_folder(folder) as partial:
+        processor = MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer())
+        processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _assembled(source, weights).save_pretrained(partial, max_shard_size=MAX_SHARD_SIZE)
+
+
+def write_audiocraft(
+    source: Source,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    segment_seconds: float,
+    cfg_dropout: float,
+) -> None:
+    """Write what audiocraft's `MusicGen.get_pretrained(folder)` loads: language model and the whole EnCodec.
+
+    A T5 that audiocraft would not find under its name on the hub is written into the folder as well. It is
+    found where the folder is the working directory, which the folder's README.md says.
+    segment_seconds, cfg_dropout: see `lm_config`. Raises StorageError and ModelError.
+    """
+    name = text_encoder_name(source.config)
+    config = lm_config(
+        source.config, text_encoder_name=name, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout
+    )
+    text_config: Any = source.config.text_encoder
+    own_text_encoder = source.name == "debug" or text_config._name_or_path != name
+    with _new_folder(folder) as partial:
+        (partial / "README.md").write_text(_audiocraft_readme(name, own_text_encoder), encoding="utf-8")
+        if own_text_encoder:
+            source.load_tokenizer().save_pretrained(partial / name)
+            load_text_encoder(source).save_pretrained(partial / name)
+        codec = load_codec(source)
+        package = {STATE: codec_to_audiocraft(codec.state_dict()), CONFIG: codec_config(codec.config)}
+        _save(package | PACKAGE, partial / CODEC_FILE)
+        _save({STATE: _float32_lm(weights), CONFIG: config} | PACKAGE, partial / LM_FILE)
+
+
+def _assembled(source: Source, weights: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
+    with torch.device("meta"):
+        model = MusicgenForConditionalGeneration(copy.deepcopy(source.config))
+    tensors = {plain: weights[given].detach().float().cpu() for plain, given in plain_names(weights).items()}
+    for prefix in (CODEC, TEXT_ENCODER):
+        frozen = under(source.weights, prefix)
+        tensors |= {
+            prefix + name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in frozen.items()
+        }
+    tensors[TEXT_ENCODER + TEXT_EMBEDDING] = tensors[TEXT_ENCODER + "shared.weight"]
+    try:
+        model.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the trained weights do not fit {source.name}: {error}") from error
+    model.tie_weights()
+    model.generation_config = copy.deepcopy(source.generation_config)
+    return model
+
+
+def _float32_lm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = lm_to_audiocraft(weights)
+    for name in state:
+        state[name] = state[name].float()
+    return state
+
+
+def _save(value: object, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # torch's answer to a write that was cut short
+        raise OSError(f"the file could not be written whole ({error})") from error
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends without an error."""
+    with _storage_errors(folder), replacing_folder(folder) as partial:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():  # safetensors makes files that only their owner can read
+                shutil.copymode(partial / "README.md", path)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a StorageError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = _free_bytes(path)
+        raise StorageError(f"{path} could not be written: {error} ({free / 2**30:.2f} GiB free)") from error
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _audiocraft_readme(text_encoder: str, included: bool) -> str:
+    text = "For `MusicGen.get_pretrained` of audiocraft (1.3.0).\n"
+    if included:
+        text += (
+            f"\nIts text encoder, T5, is the folder {text_encoder}/ and not the one of that name on the hub."
+            " audiocraft finds it only where this folder is the working directory:\n\n```\ncd audiocraft\n"
+            "python -c \"from audiocraft.models import MusicGen; MusicGen.get_pretrained('.')\"\n```\n"
+        )
+    return text

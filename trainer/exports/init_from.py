@@ -1,0 +1,197 @@
+"""What `--init_from` names: a language model to start from, in place of the base model's own.
+
+The base (`--model_id`) still gives configuration, T5, EnCodec and tokenizer. Nothing is copied here: each tensor is
+read from where it lies, by the ranges that each process needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from transformers import AutoConfig, MusicgenConfig
+
+from trainer.errors import CheckpointError, ModelError
+from trainer.exports.audiocraft import LM_FILE, SOLVER_FILE, read_audiocraft
+from trainer.flags.config import config_from_dict
+from trainer.model.lora import ADAPTER_CONFIG, read_adapter
+from trainer.model.source import DECODER, PROJECTION, Source
+from trainer.model.trained_model import merged
+from trainer.model.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWeights, WeightFiles, Weights
+from trainer.run.checkpoint import Checkpoint, newest
+from trainer.spec.trainable import EVERYTHING, Selection
+
+KINDS = (
+    "an output_dir of a run or one of its checkpoints/step-... folders, an lm_*.pt, a Hugging Face folder,"
+    " audiocraft's folder or state_dict.bin, its solver's checkpoint.th, or a LoRA's folder of peft"
+)
+FINAL = "lm_final.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """A language model under our names, found in `path`.
+
+    settings  what the numbers depend on and no shape tells, where the files say it: name to value
+    parts     digests of the frozen models that it was trained beside, where the files say them
+    trained   which parameters `weights` holds, those that a run trained
+    frozen    the probe of the language model that holds the others; None where it is not known
+    """
+
+    path: Path
+    weights: Weights
+    settings: Mapping[str, object] = field(default_factory=dict)
+    parts: Mapping[str, object] = field(default_factory=dict)
+    trained: Selection = EVERYTHING
+    frozen: object = None
+
+
+def find_starting_point(path: str) -> StartingPoint:
+    """The language model in `path`, one of KINDS; of a run its newest checkpoint, or its export if none is left.
+
+    No tensor is read. Raises ModelError where there is none, and where it is damaged.
+    """
+    place = Path(path).expanduser()
+    try:
+        if place.is_file():
+            return _audiocraft(place)
+        if place.is_dir():
+            return _in_folder(place)
+    except (ModelError, CheckpointError) as error:
+        raise ModelError(f"--init_from {path}: {error}") from error
+    raise ModelError(
+        f"--init_from {path}: there is no such file or folder. It takes {KINDS}; a hub id goes to --model_id"
+    )
+
+
+def start_from(source: Source, found: StartingPoint) -> Source:
+    """`source` with the language model of `found` in place of its own; all else stays the source's.
+
+    Raises ModelError where its shapes or settings are not the source's, and where it was trained beside another
+    EnCodec or T5.
+    """
+    found = _completed(source, found)
+    _check_fits(source, found)
+    started = replace(source, weights=ReplacedWeights(source.weights, found.weights))
+    _check_parts(started, found)
+    return started
+
+
+def _in_folder(folder: Path) -> StartingPoint:
+    if (folder / ADAPTER_CONFIG).is_file():
+        lora, tensors = read_adapter(folder)
+        return StartingPoint(path=folder, weights=MemoryWeights(tensors), trained=Selection(lora=lora))
+    if (folder / "checkpoint.json").is_file():
+        return _checkpoint(Checkpoint(folder))
+    for checkpoints in (folder / "checkpoints", folder):
+        checkpoint = newest(checkpoints)
+        if checkpoint is not None:
+            return _checkpoint(checkpoint)
+    for name in (FINAL, LM_FILE, SOLVER_FILE):
+        if (folder / name).is_file():
+            return _audiocraft(folder / name)
+    if any((folder / name).is_file() for name in SINGLE_FILES + INDEX_FILES):
+        return _huggingface(folder)
+    raise ModelError(f"this folder holds no model to start from. It takes {KINDS}")
+
+
+def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
+    identity = checkpoint.run.get("identity")
+    then = identity if isinstance(identity, dict) else {}
+    parts = {name: then[name] for name in ("codec", "text encoder") if name in then}
+    weights, frozen = checkpoint.weights(), then.get("frozen weights")
+    if frozen is None:
+        return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts)
+    config = checkpoint.run["config"]
+    assert isinstance(config, dict)
+    trained = config_from_dict(config).selection
+    if trained.new_rows:
+        raise ModelError(
+            f"{checkpoint.folder} holds {trained.describe()}, which its run learned, and no language model: start from"
+            " what that run started from"
+        )
+    return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts, trained=trained, frozen=frozen)
+
+
+def _audiocraft(file: Path) -> StartingPoint:
+    read = read_audiocraft(file)
+    config = read.config
+    settings: dict[str, object] = {}
+    if config is not None:
+        settings = {"attention heads": config.heads, "activation": config.activation, "delays": config.delays}
+    return StartingPoint(path=file, weights=MemoryWeights(read.state), settings=settings)
+
+
+def _huggingface(folder: Path) -> StartingPoint:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no readable config.json ({error})") from error
+    if not isinstance(config, MusicgenConfig):
+        raise ModelError(f"{folder} holds a {config.model_type} model, not a MusicGen")
+    return StartingPoint(path=folder, weights=WeightFiles(folder), settings=_settings(config))
+
+
+def _settings(config: MusicgenConfig) -> dict[str, object]:
+    decoder = config.decoder
+    return {
+        "attention heads": decoder.num_attention_heads,
+        "activation": decoder.activation_function,
+        "delays": tuple(k // decoder.audio_channels for k in range(decoder.num_codebooks)),
+    }
+
+
+def _completed(source: Source, found: StartingPoint) -> StartingPoint:
+    """The starting point with the parameters that its run did not train, which are the source's."""
+    if found.trained.everything:
+        return found
+    if found.frozen not in (None, source.probe()):
+        raise ModelError(
+            f"--init_from {found.path} holds what was trained ({found.trained.describe()}), not the frozen rest, which"
+            f" is not that of --model_id {source.name}: give the run's {FINAL} or an lm_*.pt, which are whole"
+        )
+    return replace(found, weights=merged(source, found.weights, found.trained), trained=EVERYTHING, frozen=None)
+
+
+def _check_fits(source: Source, found: StartingPoint) -> None:
+    wanted, given = _shapes(source.weights), _shapes(found.weights)
+    words = f"--init_from {found.path} does not fit --model_id {source.name}"
+    advice = "give --model_id the model that it was trained from"
+    if given != wanted:
+        name = min(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise ModelError(
+            f"{words}: it has {_size(given)}, the base has {_size(wanted)} ({name}: {_shape(given, name)} there,"
+            f" {_shape(wanted, name)} in the base); {advice}"
+        )
+    for name, value in _settings(source.config).items():
+        if found.settings.get(name, value) != value:
+            raise ModelError(f"{words}: {name} {found.settings[name]} there, {value} in the base; {advice}")
+
+
+def _check_parts(source: Source, found: StartingPoint) -> None:
+    """The weights mean something only beside the EnCodec and T5 that they were trained beside."""
+    now = {"codec": source.codec_identity(), "text encoder": source.text_identity()}
+    for name, digest in found.parts.items():
+        if digest != now[name]:
+            raise ModelError(
+                f"--init_from {found.path} was trained beside another {name} ({digest} then, {now[name]} in --model_id"
+                f" {source.name}): give --model_id the model that it was trained from. If they are known to be alike,"
+                f" give the run's {FINAL}, of which this is not asked"
+            )
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: weights.shape(name) for name in weights if name.startswith((DECODER, PROJECTION))}
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A language model's size in words, from its tensors."""
+    layers = len({name.split(".")[4] for name in shapes if ".layers." in name})
+    codebooks = len([name for name in shapes if ".embed_tokens." in name])
+    width = shapes.get("decoder.model.decoder.layer_norm.weight", (0,))[0]
+    return f"{layers} layers of width {width}, {codebooks} codebooks"
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(shapes[name]) if name in shapes else "absent"

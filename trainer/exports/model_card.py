@@ -1,0 +1,222 @@
+"""The README.md of an exported model: what it was made from and how, how to load it, under which licence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from trainer.model.source import SHORT_NAMES
+from trainer.spec.trainable import EVERYTHING, Selection
+
+CITATION = """@article{copet2023simple,
+  title   = {Simple and Controllable Music Generation},
+  author  = {Jade Copet and Felix Kreuk and Itai Gat and Tal Remez and David Kant and Gabriel Synnaeve
+             and Yossi Adi and Alexandre Défossez},
+  journal = {arXiv preprint arXiv:2306.05284},
+  year    = {2023}
+}"""
+
+IN_AUDIOCRAFT = """
+audiocraft:
+
+```python
+import torch
+from audiocraft.models import MusicGen
+
+model = MusicGen.get_pretrained("models/audiocraft")
+# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
+```
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the model card tells about how a model came to be.
+
+    base_model       what --model_id said
+    started_from     what --init_from said; only its last part is published
+    dataset          folder or dataset id; only its last part is published
+    hours            of audio, the sum over the clips
+    trained          which parameters moved
+    placeholder      the new word, where nothing but its embeddings was trained
+    hyperparameters  flag or quantity to its value, in the order of the table
+    """
+
+    base_model: str
+    dataset: str
+    clips: int
+    hours: float
+    steps: int
+    hyperparameters: Mapping[str, object]
+    started_from: str | None = None
+    trained: Selection = EVERYTHING
+    placeholder: str | None = None
+
+
+def model_card(training: Training) -> str:
+    """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
+    prompt = "..." if training.placeholder is None else f"{training.placeholder} ..."
+    return f"""{_front(training, "transformers", "finetune")}
+
+# MusicGen, fine-tuned on {_dataset(training)}
+
+{_what_it_is(training)}
+
+## Training
+
+{_table(training)}
+
+## Use
+
+Here:
+
+```
+python scripts/generate.py --model models/huggingface --prompt "{prompt}"
+```
+
+transformers (5 or newer; version 4 cannot read the tokenizer):
+
+```python
+from transformers import pipeline
+
+music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
+```
+{IN_AUDIOCRAFT if training.placeholder is None else ""}
+## Licence
+
+{_licence(training)}
+
+## Citation
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def _what_it_is(training: Training) -> str:
+    base, start = _cell(name_of_base(training.base_model)), _start(training.started_from)
+    if training.placeholder is not None:
+        return (
+            f"A text-to-music model: {base} with a new word, `{training.placeholder}`,"
+            f' for the music of {training.clips} clips\n({training.hours:.2f} hours) of "{_dataset(training)}".'
+            f" Only the word's embeddings in T5 were\nlearned (textual inversion); all else is the base model.{start}"
+        )
+    return (
+        f"A text-to-music model: {base} with its language model fine-tuned\n"
+        f'on {training.clips} clips ({training.hours:.2f} hours) of "{_dataset(training)}". T5 and EnCodec are those of'
+        f" the base\nmodel.{start}{_part(training.trained)}"
+    )
+
+
+def adapter_card(training: Training) -> str:
+    """The card of the adapter of a LoRA, which is of use on its base alone."""
+    base = name_of_base(training.base_model)
+    if training.started_from is not None:
+        base = Path(training.started_from).name
+    return f"""{_front(training, "peft", "adapter")}
+
+# A LoRA of MusicGen, trained on {_dataset(training)}
+
+An adapter for {_cell(base)}, trained on {training.clips} clips ({training.hours:.2f} hours) of
+"{_dataset(training)}".{_start(training.started_from)} It fits no other weights than those that it was trained on.
+
+## Training
+
+{_table(training)}
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import MusicgenForConditionalGeneration
+
+base = MusicgenForConditionalGeneration.from_pretrained("{_cell(base)}")
+model = PeftModel.from_pretrained(base, "models/adapter")
+```
+
+## Licence
+
+{_licence(training)}
+
+## Citation
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def name_of_base(model_id: str) -> str:
+    """A hub id, or the last part of a folder."""
+    return hub_id(model_id) or Path(model_id).name
+
+
+def _front(training: Training, library: str, relation: str) -> str:
+    """The front matter."""
+    known = hub_id(training.base_model)
+    front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
+    front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if training.trained.lora else [])]
+    if known is not None:
+        front |= {"base_model": known, "base_model_relation": relation}
+    if _of_meta(training.base_model):
+        front["license"] = "cc-by-nc-4.0"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
+
+
+def _dataset(training: Training) -> str:
+    return _cell(Path(training.dataset).name or "the dataset")
+
+
+def _table(training: Training) -> str:
+    rows = {"optimizer steps": training.steps, "trained": training.trained.describe(), **training.hyperparameters}
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+
+
+def _part(trained: Selection) -> str:
+    if trained.lora:
+        return " It was trained by LoRA, and the adapter is merged into these weights."
+    return "" if trained.everything else " Parts of the language model were frozen."
+
+
+def hub_id(model_id: str) -> str | None:
+    """facebook/musicgen-small for small; None for debug and for folders."""
+    if model_id in SHORT_NAMES:
+        return f"facebook/musicgen-{model_id}"
+    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _start(started_from: str | None) -> str:
+    if started_from is None:
+        return ""
+    return f'\nThe training started from the language model of "{_cell(Path(started_from).name)}".'
+
+
+def _of_meta(base_model: str) -> bool:
+    return (hub_id(base_model) or "").startswith("facebook/musicgen-")
+
+
+def _licence(training: Training) -> str:
+    of_base = _licence_of_base(training.base_model, _of_meta(training.base_model))
+    if training.started_from is None:
+        return of_base
+    return f"{of_base} The licence of the weights at the start holds as well."
+
+
+def _licence_of_base(base_model: str, meta: bool) -> str:
+    if meta:
+        return (
+            "The base model's weights are Meta's and under CC-BY-NC 4.0, which binds this model as well: no"
+            " commercial use."
+        )
+    if base_model == "debug":
+        return "The base model is a small one of random weights, under no licence. It cannot make music."
+    return "That of the base model. Weights that descend from Meta's MusicGen are under CC-BY-NC 4.0."

@@ -1,0 +1,211 @@
+"""Any model that a run wrote, or that one can start from, as a Source: what `--model` of our scripts takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    EncodecConfig,
+    EncodecFeatureExtractor,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    T5EncoderModel,
+)
+
+from trainer.errors import ModelError
+from trainer.exports.audiocraft import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
+from trainer.exports.pickled import load_pickled
+from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
+from trainer.model.weights import MemoryWeights, current_name
+
+RUN_CONFIG = "config.json"
+LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
+
+
+def open_saved(model: str, *, base: str | None = None) -> Source:
+    """The model that `--model` names, none of its language model's tensors copied to a device yet.
+
+    model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, or what open_model
+           takes: a folder, a hub id, a short name, debug
+    base   where an lm_*.pt or audiocraft/ takes T5 and EnCodec from, instead of from the run's own base
+
+    Raises ModelError where there is no such model, or where it is incomplete.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and (path / LM_FILE).is_file():
+        return _open_audiocraft(path) if base is None else _with_language_model(path, base)
+    if path.is_file() or (path.suffix in LM_SUFFIXES and not path.is_dir()):
+        if not path.is_file():
+            raise ModelError(f"--model {model}: there is no such file")
+        if path.name == LM_FILE and base is None:
+            return _open_audiocraft(path.parent)
+        return _with_language_model(path, base or _base_of_run(path))
+    if base is not None:
+        raise ModelError(
+            f"--base {base} is for an lm_*.pt or an audiocraft/ folder; --model {model} is none: leave --base out"
+        )
+    if _is_run(path):
+        path = _huggingface_of_run(path)
+        model = str(path)
+    return _open(model, "--model")
+
+
+def _open(model: str, flag: str) -> Source:
+    try:
+        return open_model(model)
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model_id", flag)) from error
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and ((path / "huggingface").is_dir() or (path / "checkpoints").is_dir())
+
+
+def _huggingface_of_run(path: Path) -> Path:
+    if (path / "huggingface").is_dir():
+        return path / "huggingface"
+    steps = sorted(path.glob("lm_*.pt"), key=lambda file: file.stat().st_mtime)
+    instead = f"give {steps[-1]}, its newest lm_*.pt, or " if steps else ""
+    raise ModelError(f"{path} holds a run that has not been exported yet: {instead}let the run finish")
+
+
+def _base_of_run(path: Path) -> str:
+    """The model_id of the run that wrote this lm_*.pt."""
+    config = path.parent / RUN_CONFIG
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["model_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} holds a language model only, and there is no {config} of a run that names the model it was"
+            " trained from: add --base with that model (small, medium, large, a hub id or a folder), whose T5"
+            " and EnCodec are used"
+        ) from error
+
+
+def _with_language_model(path: Path, base: str) -> Source:
+    """The base with the language model of an audiocraft file in place of its own."""
+    state = read_audiocraft(path).state
+    source = _open(base, "--base")
+    own = {name for name in source.weights if name.startswith((DECODER, PROJECTION))}
+    wrong = [name for name in own & set(state) if source.weights.shape(name) != tuple(state[name].shape)]
+    if own != set(state) or wrong:
+        raise ModelError(
+            f"{path} is not a language model of the size of {base} ({source.decoder_shape()}): give --base the"
+            " model that it was trained from"
+        )
+    rest = {name: source.weights[name] for name in source.weights if name not in own}
+    return replace(source, name=str(path), weights=MemoryWeights(rest | state))
+
+
+def _open_audiocraft(folder: Path) -> Source:
+    """The model of a folder with audiocraft's two files; its T5 is a folder inside, or the one of that name."""
+    package = read_audiocraft(folder / LM_FILE)
+    if package.config is None:
+        raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
+    codec_config, codec = _codec(folder / CODEC_FILE)
+    encoder, location = _text_encoder(folder, package.config.text_encoder)
+    embedding = package.state["decoder.model.decoder.embed_tokens.0.weight"]
+    codes = embedding.shape[0] - 1
+    decoder = MusicgenDecoderConfig(
+        vocab_size=codes,
+        hidden_size=package.config.width,
+        num_hidden_layers=package.config.layers,
+        num_attention_heads=package.config.heads,
+        ffn_dim=package.state["decoder.model.decoder.layers.0.fc1.weight"].shape[0],
+        num_codebooks=len(package.config.delays),
+        activation_function=package.config.activation,
+        audio_channels=1,
+        pad_token_id=codes,
+        bos_token_id=codes,
+    )
+    if package.config.delays != tuple(range(len(package.config.delays))):
+        raise ModelError(f"{folder} has delays {package.config.delays}: only mono models can be used here")
+    text = {TEXT_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    weights: dict[str, Tensor] = {name: tensor for name, tensor in text.items() if current_name(name)}
+    weights |= {CODEC + name: tensor for name, tensor in codec.items()} | package.state
+    rate = codec_config.sampling_rate
+    return Source(
+        name=str(folder),
+        config=MusicgenConfig(
+            text_encoder=encoder.config.to_dict(), audio_encoder=codec_config.to_dict(), decoder=decoder.to_dict()
+        ),
+        generation_config=GenerationConfig(bos_token_id=codes, pad_token_id=codes, decoder_start_token_id=codes),
+        weights=MemoryWeights(weights),
+        load_tokenizer=lambda: AutoTokenizer.from_pretrained(location),
+        load_feature_extractor=lambda: EncodecFeatureExtractor(
+            feature_size=1, sampling_rate=rate, padding_value=0.0, padding_side="left"
+        ),
+    )
+
+
+def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
+    """T5 and where its tokenizer is."""
+    location = str(folder / name) if (folder / name).is_dir() else name
+    try:
+        return T5EncoderModel.from_pretrained(location, dtype=torch.float32), location
+    except OSError as error:
+        raise ModelError(
+            f"{folder} needs the T5 {name}, which is neither a folder in it nor could be fetched"
+            f" ({str(error).splitlines()[0]}): add --base with a MusicGen that has it"
+        ) from error
+
+
+def _codec(file: Path) -> tuple[EncodecConfig, dict[str, Tensor]]:
+    package = load_pickled(file)
+    if STATE not in package:
+        raise ModelError(f"{file} does not hold EnCodec itself: add --base with the model whose EnCodec it is")
+    tree = _tree(package, file)
+    try:
+        config = _codec_config(tree)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{file}: its {CONFIG} describes no EnCodec ({error!r})") from error
+    return config, codec_from_audiocraft(package[STATE])
+
+
+def _codec_config(tree: Mapping[str, Any]) -> EncodecConfig:
+    """The inverse of audiocraft_format.codec_config."""
+    seanet, quantizer = tree["seanet"], tree["rvq"]
+    config = EncodecConfig(
+        sampling_rate=tree["sample_rate"],
+        audio_channels=tree["channels"],
+        normalize=tree["encodec"]["renormalize"],
+        use_causal_conv=seanet["causal"],
+        hidden_size=seanet["dimension"],
+        num_filters=seanet["n_filters"],
+        num_residual_layers=seanet["n_residual_layers"],
+        upsampling_ratios=list(seanet["ratios"]),
+        norm_type=seanet["norm"],
+        kernel_size=seanet["kernel_size"],
+        last_kernel_size=seanet["last_kernel_size"],
+        residual_kernel_size=seanet["residual_kernel_size"],
+        dilation_growth_rate=seanet["dilation_base"],
+        pad_mode=seanet["pad_mode"],
+        use_conv_shortcut=not seanet["true_skip"],
+        compress=seanet["compress"],
+        num_lstm_layers=seanet["lstm"],
+        trim_right_ratio=seanet["decoder"]["trim_right_ratio"],
+        codebook_size=quantizer["bins"],
+        chunk_length_s=None,
+        overlap=None,
+    )
+    # EncodecConfig knows its number of codebooks as a bandwidth in kbit/s only.
+    bits = (config.codebook_size - 1).bit_length()
+    config.target_bandwidths = [quantizer["n_q"] * config.frame_rate * bits / 1000]
+    assert config.num_quantizers == quantizer["n_q"]
+    return config
+
+
+def _tree(package: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(package[CONFIG])
+    except (KeyError, AttributeError, yaml.YAMLError) as error:
+        raise ModelError(f"{file} has no readable {CONFIG} ({error!r})") from error

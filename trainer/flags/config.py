@@ -1,0 +1,390 @@
+"""The settings of a run: every flag declared once, with its default, help and check."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from trainer.errors import ConfigError
+from trainer.flags import command_line
+from trainer.flags.flag import Flag, Value, checked_values
+from trainer.spec.trainable import ALL_LAYERS, FREEZABLE, TARGET_WORDS, Selection, selection_of
+
+PROGRAM = "launch.py"
+DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
+
+Flags are written --name value or --name=value, switches as 0 or 1. --config FILE (.yaml or .json) holds flags
+by name; those on the command line win."""
+
+data = partial(Flag, "data")
+model = partial(Flag, "model")
+optimisation = partial(Flag, "optimisation")
+hardware = partial(Flag, "hardware")
+output = partial(Flag, "output")
+logging = partial(Flag, "logging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
+
+    dataset_path: Annotated[
+        str, data("Folder of audio files and their captions: song.wav, song.txt.", aliases=("dataset",))
+    ]
+    no_label: Annotated[bool, data("Train without captions; no .txt files are needed.")] = False
+    segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
+    min_seconds: Annotated[
+        float, data("Files shorter than this many seconds are left out.", above=0, most=300)
+    ] = 0.5
+    validation: Annotated[
+        str, data("What to validate on: a share of the files (0.1 is a tenth, 0 is none), or a folder.")
+    ] = "0"
+    cache_dir: Annotated[str, data("Folder for encoded audio and captions; runs may share it.")] = "cache"
+    code_views: Annotated[
+        int, data("Offsets inside a codec frame at which each file is encoded.", least=1, most=640)
+    ] = 4
+    word_dropout: Annotated[
+        float, data("Share of a caption's words that are left out while training.", least=0, below=1)
+    ] = 0.0
+    caption_variants: Annotated[
+        int, data("With --word_dropout: variants of each caption; each epoch draws one.", least=1, most=1000)
+    ] = 8
+    caption_lines: Annotated[
+        bool, data("Each line of a .txt is a caption, one of which is drawn each epoch; 0: all lines are one.")
+    ] = False
+    rehash: Annotated[
+        bool, data("Read every file to see whether it changed, instead of its size and date.")
+    ] = False
+
+    model_id: Annotated[
+        str,
+        model(
+            "small, medium, large, melody, stereo-small and so on; a Hugging Face id; a local folder; or "
+            "debug, a tiny model with random weights."
+        ),
+    ] = "small"
+    init_from: Annotated[
+        str | None,
+        model(
+            "Start from the weights of an earlier run, a checkpoint, an lm_*.pt, a Hugging Face or audiocraft folder "
+            "or file of the same size; none: those of --model_id."
+        ),
+    ] = None
+    dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
+    freeze: Annotated[
+        str | None,
+        model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
+    ] = None
+    lora_rank: Annotated[
+        int | None, model("Train adapters of this rank (LoRA) and nothing else; none: no adapters.", least=1)
+    ] = None
+    lora_alpha: Annotated[
+        float | None, model("With --lora_rank: adapters count alpha / rank times; none: twice the rank.", above=0)
+    ] = None
+    lora_dropout: Annotated[
+        float, model("With --lora_rank: dropout of the adapters' inputs while training.", least=0, below=1)
+    ] = 0.0
+    lora_targets: Annotated[
+        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
+    ] = ALL_LAYERS
+    base_bits: Annotated[
+        Literal[4, 8] | None,
+        model(
+            "With --lora_rank or --tune_text 1, on CUDA GPUs: hold the frozen linear layers in so many bits (NF4 or "
+            "int8, by bitsandbytes); none: in the precision of the computation."
+        ),
+    ] = None
+    tune_text: Annotated[
+        bool, model("Learn a new word for T5, by embeddings of its own; all else stays as it is.")
+    ] = False
+    placeholder: Annotated[
+        str, model("With --tune_text 1: the new word, in angle brackets; put before captions that lack it.")
+    ] = "<music-style>"
+    placeholder_vectors: Annotated[
+        int, model("With --tune_text 1: embeddings that the new word has.", least=1, most=64)
+    ] = 4
+    init_word: Annotated[
+        str, model("With --tune_text 1: the word whose embedding the new ones start from.")
+    ] = "music"
+
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"],
+        optimisation(
+            "adamw8bit: AdamW with moments of 8 bits (bitsandbytes), 6 bytes a parameter less; on one GPU or with "
+            "--strategy ddp."
+        ),
+    ] = "adamw"
+    lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
+    lr_schedule: Annotated[
+        Literal["cosine", "linear", "constant"], optimisation("Course of the learning rate after the warmup.")
+    ] = "cosine"
+    warmup_steps: Annotated[
+        int, optimisation("Steps over which the learning rate rises to --lr.", least=0)
+    ] = 16
+    min_lr_ratio: Annotated[
+        float, optimisation("Learning rate at the end, as a share of --lr.", least=0, most=1)
+    ] = 0.0
+    weight_decay: Annotated[float, optimisation("Weight decay of AdamW.", least=0)] = 1e-5
+    max_grad_norm: Annotated[
+        float, optimisation("Gradients with a larger norm are scaled down to this norm.", above=0)
+    ] = 1.0
+    ema_decay: Annotated[
+        float | None,
+        optimisation(
+            "Keep an average of the weights, which this share of is kept at each step (0.999: over some 1000 steps); "
+            "exports and validation use it; none: no average.",
+            above=0,
+            below=1,
+        ),
+    ] = None
+    epochs: Annotated[int, optimisation("Passes over the dataset.", least=1)] = 100
+    max_steps: Annotated[
+        int | None, optimisation("Stop after this many steps, even if epochs are left.", least=1)
+    ] = None
+    batch_size: Annotated[
+        int, optimisation("Clips per device and micro-batch, at most: fewer if memory is short.", least=1)
+    ] = 4
+    grad_acc: Annotated[int, optimisation("Micro-batches that make one step.", least=1)] = 2
+    global_batch: Annotated[
+        int | None,
+        optimisation(
+            "Clips per step on all devices together; none: batch_size x grad_acc x devices.", least=1
+        ),
+    ] = None
+    use_cfg: Annotated[
+        bool, optimisation("Drop captions at random, so that classifier-free guidance keeps working.")
+    ] = False
+    cfg_rate: Annotated[
+        float, optimisation("Share of captions dropped with --use_cfg 1.", above=0, below=1)
+    ] = 0.1
+    seed: Annotated[int, optimisation("Seed of every random choice.", least=0, most=2**32 - 1)] = 0
+
+    strategy: Annotated[
+        Literal["auto", "single", "ddp", "zero2", "zero3", "fsdp", "hsdp"],
+        hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),
+    ] = "auto"
+    offload_optimizer: Annotated[
+        bool, hardware("Keep optimizer state in host memory: less GPU memory, slower steps.")
+    ] = False
+    mixed_precision: Annotated[
+        Literal["auto", "no", "bf16", "fp16"],
+        hardware("Precision of the computation; auto: bf16 where the GPU has it, else no."),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        Literal["0", "1", "selective"],
+        hardware(
+            "Recompute activations in the backward pass: less memory, slower steps; selective: only what is cheap, of"
+            " compiled layers."
+        ),
+    ] = "0"
+    compile: Annotated[
+        Literal["auto", "0", "1"],
+        hardware("Compile the decoder's layers with torch.compile; auto: on a GPU, if it works there."),
+    ] = "auto"
+    timeout_minutes: Annotated[
+        float, hardware("Minutes that a process waits for the others before it gives up.", above=0)
+    ] = 10.0
+    dry_run: Annotated[bool, hardware("Print the plan for this run and stop; no GPU is touched.")] = False
+    gpus: Annotated[
+        int | None, hardware("With --dry_run 1: plan for this many GPUs a node; none: those found.", least=1)
+    ] = None
+    nodes: Annotated[
+        int | None, hardware("With --dry_run 1: plan for this many nodes; none: one.", least=1)
+    ] = None
+    gpu_memory_gib: Annotated[
+        float | None,
+        hardware("With --dry_run 1: plan for GPUs of this many GiB; none: those found.", above=0),
+    ] = None
+
+    output_dir: Annotated[str, output("Folder for the trained model, checkpoints and logs.")] = "models"
+    save_step: Annotated[
+        int | None, output("Write lm_<step>.pt every so many steps; none: at the end only.", least=1)
+    ] = None
+    checkpoint_minutes: Annotated[float, output("Minutes between resumable checkpoints.", above=0)] = 15.0
+    max_minutes: Annotated[
+        float | None,
+        output(
+            "Stop with a checkpoint and exit code 75 once so many minutes have passed since the start, loading "
+            "and encoding included; none: no limit.",
+            above=0,
+        ),
+    ] = None
+    resume: Annotated[
+        str,
+        output(
+            "auto: go on from the newest checkpoint in output_dir, if any; no: start anew, in a folder "
+            "without a run; or the path of a checkpoint."
+        ),
+    ] = "auto"
+
+    use_wandb: Annotated[bool, logging("Log to Weights & Biases.")] = False
+    wandb_project: Annotated[str, logging("Project on Weights & Biases.")] = "musicgen-trainer"
+    use_tensorboard: Annotated[bool, logging("Log to TensorBoard, in output_dir.")] = False
+    log_steps: Annotated[int, logging("Steps between log lines.", least=1)] = 1
+    validation_steps: Annotated[
+        int | None, logging("Steps between validations; none: once an epoch.", least=1)
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name, value in checked_values(Config, dataclasses.asdict(self)).items():
+            object.__setattr__(self, name, value)  # a whole number given for a float is now a float
+        _refuse_contradicting_values(self)
+        assert self.selection  # which refuses a list that it does not understand
+
+    @property
+    def selection(self) -> Selection:
+        """Which parameters are trained."""
+        lora = (self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
+        return selection_of(self.freeze, *lora, new_rows=self.placeholder_vectors if self.tune_text else 0)
+
+    @property
+    def caption_drop_rate(self) -> float:
+        """Probability that a clip is trained without its caption; 0 unless --use_cfg 1."""
+        return self.cfg_rate if self.use_cfg else 0.0
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the dataset's files kept for validation, in [0, 1); 0 if a folder or nothing was given."""
+        share = _number(self.validation)
+        return 0.0 if share is None else share
+
+    @property
+    def validation_folder(self) -> str | None:
+        """The folder to validate on; None if a share was given."""
+        return self.validation if _number(self.validation) is None else None
+
+    def to_dict(self) -> dict[str, Value]:
+        """All flags by name, as plain JSON values; `config_from_dict` gives an equal Config."""
+        return dataclasses.asdict(self)
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, frozenset[str]]:
+    """The Config that `argv` (without the program's name) asks for, and the names of the flags it states.
+
+    A flag is stated on the command line or in the file of --config; the command line wins. Raises ConfigError
+    for everything that cannot work; --help prints and leaves by SystemExit(0).
+    """
+    if any(word in ("--help", "-h") for word in argv):
+        command_line.print_help(Config, prog=PROGRAM, description=DESCRIPTION)
+    texts, path = command_line.texts_of_command_line(Config, argv)
+    if path is not None:
+        texts = command_line.texts_of_file(Config, path) | texts
+    values: dict[str, Any] = command_line.values_of_texts(Config, texts)
+    config, typed = Config(**values), frozenset(texts)
+    _refuse_flags_without_effect(config, typed)
+    return config, typed
+
+
+def config_from_dict(values: Mapping[str, object]) -> Config:
+    """The Config that `to_dict` wrote as `values`; a flag that is absent has its default.
+
+    Raises ConfigError for an unknown name, for a value of the wrong type or range, and without dataset_path.
+    """
+    checked: dict[str, Any] = checked_values(Config, values)
+    if "dataset_path" not in checked:
+        raise ConfigError("dataset_path is missing: it must name the folder of the dataset.")
+    return Config(**checked)
+
+
+def _refuse_contradicting_values(config: Config) -> None:
+    if not re.fullmatch(r"<[A-Za-z0-9_-]+>", config.placeholder):
+        raise ConfigError(
+            f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
+            "brackets, as in '<my-style>' (with quotes, because of the shell)."
+        )
+    for name in ("freeze", "lora_rank"):
+        if config.tune_text and getattr(config, name) is not None:
+            raise ConfigError(
+                f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
+            )
+    if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
+        raise ConfigError(
+            f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
+            "itself. Add adapters, as in --lora_rank 16, or learn a word (--tune_text 1); or remove it."
+        )
+    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
+    if imagined and not config.dry_run:
+        raise ConfigError(
+            f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
+            "as in accelerate launch --num_processes 4 launch.py ..."
+        )
+    if config.min_seconds > config.segment_seconds:
+        raise ConfigError(
+            f"--min_seconds {config.min_seconds:g} is longer than a crop of --segment_seconds "
+            f"{config.segment_seconds:g}: lower the first or raise the second."
+        )
+    share = _number(config.validation)
+    if share is not None and not 0 <= share < 1:
+        raise ConfigError(
+            f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
+            "or a folder (./2024 for one whose name is a number)."
+        )
+    _refuse_overlapping_folders(config)
+
+
+def _refuse_overlapping_folders(config: Config) -> None:
+    """What a run writes must not be read as data, and validation data must not be trained on."""
+    dataset = Path(config.dataset_path).resolve()
+    for name, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
+        if Path(path).resolve().is_relative_to(dataset):
+            raise ConfigError(
+                f"--{name} {path} is inside --dataset {config.dataset_path}, so that what is written there "
+                "would count as data: choose a folder outside."
+            )
+    folder = config.validation_folder
+    if folder is not None:
+        validation = Path(folder).resolve()
+        if validation.is_relative_to(dataset) or dataset.is_relative_to(validation):
+            raise ConfigError(
+                f"--validation {folder} and --dataset {config.dataset_path} overlap, so that files would be "
+                "both trained and validated on: move one out of the other, or give a share, as in "
+                "--validation 0.1."
+            )
+
+
+def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
+    """A flag that was stated acts or is refused; a default that has no effect is nobody's mistake."""
+    if "cfg_rate" in typed and not config.use_cfg:
+        raise ConfigError(
+            f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
+        )
+    if "caption_variants" in typed and config.word_dropout == 0:
+        raise ConfigError(
+            f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
+            "--word_dropout 0.3, or remove --caption_variants."
+        )
+    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if name in typed and config.lora_rank is None:
+            raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
+    for name in ("placeholder", "placeholder_vectors", "init_word"):
+        if name in typed and not config.tune_text:
+            raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
+    for name in ("word_dropout", "caption_lines"):
+        if config.no_label and name in typed and getattr(config, name):
+            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
+    if "min_lr_ratio" in typed and config.lr_schedule == "constant":
+        raise ConfigError(
+            "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
+        )
+    if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
+        raise ConfigError(
+            "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
+        )
+    if "warmup_steps" in typed and config.max_steps is not None and config.warmup_steps > config.max_steps:
+        raise ConfigError(
+            f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
+            f"learning rate would never reach --lr: use at most {config.max_steps}."
+        )
+
+
+def _number(text: str) -> float | None:
+    """The number that `text` is; None for other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,165 @@
+"""LoRA by peft: adapters in the model, their start, peft's own files, and base and adapter as one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import ModelError
+from trainer.model.weights import Weights
+from trainer.spec.trainable import Lora
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+# In a model with adapters, as peft names them, a target X holds these; in its files, "default" is left out.
+BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+PEFT_PREFIX = "base_model.model."
+
+
+class AdaptedWeights(Weights):
+    """Where a model with adapters starts: `base` under peft's names, and adapters that change nothing yet.
+
+    shapes  of every parameter of the model with adapters
+
+    The first matrix is uniform in +-1 / sqrt(inputs), a function of seed and name; the second is zero. Source: peft
+    0.21, LoraLayer.reset_lora_parameters.
+    """
+
+    def __init__(self, base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int):
+        self._base = base
+        self._shapes = shapes
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if name.endswith(UP):
+            return torch.zeros(shape)
+        if not name.endswith(DOWN):
+            return self._base[name.replace(BASE, ".")]
+        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        if name.endswith((DOWN, UP)):
+            return self[name].reshape(-1)[start:stop]
+        return self._base.read(name.replace(BASE, "."), start, stop)
+
+
+class MergedWeights(Weights):
+    """`base` with `scale` x second matrix x first matrix added to each weight that has an adapter, in float32."""
+
+    def __init__(self, base: Weights, adapters: Mapping[str, Tensor], scale: float):
+        self._base = base
+        self._adapters = adapters
+        self._adapted = {name.removesuffix(UP) + ".weight" for name in adapters if name.endswith(UP)}
+        self._scale = scale
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._adapted:
+            return self._base[name]
+        stem = name.removesuffix(".weight")
+        down, up = self._adapters[stem + DOWN].float(), self._adapters[stem + UP].float()
+        return torch.addmm(self._base[name].float(), up, down, alpha=self._scale)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        if name in self._adapted:
+            return self[name].reshape(-1)[start:stop]
+        return self._base.read(name, start, stop)
+
+
+def add_adapters(model: nn.Module, lora: Lora) -> None:
+    """Put adapters without memory into a model on the meta device; they alone are trained from now on."""
+    # A second or more to import, with bitsandbytes where it is installed; most runs have no adapters.
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    inject_adapter_in_model(_config(lora), model, low_cpu_mem_usage=True)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast and the sharded strategies cast already; a float32 copy of every input would be kept besides.
+            module.cast_input_dtype_enabled = False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith((DOWN, UP)))
+
+
+def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str) -> None:
+    """Write what `PeftModel.from_pretrained(MusicgenForConditionalGeneration, folder)` loads.
+
+    adapters  by their names in the model
+    """
+    tensors = {PEFT_PREFIX + name.replace(".default.", "."): adapters[name].contiguous() for name in adapters}
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = _config(lora)
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    config.save_pretrained(str(folder))
+
+
+def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
+    """An adapter's settings, and its tensors by their names in the model; the inverse of `save_adapter`.
+
+    Takes those of a MusicgenForConditionalGeneration and of its decoder alone. Raises ModelError where the folder
+    cannot be read, and for kinds of adapters that are more than a product of two matrices.
+    """
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / ADAPTER_FILE)
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder} holds no readable adapter ({error!r})") from error
+    special = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(name)]
+    names = {stored: _name_in_model(stored) for stored in tensors}
+    unknown = [stored for stored, name in names.items() if not name.endswith((DOWN, UP))]
+    if settings.get("peft_type") != "LORA" or special or unknown:
+        what = ", ".join([str(settings.get("peft_type")), *special, *unknown[:3]])
+        raise ModelError(f"{folder} is no plain LoRA ({what}): merge it in peft, and give the merged model's folder")
+    found = {name: tensors[stored] for stored, name in names.items()}
+    targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in found if name.endswith(UP)})
+    return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), found
+
+
+def _name_in_model(stored: str) -> str:
+    name = re.sub(r"\.(lora_[AB])\.", r".\1.default.", stored.removeprefix(PEFT_PREFIX))
+    return f"decoder.{name}" if name.startswith("model.") else name
+
+
+def _config(lora: Lora) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int, and divides it by the rank
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        bias="none",
+    )

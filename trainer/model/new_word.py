@@ -1,0 +1,203 @@
+"""A new word for T5: a placeholder that stands for learned rows of its input embedding, and the file that holds them.
+
+The rows are tokens of their own behind the tokenizer's last one. T5's other rows, and all else, are the base model's.
+Source: textual inversion, arXiv 2208.01618, with several vectors a word as in its section 5.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tokenizers import AddedToken, Tokenizer, normalizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from trainer.atomic import write_whole
+from trainer.errors import ConfigError, ModelError, StorageError
+from trainer.flags.config import Config
+from trainer.model.source import TEXT_ENCODER, Source
+from trainer.model.weights import MemoryWeights, ReplacedWeights, Weights
+from trainer.spec.trainable import TEXT_ROWS
+
+FILE = "text_embedding.safetensors"
+TABLE = TEXT_ENCODER + "shared.weight"
+ROWS = "rows"
+METADATA = ("placeholder", "tokens", "base_model", "text_encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placeholder:
+    """The word that stands in captions and prompts for `vectors` new tokens, as in <my-style>."""
+
+    word: str
+    vectors: int
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """<my-style> of two vectors is <my-style:0> <my-style:1>."""
+        return tuple(f"{self.word[:-1]}:{index}>" for index in range(self.vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbedding:
+    """Learned rows: (N, D) float32, in the order of the placeholder's tokens.
+
+    base_model    what it was learned with, by name
+    text_encoder  the digest of the T5 that it was learned in (Source.text_identity)
+    """
+
+    placeholder: Placeholder
+    rows_ND: Tensor
+    base_model: str
+    text_encoder: str
+
+
+class TokenIds:
+    """What a T5 in the loop reads of some texts, each tokenized once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]):
+        self._ids_of = {text: _ids(tokenizer, text) for text in texts}
+
+    def states(self, caption: str) -> np.ndarray:
+        """Token ids (S,) int64, </s> included. KeyError for another text."""
+        return self._ids_of[caption]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """All of them: no text is cut, T5's positions are relative."""
+    return np.array(tokenizer(text, truncation=False, verbose=False).input_ids, dtype=np.int64)
+
+
+def placeholder_of(config: Config) -> Placeholder | None:
+    """The placeholder that a run learns; None without --tune_text."""
+    return Placeholder(word=config.placeholder, vectors=config.placeholder_vectors) if config.tune_text else None
+
+
+def introduction(config: Config, source: Source) -> str | None:
+    """What the run is about to learn, and whether its rate can move it; None without --tune_text.
+
+    Raises ConfigError where the tokenizer knows --placeholder already, or knows --init_word not at all.
+    """
+    placeholder = placeholder_of(config)
+    if placeholder is None:
+        return None
+    extended_tokenizer(source.load_tokenizer(), placeholder)
+    deviation = float(start_rows(source, placeholder, config.init_word)[0].std())
+    return (
+        f"learning {placeholder.word}: {placeholder.vectors} new row(s) of T5's embedding, which start from"
+        f" '{config.init_word}'. Their values have a deviation of {deviation:.3g}: --lr {config.lr:g} moves them by at"
+        f" most {100 * config.lr / deviation:.2g} % of it a step; some per cent ({0.03 * deviation:.2g}) is usual"
+    )
+
+
+def embedding_of(config: Config, source: Source, trained: Weights) -> TextEmbedding | None:
+    """What a run learned, from its checkpoint's tensors; None without --tune_text."""
+    placeholder = placeholder_of(config)
+    if placeholder is None:
+        return None
+    rows, digest = trained[TEXT_ROWS], source.text_identity()
+    return TextEmbedding(placeholder=placeholder, rows_ND=rows, base_model=config.model_id, text_encoder=digest)
+
+
+def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> PreTrainedTokenizerBase:
+    """A tokenizer that reads the placeholder, wherever it stands in a text, as its new tokens.
+
+    They follow the last token that `tokenizer` has, and all other text gives the tokens that it gave. What is saved
+    of it reads the placeholder too. Raises ConfigError where the placeholder is known already.
+    """
+    known = tokenizer.get_vocab()
+    taken = [name for name in (placeholder.word, *placeholder.tokens) if name in known]
+    if taken:
+        raise ConfigError(f"--placeholder {placeholder.word}: the tokenizer knows {taken[0]} already; choose another")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    spelled = normalizers.Replace(placeholder.word, "".join(placeholder.tokens))
+    former = backend.normalizer
+    backend.normalizer = spelled if former is None else normalizers.Sequence([spelled, former])
+    backend.add_tokens([AddedToken(name) for name in placeholder.tokens])
+    # T5Tokenizer itself would build its own normalizer again when it is loaded.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> int:
+    """The id of the placeholder's first token; the others follow it."""
+    return int(tokenizer.convert_tokens_to_ids(placeholder.tokens[0]))
+
+
+def start_rows(source: Source, placeholder: Placeholder, init_word: str) -> Tensor:
+    """Where the new rows start: (N, D) float32, each the mean of T5's rows of the pieces of `init_word`.
+
+    Raises ConfigError where the tokenizer does not know it.
+    """
+    tokenizer = source.load_tokenizer()
+    pieces = tokenizer(init_word, add_special_tokens=False).input_ids
+    if not pieces or tokenizer.unk_token_id in pieces:
+        raise ConfigError(f"--init_word {init_word}: the tokenizer does not know it; use a common English word")
+    width = source.weights.shape(TABLE)[1]
+    rows = torch.stack([source.weights.read(TABLE, piece * width, (piece + 1) * width).float() for piece in pieces])
+    return rows.mean(dim=0).repeat(placeholder.vectors, 1)
+
+
+def with_embedding(source: Source, embedding: TextEmbedding) -> Source:
+    """`source` with the learned word: its tokenizer reads the placeholder, its T5 has the rows.
+
+    T5's table grows only where it has no rows left behind the tokenizer's last token (the published one has 28).
+    Raises ModelError where the rows are of another T5, ConfigError where the tokenizer knows the placeholder.
+    """
+    if embedding.text_encoder != source.text_identity():
+        raise ModelError(
+            f"the text embedding of {embedding.placeholder.word} was learned with {embedding.base_model}, whose T5 is"
+            f" another than that of {source.name}: use the model that it was learned with"
+        )
+    tokenizer = extended_tokenizer(source.load_tokenizer(), embedding.placeholder)
+    first = first_token(tokenizer, embedding.placeholder)
+    table, last = source.weights[TABLE].float(), first + len(embedding.rows_ND)
+    grown = torch.zeros(max(len(table), last), table.shape[1])
+    grown[: len(table)] = table
+    grown[first:last] = embedding.rows_ND
+    config = copy.deepcopy(source.config)
+    config.text_encoder.vocab_size = len(grown)
+    return replace(
+        source,
+        config=config,
+        weights=ReplacedWeights(source.weights, MemoryWeights({TABLE: grown})),
+        load_tokenizer=lambda: tokenizer,
+    )
+
+
+def write_text_embedding(embedding: TextEmbedding, path: Path) -> None:
+    """Write the rows and what they belong to, some KB of safetensors. Raises StorageError."""
+    placeholder = embedding.placeholder
+    values = (placeholder.word, " ".join(placeholder.tokens), embedding.base_model, embedding.text_encoder)
+    rows = embedding.rows_ND.detach().to("cpu", torch.float32).contiguous()
+    try:
+        write_whole(path, save({ROWS: rows}, metadata=dict(zip(METADATA, values, strict=True))))
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error}") from error
+
+
+def read_text_embedding(path: Path) -> TextEmbedding:
+    """What `write_text_embedding` wrote. Raises ModelError where the file is none such."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            word, tokens, base_model, text_encoder = ((file.metadata() or {})[name] for name in METADATA)
+            rows = file.get_tensor(ROWS)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ModelError(
+            f"{path} cannot be read as a text embedding ({error}): give the {FILE} of a run with --tune_text 1"
+        ) from error
+    placeholder = Placeholder(word=word, vectors=len(rows))
+    if tuple(tokens.split()) != placeholder.tokens or rows.ndim != 2:
+        raise ModelError(f"{path}: its {len(rows)} rows and the tokens {tokens} do not belong together")
+    return TextEmbedding(placeholder=placeholder, rows_ND=rows, base_model=base_model, text_encoder=text_encoder)

@@ -1,0 +1,49 @@
+"""T5 in the training loop: the frozen MusicGen from token ids on, in which only the rows of new tokens learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import T5EncoderModel
+
+from trainer.model.language_model import LanguageModel
+
+
+class TextTunedModel(LanguageModel):
+    """LanguageModel behind T5. `text_rows` (N, D) float32 is all that is trained; N tokens from `first_token` on."""
+
+    def __init__(self, model: LanguageModel, text_encoder: T5EncoderModel, first_token: int, vectors: int):
+        super().__init__(model.decoder, model.enc_to_dec_proj)
+        self.requires_grad_(False)
+        width = text_encoder.config.hidden_size
+        self.text_rows = nn.Parameter(torch.empty(vectors, width, device=model.enc_to_dec_proj.weight.device))
+        self.first_token = first_token
+        # Not a part of this module: it stays whole, float32 and in eval mode, whatever wraps, shards or casts the rest.
+        self._outside = (text_encoder.eval().requires_grad_(False),)
+
+    def forward(
+        self,
+        inputs_BKT: Tensor,
+        text_BSD: Tensor,
+        text_mask_BS: Tensor,
+        attention_BS: Tensor | None = None,
+        labels_BKT: Tensor | None = None,
+    ) -> Tensor:
+        """As LanguageModel.forward, with token ids (B, S) int64 for `text_BSD`, any valid one where the mask is 0."""
+        states_BSD = self.text_states(text_BSD, attention_BS).to(self.enc_to_dec_proj.weight.dtype)
+        return super().forward(inputs_BKT, states_BSD, text_mask_BS, attention_BS, labels_BKT)
+
+    def text_states(self, tokens_BS: Tensor, attention_BS: Tensor | None) -> Tensor:
+        """T5's last hidden states (B, S, D) float32, in float32 under autocast too: T5 overflows in float16."""
+        (encoder,) = self._outside
+        if encoder.device != tokens_BS.device:
+            encoder.to(tokens_BS.device)  # once: nothing that moves the rest knows of it
+        is_new_BS = (tokens_BS >= self.first_token) & (tokens_BS < self.first_token + len(self.text_rows))
+        with torch.autocast(tokens_BS.device.type, enabled=False):
+            # The table is only read: a row of it cannot move, not by weight decay either.
+            known_BSD = encoder.get_input_embeddings()(tokens_BS.masked_fill(is_new_BS, 0))
+            new_BS = (tokens_BS - self.first_token).masked_fill(~is_new_BS, 0)
+            new_BSD = functional.embedding(new_BS, self.text_rows.float())
+            embedded_BSD = torch.where(is_new_BS[..., None], new_BSD, known_BSD)
+            return encoder(inputs_embeds=embedded_BSD, attention_mask=attention_BS).last_hidden_state

@@ -1,0 +1,288 @@
+"""A MusicGen by name, folder or `debug`, and its parts, each loaded on its own and only when needed.
+
+The trained part is `LanguageModel`: decoder and text projection under the key names that
+`MusicgenForConditionalGeneration` gives them. T5 and EnCodec are needed to fill the cache and to export,
+never while training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    EncodecFeatureExtractor,
+    EncodecModel,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from trainer.errors import ModelError
+from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
+from trainer.model.weights import MemoryWeights, WeightFiles, Weights, current_name, fingerprint, under
+from trainer.spec.shapes import Shape, shape_of_config
+
+MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
+SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
+DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# What shapes the codes and no tensor's name or shape tells.
+CODEC_SETTINGS = (
+    *("sampling_rate", "upsampling_ratios", "num_quantizers", "use_causal_conv", "use_conv_shortcut"),
+    *("normalize", "pad_mode", "dilation_growth_rate", "trim_right_ratio"),
+)
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the parts of one model come from; opening it has read its configuration and no tensor."""
+
+    name: str
+    config: MusicgenConfig
+    generation_config: GenerationConfig
+    weights: Weights
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+    load_feature_extractor: Callable[[], EncodecFeatureExtractor]
+
+    @property
+    def codebooks(self) -> int:
+        return self.config.decoder.num_codebooks
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of_config(self.name, self.config.to_dict())
+
+    @property
+    def special_token(self) -> int:
+        """The code that fills cells of the delay pattern without a frame: 2048, an input only."""
+        return self.config.decoder.pad_token_id
+
+    @property
+    def frame_samples(self) -> int:
+        """Audio samples of one frame: 640 at 32 kHz and 50 Hz."""
+        return self.config.audio_encoder.hop_length
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.audio_encoder.sampling_rate
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.sample_rate_hz / self.frame_samples
+
+    def decoder_shape(self) -> str:
+        """The decoder's size in words, for messages and for the checkpoint."""
+        decoder = self.config.decoder
+        return f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.num_codebooks} codebooks"
+
+    def probe(self) -> str:
+        """A digest of shape, first and last values of each trained tensor: cheap, and different for other weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(name for name in self.weights if name.startswith((DECODER, PROJECTION))):
+            size = math.prod(self.weights.shape(name))
+            ends = [self.weights.read(name, 0, min(8, size)), self.weights.read(name, max(0, size - 8), size)]
+            digest.update(f"{name} {self.weights.shape(name)} {torch.cat(ends).tolist()}".encode())
+        return digest.hexdigest()
+
+    def codec_identity(self) -> str:
+        """Digest of everything that a clip's codes depend on besides its samples."""
+        return self._codec_identity
+
+    def text_identity(self) -> str:
+        """Digest of everything that a caption's states depend on besides its words."""
+        return self._text_identity
+
+    # Computed once: for T5 it takes a pass over hundreds of megabytes.
+    @cached_property
+    def _codec_identity(self) -> str:
+        config = self.config.audio_encoder
+        return fingerprint(self.weights, CODEC, also=str([getattr(config, name) for name in CODEC_SETTINGS]))
+
+    @cached_property
+    def _text_identity(self) -> str:
+        probe = self.load_tokenizer()("The quick brown fox plays a naïve 120 bpm track, <pad>").input_ids
+        return fingerprint(self.weights, TEXT_ENCODER, also=str(probe))
+
+
+def open_model(model_id: str) -> Source:
+    """The model that `--model_id` names: debug, a short name, a hub id, or a local folder.
+
+    Raises ModelError where there is none, where it is no MusicGen, and for melody and stereo models.
+    """
+    if model_id == "debug":
+        return source_of(build_debug_model(), name="debug")
+    folder = _folder_of(model_id)
+    config = _config_of(folder, model_id)
+    _require_processor(folder, model_id)
+    return Source(
+        name=model_id,
+        config=config,
+        generation_config=_generation_config(folder, config),
+        weights=WeightFiles(folder),
+        load_tokenizer=lambda: _tokenizer_of(folder, model_id),
+        load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
+    )
+
+
+def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
+    """A Source over a model in memory, with the debug tokenizer."""
+    return Source(
+        name=name,
+        config=model.config,
+        generation_config=model.generation_config,
+        weights=MemoryWeights(
+            {key: value.detach() for key, value in model.state_dict().items() if current_name(key)}
+        ),
+        load_tokenizer=debug_tokenizer,
+        load_feature_extractor=debug_feature_extractor,
+    )
+
+
+def quiet() -> None:
+    """Keep libraries from printing what is no news here: transformers token 2048 outside the vocabulary and saving
+    bars, bitsandbytes, when peft imports it, that it lacks a fast product for CPUs, which nothing here asks for."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def load_codec(source: Source) -> EncodecModel:
+    """EnCodec in float32, frozen and in eval mode, on the CPU."""
+    codec = EncodecModel._from_config(source.config.audio_encoder)
+    _assign(codec, _float32(under(source.weights, CODEC)), source.name)
+    return codec.eval().requires_grad_(False)
+
+
+def load_text_encoder(source: Source) -> T5EncoderModel:
+    """T5's encoder in float32, frozen and in eval mode, on the CPU."""
+    encoder = T5EncoderModel._from_config(source.config.text_encoder)
+    tensors = _float32(under(source.weights, TEXT_ENCODER))
+    tensors["encoder.embed_tokens.weight"] = tensors.get("shared.weight", torch.zeros(0))
+    _assign(encoder, tensors, source.name)
+    return encoder.eval().requires_grad_(False)
+
+
+def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -> None:
+    """Put `tensors` in place of the module's own, which may be on the meta device."""
+    try:
+        module.load_state_dict(dict(tensors), strict=True, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"{model_name}: its weights do not fit its configuration: {error}") from error
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+
+
+def _folder_of(model_id: str) -> Path:
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or model_id.startswith((".", "~")):
+        raise ModelError(f"--model_id {model_id}: there is no such folder")
+    hub_id = f"facebook/musicgen-{model_id}" if model_id in SHORT_NAMES else model_id
+    for kind in ("melody", "stereo"):  # known by their names, before gigabytes are fetched
+        if hub_id.startswith("facebook/musicgen-") and kind in hub_id:
+            raise ModelError(f"--model_id {model_id}: {kind} models cannot be trained yet; use small, medium or large")
+    return _download(hub_id, model_id)
+
+
+def _download(hub_id: str, model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
+        return folder
+    except HFValidationError as error:
+        raise ModelError(
+            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(SHORT_NAMES)}, debug"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set and it is not in the local cache" if offline else str(error).splitlines()[0]
+        raise ModelError(
+            f"--model_id {model_id}: {hub_id} could not be fetched ({reason}). Give a local folder, or download it"
+            f" where there is a network: `hf download {hub_id}`"
+        ) from error
+
+
+def _config_of(folder: Path, model_id: str) -> MusicgenConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
+    if config.model_type == "musicgen_melody":
+        raise ModelError(f"--model_id {model_id}: melody models cannot be trained yet; use small, medium or large")
+    if not isinstance(config, MusicgenConfig):
+        raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
+    if config.decoder.audio_channels != 1:
+        raise ModelError(f"--model_id {model_id}: stereo models cannot be trained yet; use the mono model")
+    codec = config.audio_encoder
+    if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
+        raise ModelError(f"--model_id {model_id}: only EnCodec as MusicGen has it (facebook/encodec_32khz) is known")
+    if config.text_encoder.model_type != "t5":
+        raise ModelError(f"--model_id {model_id}: only T5 as text encoder is known")
+    if config.text_encoder.hidden_size == config.decoder.hidden_size:
+        raise ModelError(f"--model_id {model_id}: it has no enc_to_dec_proj, which audiocraft's layout needs")
+    return config
+
+
+def _tokenizer_of(folder: Path, model_id: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"--model_id {model_id}: the tokenizer in {folder} cannot be read ({error!r}): download the model again"
+        ) from error
+
+
+def _require_processor(folder: Path, model_id: str) -> None:
+    """The tokenizer is looked for by file: without one transformers makes T5's with no words in it."""
+    lacking = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
+    try:
+        AutoFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError):
+        lacking.append("preprocessor_config.json")
+    if lacking:
+        raise ModelError(
+            f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: save the base model's processor there"
+            " too, with MusicgenProcessor.from_pretrained(...).save_pretrained(...)"
+        )
+
+
+def _generation_config(folder: Path, config: MusicgenConfig) -> GenerationConfig:
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    special = config.decoder.pad_token_id
+    return GenerationConfig(
+        bos_token_id=special,
+        pad_token_id=special,
+        decoder_start_token_id=special,
+        do_sample=True,
+        guidance_scale=3.0,
+        max_length=1500,
+    )

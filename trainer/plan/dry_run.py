@@ -1,0 +1,124 @@
+"""`--dry_run 1`: the plan for the GPUs found here, or for imagined ones, without torch and without touching any."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from dataclasses import replace
+
+from trainer.errors import EXIT_DONE
+from trainer.flags.config import Config
+from trainer.plan.launcher import Launch
+from trainer.plan.memory import GIB
+from trainer.plan.plan import make_plan
+from trainer.plan.request import batch_flags, options
+from trainer.plan.strategies import Cluster
+from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of
+from trainer.spec.trainable import count
+
+IMAGINED_GPU_GIB = 24
+BF16_CAPABILITY = 8.0  # Ampere
+QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
+
+
+def dry_run(config: Config, typed: frozenset[str]) -> int:
+    """Print the plan of the run that these flags ask for; returns the exit code.
+
+    Raises ConfigError or MemoryShortError where there is no such run.
+    """
+    shape = shape_of(config.model_id)
+    cluster, source = cluster_of(config, found_cluster())
+    plan = make_plan(
+        cluster,
+        shape,
+        batch_flags(config, typed),
+        options(
+            config,
+            typed,
+            Launch(),
+            segment_frames=int(config.segment_seconds * FRAME_RATE_HZ),
+            deepspeed_available=_deepspeed_available(config),
+        ),
+    )
+    trained = count(shape, config.selection).trained
+    count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
+    print(f"{shape.name}: {count_in_words} parameters to train, on {source}")
+    print(plan.describe())
+    for remark in _remarks(shape):
+        print(remark)
+    return EXIT_DONE
+
+
+def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
+    """What is planned for, and in words where it comes from: the flags, else what was found, else imagined."""
+    imagined = (config.gpus, config.nodes, config.gpu_memory_gib) != (None, None, None)
+    base = found or Cluster(
+        nodes=1,
+        gpus_per_node=1,
+        device="cuda",
+        gpu_memory_bytes=IMAGINED_GPU_GIB * GIB,
+        host_memory_bytes=None,
+        supports_bf16=True,
+        compiles=True,
+    )
+    memory = base.gpu_memory_bytes if config.gpu_memory_gib is None else round(config.gpu_memory_gib * GIB)
+    cluster = replace(
+        base,
+        nodes=config.nodes or 1,
+        gpus_per_node=config.gpus or base.gpus_per_node,
+        gpu_memory_bytes=memory,
+        host_memory_bytes=None if imagined else base.host_memory_bytes,
+        supports_bf16=imagined or base.supports_bf16,
+    )
+    size = f"{cluster.nodes} x {cluster.gpus_per_node} GPU(s) of {(memory or 0) / GIB:.1f} GiB"
+    if imagined:
+        return cluster, f"{size}, imagined"
+    return cluster, f"{size}, {'found here' if found else 'imagined, as none was found here'}"
+
+
+def found_cluster() -> Cluster | None:
+    """The GPUs of this machine as nvidia-smi tells them; None where it is missing, fails or lists none."""
+    try:
+        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return cluster_of_listing(done.stdout) if done.returncode == 0 else None
+
+
+def cluster_of_listing(listing: str) -> Cluster | None:
+    """The cluster in nvidia-smi's lines of memory in MiB and compute capability: "81559, 9.0"."""
+    rows = [line.split(",") for line in listing.splitlines() if line.strip()]
+    try:
+        gpus = [(int(memory) * 2**20, float(capability)) for memory, capability in rows]
+    except ValueError:  # "[N/A]", where a driver cannot tell
+        return None
+    if not gpus:
+        return None
+    return Cluster(
+        nodes=1,
+        gpus_per_node=len(gpus),
+        device="cuda",
+        gpu_memory_bytes=min(memory for memory, _ in gpus),
+        host_memory_bytes=_host_memory_bytes(),
+        supports_bf16=min(capability for _, capability in gpus) >= BF16_CAPABILITY,
+        compiles=True,  # torch, which could tell, is not imported
+    )
+
+
+def _host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _deepspeed_available(config: Config) -> bool:
+    """Imagined GPUs are on Linux, where this project installs DeepSpeed."""
+    return config.gpus is not None or importlib.util.find_spec("deepspeed") is not None
+
+
+def _remarks(shape: Shape) -> list[str]:
+    """What the plan alone does not tell about such a run."""
+    if not shape.cross_attention:
+        return [f"note: {shape.name} is counted, but melody models cannot be trained yet"]
+    if shape.audio_channels != 1:
+        return [f"note: {shape.name} is counted, but stereo models cannot be trained yet"]
+    return []

@@ -1,0 +1,166 @@
+"""Which strategies a run may take, in the order in which memory decides: each shards more than the one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.errors import ConfigError
+from trainer.plan.memory import Precision, Strategy
+from trainer.plan.request import Options
+from trainer.spec.shapes import Shape
+
+# Above this many parameters a copy of the weights on every GPU is too much: between medium and large.
+FULL_SHARD_PARAMETERS = 2_500_000_000
+DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")
+FP16: tuple[Strategy, ...] = ("single", "ddp")
+EIGHT_BIT: tuple[Strategy, ...] = ("single", "ddp")
+QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a run has to work with; on a CPU, `gpus_per_node` counts processes.
+
+    gpu_memory_bytes   of the smallest GPU; None where it is unknown or a CPU: nothing is refused then
+    host_memory_bytes  of a node; None for unknown
+    compiles           whether torch.compile works on its GPUs
+    """
+
+    nodes: int
+    gpus_per_node: int
+    device: Literal["cpu", "cuda"]
+    gpu_memory_bytes: int | None
+    host_memory_bytes: int | None
+    supports_bf16: bool
+    compiles: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A strategy that may be taken, and why."""
+
+    strategy: Strategy
+    offload: bool
+    reason: str
+
+
+def candidates(cluster: Cluster, shape: Shape, options: Options, precision: Precision) -> list[Candidate]:
+    """The strategies to try in order, each sharding more than the one before."""
+    if options.offload_optimizer and cluster.device == "cpu":
+        raise ConfigError("--offload_optimizer 1 has no effect on a CPU: its optimizer is in host memory anyway")
+    if options.offload_optimizer and options.eight_bit:
+        raise ConfigError("--optimizer adamw8bit cannot be offloaded: leave out --offload_optimizer, or use adamw")
+    if options.base_bits is not None:
+        _refuse_base_bits(cluster, options)
+    if options.strategy != "auto":
+        return [_named(cluster, options, precision, options.strategy)]
+    if cluster.world_size == 1:
+        return _of_one_process(cluster, options, precision)
+    return _of_several(cluster, shape, options, precision)
+
+
+def is_compiled(cluster: Cluster, options: Options, strategy: Strategy) -> bool:
+    """Whether the decoder's layers are compiled: auto does so on GPUs where that works.
+
+    Raises ConfigError for what needs it, or forbids it.
+    """
+    if options.compile == "1" and strategy == "zero3":
+        raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
+    if options.compile == "1" and cluster.device == "cuda" and not cluster.compiles:
+        raise ConfigError(
+            "--compile 1: torch.compile does not work here, for the reason above; it usually lacks a C compiler or"
+            " Python's headers (Debian: gcc and python3-dev). Or use --compile 0"
+        )
+    works = cluster.device == "cuda" and cluster.compiles and strategy != "zero3"
+    compiled = options.compile == "1" or (options.compile == "auto" and works)
+    if options.gradient_checkpointing == "selective" and not compiled:
+        raise ConfigError(
+            "--gradient_checkpointing selective is done by the compiler, and these layers are not compiled: use"
+            " --compile 1 without zero3, or --gradient_checkpointing 1"
+        )
+    return compiled
+
+
+def _named(cluster: Cluster, options: Options, precision: Precision, strategy: Strategy) -> Candidate:
+    named, world_size = f"{strategy}, named by {options.strategy_named_by},", cluster.world_size
+    if strategy == "single" and world_size > 1:
+        raise ConfigError(f"{named} is for one process, and {world_size} were started: use ddp, zero2 or fsdp")
+    if strategy == "hsdp" and world_size == 1:
+        raise ConfigError(f"{named} shards over the GPUs of a node, and there is one process: use single or fsdp")
+    if strategy == "hsdp" and cluster.gpus_per_node == 1:
+        raise ConfigError(f"{named} shards over the GPUs of a node, and each node has one: use fsdp or zero2")
+    if strategy in DEEPSPEED and not options.deepspeed_available:
+        raise ConfigError(f"{named} needs DeepSpeed, which is not installed: pip install deepspeed, or use fsdp")
+    if precision == "fp16" and strategy not in FP16:
+        raise ConfigError(f"{named} does not run in fp16: use --mixed_precision bf16 or no, or --strategy ddp")
+    if options.eight_bit and strategy not in EIGHT_BIT:
+        raise ConfigError(f"{named} cannot shard --optimizer adamw8bit: use --strategy ddp, or --optimizer adamw")
+    if options.base_bits is not None and strategy not in QUANTIZED:
+        raise ConfigError(
+            f"{named} cannot shard a base of {options.base_bits} bits: use --strategy"
+            f" {'single' if world_size == 1 else 'ddp'}, or leave out --base_bits"
+        )
+    if options.offload_optimizer and strategy not in DEEPSPEED:
+        raise ConfigError(f"{named} cannot offload the optimizer: use zero2 or zero3, or --offload_optimizer 0")
+    alone = "; on one node the same as fsdp" if strategy == "hsdp" and cluster.nodes == 1 else ""
+    reason = f"strategy {strategy} from {options.strategy_named_by}{alone}"
+    return Candidate(strategy=strategy, offload=options.offload_optimizer, reason=reason)
+
+
+def _of_one_process(cluster: Cluster, options: Options, precision: Precision) -> list[Candidate]:
+    if options.offload_optimizer:
+        _refuse_offload_without(options, precision)
+        return [Candidate(strategy="zero2", offload=True, reason="zero2 on one GPU, because it can offload")]
+    single = Candidate(strategy="single", offload=False, reason="one process: nothing is sharded")
+    may_offload = cluster.device == "cuda" and options.deepspeed_available and precision != "fp16"
+    if options.eight_bit or options.base_bits or options.offload_optimizer_typed or not may_offload:
+        return [single]
+    reason = "the optimizer is offloaded because memory is short, by zero2, which can do it on one GPU"
+    return [single, Candidate(strategy="zero2", offload=True, reason=reason)]
+
+
+def _of_several(cluster: Cluster, shape: Shape, options: Options, precision: Precision) -> list[Candidate]:
+    size = f"{shape.parameters / 1e6:.0f} M parameters on {cluster.world_size} processes"
+    if options.offload_optimizer:
+        _refuse_offload_without(options, precision)
+        reason = "because it can offload"
+        return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
+    if options.eight_bit or options.base_bits or precision == "fp16":
+        what = "adamw8bit" if options.eight_bit else "--base_bits" if options.base_bits else "fp16"
+        return [Candidate(strategy="ddp", offload=False, reason=f"ddp, the one strategy on several GPUs with {what}")]
+    if options.selection.lora or options.selection.new_rows:
+        reason = f"ddp, because {'adapters' if options.selection.lora else 'new embeddings'} alone are trained"
+        return [
+            Candidate(strategy="ddp", offload=False, reason=reason),
+            Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because ddp does not fit"),
+        ]
+    if shape.parameters > FULL_SHARD_PARAMETERS:
+        return [Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, every part sharded")]
+    if not options.deepspeed_available:
+        return [Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, as DeepSpeed is not installed")]
+    return [
+        Candidate(strategy="zero2", offload=False, reason=f"{size}: zero2, gradients and optimizer sharded"),
+        Candidate(strategy="fsdp", offload=False, reason=f"{size}: fsdp, because zero2 does not fit"),
+    ]
+
+
+def _refuse_base_bits(cluster: Cluster, options: Options) -> None:
+    named = f"--base_bits {options.base_bits}"
+    if cluster.device == "cpu":
+        raise ConfigError(
+            f"{named} needs a CUDA GPU, and this run has none: leave it out; --mixed_precision bf16 halves the base"
+        )
+    if options.offload_optimizer:
+        raise ConfigError(f"{named} does not run with an offloaded optimizer: leave out one of the two")
+
+
+def _refuse_offload_without(options: Options, precision: Precision) -> None:
+    if not options.deepspeed_available:
+        raise ConfigError("--offload_optimizer 1 needs DeepSpeed, which is not installed: pip install deepspeed")
+    if precision == "fp16":
+        raise ConfigError("--offload_optimizer 1 does not run in fp16: use --mixed_precision bf16 or no")

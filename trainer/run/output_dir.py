@@ -1,0 +1,144 @@
+"""output_dir: where a run's files lie, and whether it starts, continues or is already complete."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.atomic import write_whole
+from trainer.data.manifest import Fate, write_report
+from trainer.errors import CheckpointError, ConfigError, StorageError
+from trainer.run.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The layout of output_dir, which trainer/ending.py holds for this run."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "dataset.csv"
+
+    @property
+    def finished(self) -> Path:
+        """Written last, with the step whose exports lie beside it."""
+        return self.root / "finished.json"
+
+    def tracker_id(self) -> str:
+        """One id for the run's whole life, so that wandb draws one curve across interruptions."""
+        path = self.root / "tracker_id.txt"
+        if not path.is_file():
+            write_whole(path, secrets.token_hex(8).encode())
+        return path.read_text()
+
+    def words_on_tracking(self) -> str:
+        """How to upload what wandb was told without a network; empty where there is nothing of it."""
+        if not list(self.root.glob("wandb/offline-run-*")):
+            return ""
+        return f"logged without a network; to upload it: wandb sync {self.root}/wandb/offline-run-*-{self.tracker_id()}"
+
+    def write_json(self, name: str, values: Mapping[str, object]) -> None:
+        write_whole(self.root / name, json.dumps(values, indent=1).encode())
+
+    def describe(self, config: Mapping[str, object], plan: Mapping[str, object], fates: Iterable[Fate]) -> None:
+        """Write config.json, plan.json and dataset.csv."""
+        self.write_json("config.json", config)
+        self.write_json("plan.json", plan)
+        write_report(fates, self.report)
+
+    def words_at_the_end(self, step: int, placeholder: str | None = None) -> str:
+        """What is ready after a run, which learned this word where one is given."""
+        if placeholder is not None:
+            return (
+                f"done: {step} steps. {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
+                f'  python scripts/generate.py --model {self.root}/huggingface --prompt "{placeholder} ..."'
+            )
+        return (
+            f"done: {step} steps. {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
+            f'  python scripts/generate.py --model {self.root}/huggingface --prompt "..." --seconds 10'
+        )
+
+    def finished_step(self) -> int | None:
+        """The step that was exported as final, or None."""
+        return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
+
+
+def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFolder, Checkpoint | None]:
+    """The run's folder and the checkpoint to continue from, if any.
+
+    resume  auto, no, or a checkpoint's path
+    first   whether this process is the one that makes the folder and removes what a killed run left; it holds
+            the folder (trainer/ending.py)
+
+    Raises ConfigError where `no` would overwrite a run, CheckpointError where
+    the named checkpoint is none or an older one than the folder holds, StorageError where the folder cannot
+    be written.
+    """
+    folder = RunFolder(root=Path(output_dir))
+    if first:
+        _make(folder, output_dir)
+    if resume == "auto":
+        checkpoint = newest(folder.checkpoints)
+        if checkpoint is None and first:  # what was finished is no longer here to continue
+            folder.finished.unlink(missing_ok=True)
+        return folder, checkpoint
+    if resume == "no":
+        if complete_checkpoints(folder.checkpoints):
+            raise ConfigError(
+                f"--resume no, but --output_dir {output_dir} holds a run: choose another folder or delete that one"
+            )
+        if first:
+            folder.finished.unlink(missing_ok=True)
+        return folder, None
+    return folder, _named_checkpoint(folder, Path(resume))
+
+
+def _make(folder: RunFolder, output_dir: str) -> None:
+    """The folder on disk, without what a killed run left."""
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_whole(folder.root / ".writable", b"")
+        (folder.root / ".writable").unlink()
+        remove_partial(folder.checkpoints)
+    except OSError as error:
+        raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
+
+
+def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
+    for inside in (path, path / "checkpoints"):
+        if not (path / "checkpoint.json").exists() and (found := complete_checkpoints(inside)):
+            raise CheckpointError(f"--resume {path} is no checkpoint but holds some: give one, such as {found[0]}")
+    checkpoint = Checkpoint(path)
+    for other in complete_checkpoints(folder.checkpoints):
+        if other.resolve() != path.resolve() and Checkpoint(other).step >= checkpoint.step:
+            raise CheckpointError(
+                f"--resume {path} is step {checkpoint.step}, but --output_dir holds {other.name}: give another"
+                " --output_dir, so that the newer state is not mixed up with the new one"
+            )
+    return checkpoint
+
+
+def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
+    """Raise CheckpointError, naming both values, where the checkpoint belongs to other data or settings."""
+    then = checkpoint.run["identity"]
+    assert isinstance(then, dict)
+    names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]
+    if different:
+        raise CheckpointError(
+            f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"
+            " or start anew in another --output_dir"
+        )

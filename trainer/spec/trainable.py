@@ -1,0 +1,215 @@
+"""Which parameters a run trains: all, all but frozen parts, or adapters beside the model; names and numbers only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.errors import ConfigError
+from trainer.spec.shapes import Shape
+
+EMBEDDINGS, HEADS, PROJECTION = "embeddings", "heads", "projection"
+PARTS = (EMBEDDINGS, HEADS, PROJECTION)
+FREEZABLE = "embeddings, layers.0-11 (or layers.3), heads, projection"
+# How the parts' tensors are called in LanguageModel; the final norm goes with the heads.
+PREFIXES = {
+    "decoder.model.decoder.embed_tokens.": EMBEDDINGS,
+    "decoder.model.decoder.layer_norm.": HEADS,
+    "decoder.lm_heads.": HEADS,
+    "enc_to_dec_proj.": PROJECTION,
+}
+TEXT_ROWS = "text_rows"  # the new rows, in TextTunedModel
+LAYER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+ATTENTIONS = ("self_attn", "encoder_attn")
+TARGETS = (*ATTENTION, "fc1", "fc2", "enc_to_dec_proj")
+TARGET_WORDS = f"{', '.join(TARGETS)}, and of one kind of attention, as self_attn.q_proj or encoder_attn.v_proj"
+ALL_LAYERS = ",".join((*ATTENTION, "fc1", "fc2"))  # every linear layer of the decoder's layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters: the product of two matrices of `rank`, times alpha / rank, is added to each target's weight.
+
+    dropout  of a target's input on its way into the adapter
+    targets  linear layers by the ends of their names, for which see TARGET_WORDS
+
+    Source: LoRA, arXiv 2106.09685, section 4.1.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is trained: adapters alone, or all of the model but what is frozen.
+
+    frozen_parts   of embeddings, heads, projection
+    frozen_layers  decoder layers, counted from 0, the one next to the embeddings
+    new_rows       of T5's input embedding; where there are any, nothing else is trained
+    """
+
+    frozen_parts: tuple[str, ...] = ()
+    frozen_layers: tuple[int, ...] = ()
+    new_rows: int = 0
+    lora: Lora | None = None
+
+    @property
+    def everything(self) -> bool:
+        return self.lora is None and not self.frozen_parts and not self.frozen_layers and not self.new_rows
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of this name in LanguageModel is trained; adapters are no part of it."""
+        if self.new_rows:
+            return name == TEXT_ROWS
+        if self.lora:
+            return False
+        layer = LAYER.match(name)
+        if layer:
+            return int(layer[1]) not in self.frozen_layers
+        return next(part for prefix, part in PREFIXES.items() if name.startswith(prefix)) not in self.frozen_parts
+
+    def describe(self) -> str:
+        """In words, for the plan, for checkpoints and for the model card: "all but layers.0-11"."""
+        if self.new_rows:
+            return f"{self.new_rows} new row(s) of T5's embedding"
+        if self.lora:
+            return f"LoRA of rank {self.lora.rank}, alpha {self.lora.alpha:g}, on {', '.join(self.lora.targets)}"
+        parts = [*self.frozen_parts, *_ranges(self.frozen_layers)]
+        return f"all but {', '.join(parts)}" if parts else "everything"
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of parameters in memory while training.
+
+    trained        gradients and optimizer state are held for these
+    added          beside the model's own, whether trained or not
+    frozen_linear  frozen ones of linear layers, which torch's strategies hold in the compute precision
+    in_layers      of frozen_linear, those of the decoder's layers where all are frozen, which --base_bits rounds
+    text_encoder   of a T5 in the loop, which every process holds whole and in float32
+    """
+
+    trained: int
+    added: int = 0
+    frozen_linear: int = 0
+    in_layers: int = 0
+    text_encoder: int = 0
+
+
+def selection_of(
+    freeze: str | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.0,
+    lora_targets: str = ALL_LAYERS,
+    *,
+    new_rows: int = 0,
+) -> Selection:
+    """The Selection that flags of these names, or `--tune_text` with so many rows, ask for.
+
+    Raises ConfigError for what they do not know.
+    """
+    lora = None
+    if lora_rank is not None:
+        if freeze is not None:
+            raise ConfigError("--freeze has no effect with --lora_rank, which freezes the whole model: remove one.")
+        alpha = 2.0 * lora_rank if lora_alpha is None else lora_alpha
+        lora = Lora(rank=lora_rank, alpha=alpha, dropout=lora_dropout, targets=_targets(lora_targets))
+    parts, layers = _frozen(freeze)
+    return Selection(frozen_parts=parts, frozen_layers=layers, lora=lora, new_rows=new_rows)
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    known = {*TARGETS, *(f"{kind}.{name}" for kind in ATTENTIONS for name in ATTENTION)}
+    items = text.replace(" ", "").split(",")
+    for item in items:
+        if item not in known:
+            raise ConfigError(f"--lora_targets {text}: '{item}' is no linear layer that takes one: {TARGET_WORDS}.")
+    return tuple(sorted(set(items)))
+
+
+def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Parts and layers of --freeze."""
+    parts, layers = set(), set()
+    for item in () if freeze is None else freeze.replace(" ", "").split(","):
+        numbers = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", item)
+        if numbers and int(numbers[1]) <= int(numbers[2] or numbers[1]):
+            layers |= set(range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1))
+        elif item in PARTS:
+            parts.add(item)
+        else:
+            raise ConfigError(f"--freeze {freeze}: '{item}' is no part of the model; it takes a list of {FREEZABLE}.")
+    return tuple(sorted(parts)), tuple(sorted(layers))
+
+
+def count(shape: Shape, selection: Selection) -> Counts:
+    """How many parameters of a model of this shape are trained.
+
+    Raises ConfigError where a frozen layer does not exist, and where nothing is left to train.
+    """
+    if selection.new_rows or selection.lora:
+        rows, t5 = selection.new_rows * shape.text_width, shape.text_encoder if selection.new_rows else 0
+        added = adapter_parameters(shape, selection.lora) if selection.lora else rows
+        in_layers = shape.layers * part_sizes(shape)["layer"][1]
+        return Counts(
+            trained=added, added=added, frozen_linear=shape.cast_parameters, in_layers=in_layers, text_encoder=t5
+        )
+    beyond = [layer for layer in selection.frozen_layers if layer >= shape.layers]
+    if beyond:
+        raise ConfigError(f"--freeze layers.{beyond[0]}: {shape.name} has layers.0-{shape.layers - 1}")
+    frozen, linear = 0, 0
+    for part, (parameters, of_linear) in part_sizes(shape).items():
+        times = len(selection.frozen_layers) if part == "layer" else int(part in selection.frozen_parts)
+        frozen, linear = frozen + times * parameters, linear + times * of_linear
+    if frozen == shape.parameters:
+        raise ConfigError(f"--freeze {selection.describe().removeprefix('all but ')} leaves nothing to train")
+    return Counts(trained=shape.parameters - frozen, frozen_linear=linear)
+
+
+def adapter_parameters(shape: Shape, lora: Lora) -> int:
+    """Of a rank x inputs and an outputs x rank matrix for each target."""
+    wide, ffn = 2 * shape.width, shape.width + shape.ffn
+    in_layer = {"fc1": ffn, "fc2": ffn}
+    for kind in ATTENTIONS if shape.cross_attention else ATTENTIONS[:1]:
+        in_layer |= {f"{kind}.{name}": wide for name in ATTENTION}
+    of_layers = sum(size for name, size in in_layer.items() if {name, name.split(".")[-1]} & set(lora.targets))
+    projection = shape.text_width + shape.width if "enc_to_dec_proj" in lora.targets else 0
+    return lora.rank * (shape.layers * of_layers + projection)
+
+
+def part_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Parameters of each part, one layer standing for all, and how many of them are in linear layers."""
+    norms = (3 if shape.cross_attention else 2) * 2 * shape.width
+    embeddings = shape.codebooks * (shape.codes + 1) * shape.width
+    heads = shape.codebooks * shape.codes * shape.width
+    projection = shape.rest_parameters - embeddings - heads - 2 * shape.width
+    return {
+        "layer": (shape.layer_parameters, shape.layer_parameters - norms),
+        EMBEDDINGS: (embeddings, 0),
+        HEADS: (heads + 2 * shape.width, heads),
+        PROJECTION: (projection, projection),
+    }
+
+
+def _ranges(numbers: tuple[int, ...]) -> Iterator[str]:
+    """(0, 1, 2, 5) as layers.0-2, layers.5."""
+    start = 0
+    for index, number in enumerate(numbers):
+        if index + 1 == len(numbers) or numbers[index + 1] != number + 1:
+            first = numbers[start]
+            yield f"layers.{first}-{number}" if number > first else f"layers.{number}"
+            start = index + 1
