@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,18 @@ from trainer.flags.config import Config, parse
 from trainer.run.signals import interruptible, time_limit
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from trainer.engine import Ranks
+    from trainer.exports.init_from import StartingPoint
+    from trainer.model.source import Source
     from trainer.plan.launcher import Launch
-    from trainer.run.exit_code import Ending
+    from trainer.plan.plan import Plan
+    from trainer.run.checkpoint import Checkpoint, Saver
+    from trainer.run.exit_code import ExitCode
+    from trainer.run.output_dir import OutputDir
+    from trainer.training.loop import Run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
                 return dry_run(config, typed)
             with time_limit(config.max_minutes, since=started):
-                return run(config, typed)
+                return start(config, typed)
     except KeyboardInterrupt:
         print("stopped: what was encoded or saved is kept; run the same command to continue", file=sys.stderr)
         return EXIT_RESUME
@@ -47,102 +58,164 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_STORAGE
 
 
-def run(config: Config, typed: frozenset[str]) -> int:
+def start(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
     from trainer.plan.launcher import read_launch
-    from trainer.run.exit_code import Ending
+    from trainer.run.exit_code import ExitCode
 
     launch = read_launch(os.environ)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
-    with Ending(config.output_dir, first=launch.rank == 0) as ending:
-        ending.code = train_and_export(config, typed, launch, ending)
-    return ending.code
+    with ExitCode(config.output_dir, first=launch.rank == 0) as exit_code:
+        exit_code.value = run_in_order(config, typed, launch, exit_code)
+    return exit_code.value
 
 
-def train_and_export(config: Config, typed: frozenset[str], launch: Launch, ending: Ending) -> int:
-    """Plan, data, training, files that load elsewhere; on every process alike."""
-    # Imported here, so that --help, --dry_run and refused flags need no torch.
-    from trainer import wiring
-    from trainer.data import dataset, manifest
-    from trainer.engine import Engine, Ranks, build_accelerator, find_cluster, start_trackers
-    from trainer.exports import export
+# From here on every process does the same. The parts of trainer are imported where they are used, so that --help,
+# --dry_run and refused flags need no torch.
+
+
+def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCode) -> int:
+    """Open, plan, prepare, train, export; returns the exit code."""
+    from trainer.engine import Ranks
+
+    parts = open_parts(config, launch)
+    plan, accelerator = plan_and_meet(config, typed, launch, parts)
+    with Ranks(timeout_seconds=60 * config.timeout_minutes, record=exit_code.record) as ranks:
+        agree(config, parts, plan, ranks)
+        run = prepare(config, parts, plan, accelerator.device, ranks)
+        if run is None:
+            return EXIT_DONE
+        step, stopped_by, saver = train(config, parts, run, accelerator, ranks)
+        if step < run.order.steps:
+            ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
+            return EXIT_RESUME
+        if ranks.is_first:
+            export(config, parts, run, saver, step)
+        return EXIT_DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of, opened but not loaded.
+
+    source  the model to train, with the weights to start from
+    start   where those weights come from; None where they are --model_id's, or the checkpoint's
+    """
+
+    folder: OutputDir
+    checkpoint: Checkpoint | None
+    source: Source
+    start: StartingPoint | None
+
+
+def open_parts(config: Config, launch: Launch) -> Parts:
+    """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
     from trainer.exports.init_from import find_starting_point, start_from
-    from trainer.model.new_word import embedding_of, introduction
     from trainer.model.source import open_model, quiet
-    from trainer.run.checkpoint import Saver
-    from trainer.run.metrics import Tracker
-    from trainer.run.output_dir import check_same_run, open_run
-    from trainer.run.signals import StopRequest
-    from trainer.training.loop import train, worst_case
+    from trainer.run.output_dir import open_output_dir
 
     quiet()
-    folder, checkpoint = open_run(config.output_dir, config.resume, first=launch.rank == 0)
+    folder, checkpoint = open_output_dir(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     start = None
     # A run that goes on has its trained weights in its checkpoint, and what is frozen in none.
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
-    word = introduction(config, source)
+    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start)
+
+
+def plan_and_meet(
+    config: Config, typed: frozenset[str], launch: Launch, parts: Parts
+) -> tuple[Plan, Accelerator]:
+    """Lay the run out on the hardware found here, and join the other processes as the plan says."""
+    from trainer import wiring
+    from trainer.engine import build_accelerator, find_cluster
+
     cluster = find_cluster(launch, compiler=config.compile != "0")
-    plan = wiring.plan_of(config, typed, cluster, launch, source, checkpoint)
-    accelerator = build_accelerator(plan, config, folder.root)
-    with Ranks(timeout_seconds=60 * config.timeout_minutes, record=ending.record) as ranks:
-        start_step = 0 if checkpoint is None else checkpoint.step
-        ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=start_step)
-        ranks.check_shared(output_dir=folder.root, cache_dir=Path(config.cache_dir))
-        ranks.say(plan.describe())
-        if word is not None:
-            ranks.say(word)
+    plan = wiring.plan_of(config, typed, cluster, launch, parts.source, parts.checkpoint)
+    return plan, build_accelerator(plan, wiring.engine_settings(config), parts.folder.root)
 
-        data = dataset.prepare(config, source, accelerator.device, ranks)
-        ranks.say(manifest.summary(data.fates))
-        identity = wiring.identity_of(config, source, data)
-        ranks.check_equal(**{"what the run is made of": identity})
-        order = wiring.order_of(config, plan, data)
-        if checkpoint is not None:
-            check_same_run(checkpoint, identity)
-            if start_step >= order.steps and folder.finished_step() == start_step:
-                ranks.say(f"already complete: {start_step} steps, results in {folder.root} (--epochs adds to them)")
-                return EXIT_DONE
-            ranks.say(f"resuming from {checkpoint.folder}, step {start_step} of {order.steps}")
-        elif start is not None:
-            ranks.say(f"starting from the weights in {start.path}")
-        if words := wiring.words_on_average(config, order):
-            ranks.say(words)
-        if ranks.is_first:
-            folder.describe(config.to_dict(), plan.to_dict(), data.fates)
 
-        engine = Engine(accelerator, ranks, source, plan, config)
-        training = wiring.run_of(config, plan, order, data, identity, folder, source)
-        engine.rehearse(worst_case(training), plan.accumulation)
-        if checkpoint is not None:
-            engine.load(checkpoint)
-        saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size)
-        reports = start_trackers(accelerator, config, folder)
-        tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=reports)
-        with StopRequest() as stop:
-            step = train(training, engine, saver, tracker, stop, start_step)
-            tracker.close()
-        if ranks.is_first and (words := folder.words_on_tracking()):
-            print(words)
+def agree(config: Config, parts: Parts, plan: Plan, ranks: Ranks) -> None:
+    """Compare what all processes must have in common, and show the plan."""
+    from trainer.model.new_word import introduction
 
-        if step < order.steps:
-            ranks.say(f"{stop.name or 'stopped'}: saved after step {step} of {order.steps}; run the same command again")
-            return EXIT_RESUME
-        if ranks.is_first:
-            print("exporting ...")
-            told = wiring.training_of(config, plan, order, data, step)
-            settings, trained = wiring.export_of(config, told), saver.last().weights()
-            embedding = embedding_of(config, source, trained)
-            if embedding is not None:
-                export.export_text(source, embedding, folder.root, card=settings["card"])
-            else:
-                export.export_all(source, trained, folder.root, **settings)
-            folder.write_json("finished.json", {"step": step})
-            print(folder.words_at_the_end(step, config.placeholder if config.tune_text else None))
-        return EXIT_DONE
+    word = None if config.new_word is None else introduction(parts.source, config.new_word, config.lr)
+    step = 0 if parts.checkpoint is None else parts.checkpoint.step
+    ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=step)
+    ranks.check_shared(output_dir=parts.folder.root, cache_dir=Path(config.cache_dir))
+    ranks.say(plan.describe())
+    if word is not None:
+        ranks.say(word)
+
+
+def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
+    """Encode what the cache lacks and put the run together; None where the run is complete already."""
+    from trainer import wiring
+    from trainer.data import dataset, manifest
+    from trainer.run.output_dir import check_same_run
+
+    data = dataset.prepare(wiring.data_settings(config), parts.source, device, ranks)
+    ranks.say(manifest.summary(data.fates))
+    identity = wiring.identity_of(config, parts.source, data)
+    ranks.check_equal(**{"what the run is made of": identity})
+    order = wiring.order_of(config, plan, data)
+    if parts.checkpoint is not None:
+        step = parts.checkpoint.step
+        check_same_run(parts.checkpoint, identity)
+        if step >= order.steps and parts.folder.finished_step() == step:
+            ranks.say(f"already complete: {step} steps, results in {parts.folder.root} (--epochs adds to them)")
+            return None
+        ranks.say(f"resuming from {parts.checkpoint.folder}, step {step} of {order.steps}")
+    elif parts.start is not None:
+        ranks.say(f"starting from the weights in {parts.start.path}")
+    if config.ema_decay is not None:
+        ranks.say(wiring.words_on_average(config.ema_decay, order))
+    if ranks.is_first:
+        parts.folder.write_json("config.json", config.to_dict())
+        parts.folder.write_json("plan.json", plan.to_dict())
+        manifest.write_report(data.fates, parts.folder.report)
+    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+
+
+def train(
+    config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks
+) -> tuple[int, str, Saver]:
+    """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints."""
+    from trainer import wiring
+    from trainer.engine import Engine, start_trackers
+    from trainer.run.checkpoint import Saver
+    from trainer.run.metrics import Tracker
+    from trainer.run.signals import StopRequest
+    from trainer.training import loop
+
+    settings, folder, checkpoint = wiring.engine_settings(config), parts.folder, parts.checkpoint
+    engine = Engine(accelerator, ranks, parts.source, run.plan, settings)
+    engine.rehearse(loop.worst_case(run), run.plan.accumulation)
+    if checkpoint is not None:
+        engine.load(checkpoint)
+    start_step = 0 if checkpoint is None else checkpoint.step
+    saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size)
+    trackers = start_trackers(accelerator, settings, folder, config.to_dict())
+    tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=trackers)
+    with StopRequest() as stop:
+        step = loop.train(run, engine, saver, tracker, stop, start_step)
+        tracker.close()
+    if ranks.is_first and (hint := folder.upload_hint()):
+        print(hint)
+    return step, stop.name or "stopped", saver
+
+
+def export(config: Config, parts: Parts, run: Run, saver: Saver, step: int) -> None:
+    """Write the trained model from the last checkpoint, on the first process."""
+    from trainer import wiring
+
+    print("exporting ...")
+    wiring.export(config, parts.source, run, saver.last(), parts.folder)
+    parts.folder.write_json("finished.json", {"step": step})
+    print(parts.folder.closing_words(step, None if config.new_word is None else config.new_word.placeholder.word))
 
 
 if __name__ == "__main__":

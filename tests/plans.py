@@ -13,6 +13,7 @@ from trainer.plan.memory import Checkpointing, Layout, expected_bytes
 from trainer.plan.plan import Plan
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import Counts
+from trainer.wiring import engine_settings
 
 
 def plan_for(
@@ -69,5 +70,5 @@ def plan_for(
 def engine_for(plan: Plan, config: Config, source: Source | None = None) -> Engine:
     """An engine over `source` or the debug model, in this process; it may follow another."""
     AcceleratorState._reset_state(True)
-    accelerator = build_accelerator(plan, config, Path("."))
-    return Engine(accelerator, Ranks(timeout_seconds=60), source or open_model("debug"), plan, config)
+    accelerator = build_accelerator(plan, engine_settings(config), Path("."))
+    return Engine(accelerator, Ranks(timeout_seconds=60), source or open_model("debug"), plan, engine_settings(config))

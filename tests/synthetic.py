@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.data.batches import Examples
+from trainer.run.checkpoint import RunHeader
 from trainer.spec.shapes import KNOWN
+
+# What a checkpoint belongs to, where a test does not mind.
+HEADER = RunHeader(identity={}, global_batch=8, flags={})
 
 
 class RandomCodes:

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
     *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops"),
-    *("flags.config", "flags.flag", "flags.command_line"),
+    *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions"),
     *("plan.launcher", "plan.request", "plan.strategies", "plan.memory", "plan.plan", "plan.dry_run"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("run.signals", "run.lock", "run.exit_code"),

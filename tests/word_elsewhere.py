@@ -45,8 +45,8 @@ def in_transformers(base: str, file: str, prompt: str) -> Tensor:
 
 
 def in_audiocraft(base: str, file: str, prompt: str) -> Tensor:
-    sys.path.insert(0, str(ROOT))
-    from tests.interop.audiocraft_stub import import_audiocraft
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from benchmarks.audiocraft_stub import import_audiocraft
 
     import_audiocraft()
     from audiocraft.models import MusicGen

@@ -1,22 +1,25 @@
-"""What the flags mean for each part of a run: pure functions from Config to the parts' own settings."""
+"""Config to the settings that each part of a run owns: nothing below this module knows the flags as a whole."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.data.dataset import segment_frames
+from trainer.data.dataset import DataSettings
 from trainer.data.order import Order
-from trainer.exports.export import write_lm
-from trainer.exports.model_card import Training, adapter_card, model_card, name_of_base
+from trainer.engine.settings import EngineSettings
+from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
+from trainer.exports.model_card import CardFacts, adapter_card, model_card, name_of_base
 from trainer.model.new_word import embedding_of, write_text_embedding
-from trainer.model.trained_model import merged
+from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, options
 from trainer.plan.strategies import Cluster
+from trainer.run.checkpoint import RunHeader
+from trainer.spec.shapes import segment_frames
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.model.source import Source
     from trainer.plan.launcher import Launch
     from trainer.run.checkpoint import Checkpoint
-    from trainer.run.output_dir import RunFolder
+    from trainer.run.output_dir import OutputDir
 
 # Above this share of starting weights in the final average, --ema_decay is likely to be too large for the run.
 STARTING_SHARE = 0.05
@@ -49,10 +52,55 @@ def plan_of(
             config,
             typed,
             launch,
-            segment_frames=segment_frames(source, config.segment_seconds),
+            segment_frames=segment_frames(config.segment_seconds, source.frame_rate_hz),
             deepspeed_available=importlib.util.find_spec("deepspeed") is not None,
         ),
-        None if checkpoint is None else int(str(checkpoint.run["global_batch"])),
+        None if checkpoint is None else checkpoint.run.global_batch,
+    )
+
+
+def data_settings(config: Config) -> DataSettings:
+    """What the run's clips are made of."""
+    folder = config.validation_folder
+    return DataSettings(
+        folder=Path(config.dataset_path),
+        cache_dir=Path(config.cache_dir),
+        validation_share=config.validation_share,
+        validation_folder=None if folder is None else Path(folder),
+        no_label=config.no_label,
+        caption_lines=config.caption_lines,
+        min_seconds=config.min_seconds,
+        segment_seconds=config.segment_seconds,
+        code_views=config.code_views,
+        word_dropout=config.word_dropout,
+        caption_variants=config.caption_variants,
+        placeholder=None if config.new_word is None else config.new_word.placeholder,
+        trained=config.selection,
+        seed=config.seed,
+        rehash=config.rehash,
+    )
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """How the model is trained, on whatever hardware."""
+    trackers = {"wandb": config.use_wandb, "tensorboard": config.use_tensorboard}
+    return EngineSettings(
+        model=model_settings(config),
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        ema_decay=config.ema_decay,
+        base_bits=config.base_bits,
+        timeout_minutes=config.timeout_minutes,
+        trackers=tuple(name for name, wanted in trackers.items() if wanted),
+        tracker_project=config.wandb_project,
+    )
+
+
+def model_settings(config: Config) -> ModelSettings:
+    """What of the model is trained, and how it is built for that."""
+    return ModelSettings(
+        selection=config.selection, dropout=config.dropout, new_word=config.new_word, seed=config.seed
     )
 
 
@@ -101,15 +149,13 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
     )
 
 
-def words_on_average(config: Config, order: Order) -> str:
-    """What the average of the weights will hold when the run ends; empty where none is kept."""
-    if config.ema_decay is None:
-        return ""
-    left = config.ema_decay**order.steps
+def words_on_average(ema_decay: float, order: Order) -> str:
+    """What the average of the weights will hold when the run ends."""
+    left = ema_decay**order.steps
     advice = "; a lower --ema_decay, or more steps, would leave less" if left > STARTING_SHARE else ""
     return (
-        f"exports and validation use the average of the weights over some {1 / (1 - config.ema_decay):.0f} steps"
-        f" (--ema_decay {config.ema_decay:g}), of which {left:.0%} are the starting weights at the end{advice}"
+        f"exports and validation use the average of the weights over some {1 / (1 - ema_decay):.0f} steps"
+        f" (--ema_decay {ema_decay:g}), of which {left:.0%} are the starting weights at the end{advice}"
     )
 
 
@@ -119,7 +165,7 @@ def run_of(
     order: Order,
     data: Dataset,
     identity: dict[str, object],
-    folder: RunFolder,
+    folder: OutputDir,
     source: Source,
 ) -> Run:
     """The run's fixed parts for the loop."""
@@ -136,42 +182,53 @@ def run_of(
         ),
         train=data.train,
         validation=data.validation,
+        hours=data.seconds / 3600,
         intervals=Intervals(
             log_steps=config.log_steps,
             validation_steps=config.validation_steps or steps_per_epoch,
             save_step=config.save_step,
             checkpoint_minutes=config.checkpoint_minutes,
         ),
-        description={"identity": identity, "global_batch": plan.global_batch, "config": config.to_dict()},
+        header=RunHeader(identity=identity, global_batch=plan.global_batch, flags=config.to_dict()),
         on_save_step=lambda saved: _write_step(config, source, saved, folder),
     )
 
 
-def _write_step(config: Config, source: Source, saved: Checkpoint, folder: RunFolder) -> None:
+def _write_step(config: Config, source: Source, saved: Checkpoint, folder: OutputDir) -> None:
     """lm_<step>.pt, or text_embedding_<step>.safetensors where that is what is trained."""
-    embedding = embedding_of(config, source, saved.weights())
-    if embedding is not None:
+    if config.new_word is not None:
+        embedding = embedding_of(source, config.new_word.placeholder, saved.weights())
         write_text_embedding(embedding, folder.root / f"text_embedding_{saved.step}.safetensors")
     else:
         write_lm(merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt")
 
 
-def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: int) -> Training:
+def export(config: Config, source: Source, run: Run, saved: Checkpoint, folder: OutputDir) -> None:
+    """Write what the run trained, from a checkpoint, into output_dir."""
+    settings = export_settings(config, card_facts(config, run, saved.step))
+    if config.new_word is not None:
+        embedding = embedding_of(source, config.new_word.placeholder, saved.weights())
+        export_text(source, embedding, folder.root, card=settings.card)
+    else:
+        export_all(source, saved.weights(), folder.root, settings)
+
+
+def card_facts(config: Config, run: Run, step: int) -> CardFacts:
     """What the model card tells about the run."""
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
-    return Training(
+    return CardFacts(
         base_model=config.model_id,
         started_from=config.init_from,
         trained=config.selection,
-        placeholder=config.placeholder if config.tune_text else None,
+        placeholder=None if config.new_word is None else config.new_word.placeholder.word,
         dataset=config.dataset_path,
-        clips=data.clips,
-        hours=data.seconds / 3600,
+        clips=run.order.clips,
+        hours=run.hours,
         steps=step,
         hyperparameters={
-            "global batch (clips)": plan.global_batch,
-            "epochs": round(order.epoch_of(step), 2),
-            "precision": plan.mixed_precision,
+            "global batch (clips)": run.plan.global_batch,
+            "epochs": round(run.order.epoch_of(step), 2),
+            "precision": run.plan.mixed_precision,
             "captions dropped": config.caption_drop_rate,
             "words dropped": config.word_dropout,
             **{name: getattr(config, name) for name in names},
@@ -182,15 +239,15 @@ def training_of(config: Config, plan: Plan, order: Order, data: Dataset, step: i
     )
 
 
-def export_of(config: Config, training: Training) -> dict[str, Any]:
-    """What the export is told about the run."""
+def export_settings(config: Config, facts: CardFacts) -> ExportSettings:
+    """What exported files tell of the run."""
     # An adapter fits the weights that it was trained on, which are not the base's if others were at the start.
     base = config.model_id if config.init_from is None else Path(config.init_from).name
-    return {
-        "card": model_card(training),
-        "adapter_card": adapter_card(training),
-        "segment_seconds": config.segment_seconds,
-        "cfg_dropout": config.caption_drop_rate,
-        "selection": config.selection,
-        "base_model": name_of_base(base),
-    }
+    return ExportSettings(
+        card=model_card(facts),
+        adapter_card=adapter_card(facts),
+        segment_seconds=config.segment_seconds,
+        cfg_dropout=config.caption_drop_rate,
+        selection=config.selection,
+        base_model=name_of_base(base),
+    )

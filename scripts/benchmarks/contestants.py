@@ -28,16 +28,16 @@ def _step(work: Work, turn: Turn) -> None:
     import numpy as np
 
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.flags.config import Config
+    from trainer.engine.settings import EngineSettings
     from trainer.model.source import quiet
     from trainer.plan.launcher import Launch
 
     quiet()
-    config = Config(dataset_path="unused", lr=LEARNING_RATE)
+    settings = EngineSettings()
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
-    accelerator = build_accelerator(plan, config, Path("."))
+    accelerator = build_accelerator(plan, settings, Path("."))
     with Ranks(timeout_seconds=3600) as ranks:
-        engine = Engine(accelerator, ranks, random_source(work.model, work.layers), plan, config)
+        engine = Engine(accelerator, ranks, random_source(work.model, work.layers), plan, settings)
         batch = work.batch()
         cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
         step = 0
@@ -134,10 +134,7 @@ def _audiocraft(work: Work, turn: Turn) -> None:
 
     Its text conditioner is given states, as ours is: no T5 in the step.
     """
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.interop.audiocraft_stub import import_audiocraft  # it pins a torch that is not this one
+    from benchmarks.audiocraft_stub import import_audiocraft  # it pins a torch that is not this one
 
     import_audiocraft()
     from audiocraft.models.lm import LMModel

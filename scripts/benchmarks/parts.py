@@ -24,9 +24,9 @@ from trainer.data import cache, manifest
 from trainer.data.batches import Examples
 from trainer.data.order import Order, rows_of_step
 from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-from trainer.flags.config import Config
+from trainer.engine.settings import EngineSettings
 from trainer.plan.launcher import Launch
-from trainer.run.checkpoint import Saver
+from trainer.run.checkpoint import RunHeader, Saver
 from trainer.run.signals import StopRequest
 from trainer.training.loop import Intervals, Run, train
 from trainer.training.schedule import Schedule
@@ -45,6 +45,8 @@ class Settings:
     clips: int
     seconds: float
     processes: Sequence[int]
+
+HEADER = RunHeader(identity={}, global_batch=1, flags={})
 
 
 def encode(settings: Settings) -> list[Row]:
@@ -98,7 +100,7 @@ def save(settings: Settings) -> list[Row]:
             plain = [step() for _ in range(max(4, settings.rounds))][1:]
             since = time.perf_counter()
             saver = Saver(Path(folder))
-            saver.save(1, engine.state(), {})
+            saver.save(1, engine.state(), HEADER)
             pause = time.perf_counter() - since
             beside = []
             while saver.busy:
@@ -216,7 +218,8 @@ def flat(settings: Settings) -> list[Row]:
             train=examples,
             validation=None,
             intervals=Intervals(log_steps=1, validation_steps=None, save_step=None, checkpoint_minutes=1e9),
-            description={},
+            hours=0.0,
+            header=HEADER,
             on_save_step=lambda saved: None,
         )
         train(run, engine, Saver(Path(folder)), Reports(), stop, 0)  # type: ignore[arg-type]
@@ -231,10 +234,11 @@ class engine_of:
 
     def __enter__(self) -> tuple[Engine, Callable[[], float]]:
         work = self._work
-        config = Config(dataset_path="unused")
+        settings = EngineSettings()
         plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
-        accelerator = build_accelerator(plan, config, Path("."))
-        engine = Engine(accelerator, Ranks(timeout_seconds=3600), random_source(work.model, work.layers), plan, config)
+        accelerator = build_accelerator(plan, settings, Path("."))
+        source, ranks = random_source(work.model, work.layers), Ranks(timeout_seconds=3600)
+        engine = Engine(accelerator, ranks, source, plan, settings)
         batches = [work.batch()] * work.accumulation
         cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
 

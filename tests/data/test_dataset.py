@@ -18,6 +18,7 @@ from trainer.data import dataset
 from trainer.errors import DataError
 from trainer.flags.config import Config
 from trainer.model.source import open_model
+from trainer.wiring import data_settings
 
 ONE_STEP = ("--max_steps", "1", "--segment_seconds", "1")
 
@@ -30,7 +31,7 @@ def fates(folder: Path) -> dict[str, str]:
 def prepare(folder: Path, **flags) -> dataset.Dataset:
     flags = {"code_views": 2} | flags
     config = Config(dataset_path=str(folder / "data"), cache_dir=str(folder / "cache"), **flags)
-    return dataset.prepare(config, open_model("debug"), torch.device("cpu"))
+    return dataset.prepare(data_settings(config), open_model("debug"), torch.device("cpu"))
 
 
 def test_a_clip_without_a_whole_frame_in_every_view_is_too_short_and_not_trained_on(tmp_path):

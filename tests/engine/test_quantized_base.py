@@ -18,7 +18,7 @@ from tests.plans import engine_for, plan_for
 from tests.ranks.cases import differences, steps
 from tests.ranks.harness import run_ranks
 from tests.runs import ROOT
-from tests.synthetic import random_examples
+from tests.synthetic import HEADER, random_examples
 from trainer.data.order import Row, valid_cells
 from trainer.engine import Engine, accelerator, build_accelerator
 from trainer.errors import ConfigError, MemoryShortError
@@ -26,7 +26,7 @@ from trainer.flags.config import Config, parse
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import materialize
 from trainer.model.source import Source, open_model, source_of
-from trainer.model.trained_model import merged, trainee_of
+from trainer.model.trained_model import build_trained_model, merged
 from trainer.model.weights import MemoryWeights
 from trainer.plan import strategies
 from trainer.plan.launcher import Launch
@@ -36,6 +36,7 @@ from trainer.plan.request import batch_flags, options
 from trainer.run.checkpoint import Saver, newest
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import LAYER, count
+from trainer.wiring import engine_settings, model_settings
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 from trainer.engine.quantized_base import QuantizedLinear, fill, quantize_layers  # noqa: E402  bitsandbytes is optional
@@ -133,7 +134,7 @@ def test_codes_stay_and_checkpoints_go_to_and_from_any_base(tmp_path: Path) -> N
     whole = losses(engine, 2)
     assert all(torch.equal(layer.weight(), value) for layer, value in zip(layers, before, strict=True))
     saver = Saver(tmp_path, rank=0, world_size=1)
-    saver.save(2, engine.state(), {"identity": {}})
+    saver.save(2, engine.state(), HEADER)
     saver.wait()
     whole += losses(engine, 2, first=2)
     checkpoint = newest(tmp_path)
@@ -162,7 +163,7 @@ def test_activations_are_those_of_adapters_beside_a_base_in_bf16() -> None:
 def kept_bytes(bits: int | None) -> int:
     """Bytes of distinct storages that autograd keeps for the backward pass of one clip, parameters excluded."""
     source = source_of(build_debug_model(width=64, layers=2, heads=1), name="measured")
-    trainee = trainee_of(source, Config(dataset_path="unused", lora_rank=2))
+    trainee = build_trained_model(source, model_settings(Config(dataset_path="unused", lora_rank=2)))
     layers = {} if bits is None else quantize_layers(trainee.model, bits=bits, dtype=torch.bfloat16)
     for module in trainee.model.modules():  # as the engine holds the others
         if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
@@ -249,7 +250,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator.importlib.util, "find_spec", lambda name: None)
     config = Config(dataset_path="x", lora_rank=4, base_bits=4)
     with pytest.raises(ConfigError, match=r"--base_bits 4 needs bitsandbytes: pip install 'bitsandbytes>=0.50'"):
-        build_accelerator(plan_for(base_bits=4), config, Path("."))
+        build_accelerator(plan_for(base_bits=4), engine_settings(config), Path("."))
 
 
 @pytest.mark.full

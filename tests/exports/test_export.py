@@ -33,7 +33,7 @@ from transformers import (
 
 from trainer.errors import ModelError, StorageError
 from trainer.exports import audiocraft as layout
-from trainer.exports.export import export_all, write_audiocraft, write_huggingface, write_lm
+from trainer.exports.export import ExportSettings, export_all, write_audiocraft, write_huggingface, write_lm
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, load_codec, load_text_encoder, open_model
 
@@ -64,7 +64,7 @@ def state(source: Source) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def exported(source: Source, state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    export_all(source, state, folder, card=CARD, segment_seconds=30.0, cfg_dropout=0.1)
+    export_all(source, state, folder, ExportSettings(card=CARD, segment_seconds=30.0, cfg_dropout=0.1))
     return folder
 
 
@@ -308,11 +308,11 @@ def test_a_full_disk_is_reported_with_what_is_valid(
     whole = sum(file.stat().st_size for file in _files(exported))
     room = (exported / "lm_final.pt").stat().st_size + 2**20
     with _small_disk(tmp_path / "disk", whole + room) as disk:
-        export_all(source, state, disk, card=CARD, segment_seconds=30.0, cfg_dropout=0.1)
+        export_all(source, state, disk, ExportSettings(card=CARD, segment_seconds=30.0, cfg_dropout=0.1))
         new = {key: tensor + 1 for key, tensor in state.items()}
         valid = r"Complete from this export: lm_final.pt; still the former export: huggingface, audiocraft"
         with pytest.raises(StorageError, match=rf"{disk}/huggingface could not be written.*{valid}"):
-            export_all(source, new, disk, card=CARD, segment_seconds=30.0, cfg_dropout=0.1)
+            export_all(source, new, disk, ExportSettings(card=CARD, segment_seconds=30.0, cfg_dropout=0.1))
         _assert_equal(layout.read_audiocraft(disk / "lm_final.pt").state, new)
         _assert_equal(layout.read_audiocraft(disk / "audiocraft").state, state)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -343,7 +343,7 @@ source = open_model("debug")
 state = load_language_model(source).state_dict()
 while True:
     state = {name: tensor + 1 for name, tensor in state.items()}
-    export_all(source, state, Path(sys.argv[1]), card="", segment_seconds=30.0, cfg_dropout=0.1)
+    export_all(source, state, Path(sys.argv[1]), ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.1))
     print("once", flush=True)
 """
 

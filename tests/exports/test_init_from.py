@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.runs import assert_bit_equal, final_state, launch_here, metrics
+from tests.synthetic import HEADER
 from trainer.errors import ModelError
-from trainer.exports.export import export_all
+from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, open_model
@@ -50,12 +51,13 @@ def trained(source: Source) -> LanguageModel:
 def places(source: Source, trained: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model in every format; the run holds an older step too, with other weights."""
     folder = tmp_path_factory.mktemp("places")
-    export_all(source, trained.state_dict(), folder / "exported", card="", segment_seconds=30.0, cfg_dropout=0.0)
+    settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0)
+    export_all(source, trained.state_dict(), folder / "exported", settings)
     identity = {"codec": source.codec_identity(), "text encoder": source.text_identity()}
     saver = Saver(folder / "run/checkpoints")
     for step, factor in ((3, 0.5), (7, 1.0)):
         state = {name: factor * value for name, value in trained.state_dict().items()}
-        saver.save(step, slices_of(state), {"identity": identity})
+        saver.save(step, slices_of(state), replace(HEADER, identity=identity))
         saver.wait()
     return folder
 
@@ -113,7 +115,7 @@ def test_a_pickled_files_tensors_are_looks_into_the_mapped_file(source: Source, 
 def test_another_size_is_refused_with_both_sizes(source: Source, trained: LanguageModel, tmp_path: Path) -> None:
     state = {name: value for name, value in trained.state_dict().items() if ".layers.1." not in name}
     saver = Saver(tmp_path / "checkpoints")
-    saver.save(1, slices_of(state), {"identity": {}})
+    saver.save(1, slices_of(state), HEADER)
     saver.wait()
     layers = source.config.decoder.num_hidden_layers
     with pytest.raises(ModelError, match=rf"it has {layers - 1} layers .* the base has {layers} layers .*absent there"):

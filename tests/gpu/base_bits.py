@@ -21,6 +21,7 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from benchmarks.random_models import random_source
     from benchmarks.work import Work
 
+    from tests.synthetic import HEADER
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.flags.config import Config
     from trainer.model.source import quiet
@@ -28,6 +29,7 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from trainer.plan.plan import make_plan
     from trainer.plan.request import batch_flags, options
     from trainer.run.checkpoint import Saver, newest
+    from trainer.wiring import engine_settings
 
     quiet()
     # Bit for bit only holds where attention's backward pass adds up in one order: flash attention's, where
@@ -51,7 +53,7 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     plan = make_plan(find_cluster(Launch(), compiler=compiled), work.shape, batch_flags(config, frozenset()), asked)
     assert (plan.micro_batch, plan.accumulation, plan.mixed_precision) == (2, 2, "bf16"), plan.describe()
     cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
-    accelerator = build_accelerator(plan, config, Path("."))
+    accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     with Ranks(timeout_seconds=600) as ranks, tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), rank=0, world_size=1)
 
@@ -63,12 +65,12 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
             ]
 
         since = time.perf_counter()
-        engine = Engine(accelerator, ranks, random_source(size), plan, config)
+        engine = Engine(accelerator, ranks, random_source(size), plan, engine_settings(config))
         built_seconds, built_bytes = time.perf_counter() - since, torch.cuda.max_memory_allocated()
         weight_bytes = engine.backend.weight_bytes()
         torch.cuda.reset_peak_memory_stats()
         found = losses(engine, 0, SAVED_AT)
-        saver.save(SAVED_AT, engine.state(), {"identity": {}})
+        saver.save(SAVED_AT, engine.state(), HEADER)
         saver.wait()
         torch.cuda.synchronize()
         since = time.perf_counter()
@@ -79,8 +81,8 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
         gc.collect()
         torch.cuda.empty_cache()
         AcceleratorState._reset_state(strategy == "single")
-        accelerator = build_accelerator(plan, config, Path("."))
-        again = Engine(accelerator, ranks, random_source(size), plan, config)
+        accelerator = build_accelerator(plan, engine_settings(config), Path("."))
+        again = Engine(accelerator, ranks, random_source(size), plan, engine_settings(config))
         checkpoint = newest(Path(folder))
         assert checkpoint is not None
         again.load(checkpoint)

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.work import Work
 
 from trainer.plan.memory import Checkpointing
+from trainer.wiring import engine_settings
 
 # Compiled or not, and what is recomputed.
 WAYS: dict[str, tuple[bool, Checkpointing]] = {
@@ -48,9 +49,9 @@ def measure(work: Work, steps: int = 6) -> dict:
 
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     config = Config(dataset_path="unused")
-    accelerator = build_accelerator(plan, config, Path("."))
+    accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     with Ranks(timeout_seconds=600) as ranks:
-        engine = Engine(accelerator, ranks, random_source(work.model), plan, config)
+        engine = Engine(accelerator, ranks, random_source(work.model), plan, engine_settings(config))
         batch = work.batch().to(engine.device)
         cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
         torch.cuda.reset_peak_memory_stats()

@@ -16,13 +16,14 @@ from transformers import (
     MusicgenProcessor,
 )
 
-from tests.interop.audiocraft_stub import require_audiocraft
+from tests.interop.audiocraft_modules import require_audiocraft
 from trainer.exports import audiocraft as layout
-from trainer.exports.export import export_all
+from trainer.exports.export import ExportSettings, export_all
 from trainer.flags.config import Config
 from trainer.model.language_model import LanguageModel, load_language_model, materialize
 from trainer.model.source import Source, load_codec, load_text_encoder, open_model
-from trainer.model.trained_model import trainee_of
+from trainer.model.trained_model import build_trained_model
+from trainer.wiring import model_settings
 
 require_audiocraft()
 
@@ -54,7 +55,7 @@ def model(source: Source) -> LanguageModel:
 @pytest.fixture(scope="module")
 def exported(source: Source, model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    export_all(source, model.state_dict(), folder, card="", segment_seconds=30.0, cfg_dropout=0.1)
+    export_all(source, model.state_dict(), folder, ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.1))
     return folder
 
 
@@ -136,7 +137,7 @@ def test_logits_agree(source: Source, model: LanguageModel, musicgen: Any, capti
 
 def test_a_merged_lora_in_audiocraft_has_the_logits_of_base_and_adapter(source: Source, tmp_path: Path) -> None:
     config = Config(dataset_path="unused", lora_rank=4)
-    trainee = trainee_of(source, config)
+    trainee = build_trained_model(source, model_settings(config))
     materialize(trainee.model, torch.device("cpu"))
     draw, adapters = torch.Generator().manual_seed(6), {}
     with torch.no_grad():

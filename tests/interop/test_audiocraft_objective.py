@@ -6,7 +6,7 @@ zero vectors where we mask it, so that a clip's loss does not depend on its batc
 
 from __future__ import annotations
 
-from tests.interop.audiocraft_stub import require_audiocraft
+from tests.interop.audiocraft_modules import require_audiocraft
 
 require_audiocraft()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.interop.audiocraft_stub import MISSING
+from tests.interop.audiocraft_modules import MISSING
 from tests.runs import environ
 from tests.word_elsewhere import ROOT, codes
 from trainer.exports.export import write_audiocraft

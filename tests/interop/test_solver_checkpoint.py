@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.interop.audiocraft_stub import require_audiocraft
+from tests.interop.audiocraft_modules import require_audiocraft
 from trainer.errors import ModelError
 from trainer.exports.audiocraft import lm_config, read_audiocraft, text_encoder_name
 from trainer.exports.init_from import find_starting_point, start_from

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.synthetic import random_examples
+from tests.synthetic import HEADER, random_examples
 from trainer.plan.memory import Checkpointing
+from trainer.wiring import engine_settings
 
 LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12, 26]
 SEGMENT = 40
@@ -96,10 +97,10 @@ def steps(
         eight_bit=optimizer == "adamw8bit",
         compiled=compiled,
     )
-    accelerator = build_accelerator(plan, config, Path("."))
+    accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     losses, norms = [], []
     with Ranks(timeout_seconds=60) as ranks:
-        engine = Engine(accelerator, ranks, open_model("debug"), plan, config)
+        engine = Engine(accelerator, ranks, open_model("debug"), plan, engine_settings(config))
         checkpoint = newest(Path(folder)) if folder else None
         start = 0
         if checkpoint is not None:
@@ -125,7 +126,7 @@ def steps(
             if watch is not None:
                 watch(engine)
             if saver is not None and step + 1 == save_at:
-                saver.save(step + 1, engine.state(), {"identity": {}})
+                saver.save(step + 1, engine.state(), HEADER)
                 saver.wait()
                 ranks.wait("saved")
         return Numbers(

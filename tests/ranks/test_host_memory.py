@@ -29,6 +29,7 @@ from tests.plans import plan_for
 from tests.ranks.harness import RankProcesses, start_ranks
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.model.source import DECODER, PROJECTION, open_model
+from trainer.wiring import engine_settings
 
 # Float32 copies of the model on the devices of n ranks together: computing weights, ZeRO's masters, AdamW's moments,
 # and under ZeRO-3 gradients, which DeepSpeed allocates at once.
@@ -106,7 +107,7 @@ def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
     assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     plan = plan_for(strategy, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     config = Config(dataset_path="unused", timeout_minutes=2.0)
-    accelerator = build_accelerator(plan, config, Path("."))
+    accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     with Ranks(timeout_seconds=60) as ranks:
         source = open_model(folder)
         gc.collect()  # writes to every object: pages shared with the forkserver are this process's own from here on
@@ -115,7 +116,7 @@ def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
         (Path(meeting) / f"ready-{os.getpid()}").touch()
         while not (Path(meeting) / "go").exists():
             time.sleep(0.01)
-        engine = Engine(accelerator, ranks, source, plan, config)
+        engine = Engine(accelerator, ranks, source, plan, engine_settings(config))
         (Path(meeting) / f"built-{os.getpid()}").touch()
         while not (Path(meeting) / "end").exists():
             time.sleep(0.01)

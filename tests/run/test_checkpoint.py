@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.synthetic import HEADER
 from trainer.errors import CheckpointError, StorageError
 from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver, complete_checkpoints, newest, remove_partial
 
@@ -22,7 +23,7 @@ def piece(start: int, stop: int) -> FlatSlice:
 def save(folder: Path, step: int = 7, cuts=((0, 30),)) -> None:
     savers = [Saver(folder, rank=rank, world_size=len(cuts)) for rank in range(len(cuts))]
     for saver, (start, stop) in zip(savers, cuts, strict=True):
-        saver.save(step, {"weight/a": piece(start, stop)}, {"identity": {}})
+        saver.save(step, {"weight/a": piece(start, stop)}, HEADER)
     for saver in reversed(savers):
         saver.wait()
 
@@ -46,7 +47,7 @@ def test_slices_that_do_not_cover_a_tensor_are_refused(tmp_path):
 def test_the_copy_is_taken_before_save_returns(tmp_path):
     values = VALUES.clone()
     saver = Saver(tmp_path)
-    saver.save(1, {"weight/a": FlatSlice(shape=SHAPE, start=0, values=values)}, {"identity": {}})
+    saver.save(1, {"weight/a": FlatSlice(shape=SHAPE, start=0, values=values)}, HEADER)
     values.zero_()
     assert torch.equal(saver.last().read("weight/a"), VALUES)
 
@@ -91,7 +92,7 @@ def test_a_save_that_fails_is_raised_and_leaves_the_older_one(tmp_path):
     saver = Saver(tmp_path)
     # a file where the folder should be: what the writer meets on a path that it cannot make
     (tmp_path / "step-00000006.partial").write_text("")
-    saver.save(6, {"weight/a": piece(0, 30)}, {"identity": {}})
+    saver.save(6, {"weight/a": piece(0, 30)}, HEADER)
     with pytest.raises(StorageError, match=r"Older checkpoints in .* are complete"):
         saver.wait()
     found = newest(tmp_path)
@@ -100,7 +101,7 @@ def test_a_save_that_fails_is_raised_and_leaves_the_older_one(tmp_path):
 
 def test_a_rank_that_never_writes_ends_the_save_with_its_name(tmp_path):
     saver = Saver(tmp_path, rank=0, world_size=2, timeout_seconds=0.2)
-    saver.save(3, {"weight/a": piece(0, 30)}, {"identity": {}})
+    saver.save(3, {"weight/a": piece(0, 30)}, HEADER)
     with pytest.raises(StorageError, match="no rank-00001"):
         saver.wait()
 

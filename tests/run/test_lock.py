@@ -18,6 +18,7 @@ import pytest
 
 from tests.runs import ROOT, environ
 from trainer.errors import ConfigError
+from trainer.run import lock
 from trainer.run.lock import Holder, RunLock, holder_path, launch_of, read_holder
 
 ELSEWHERE = Holder(

@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.synthetic import HEADER
 from trainer.errors import CheckpointError
 from trainer.run.checkpoint import FlatSlice, Saver
-from trainer.run.output_dir import open_run
+from trainer.run.output_dir import open_output_dir
 
 
 def save(folder: Path, *steps: int) -> None:
     for step in steps:
         saver = Saver(folder)
-        saver.save(step, {"weight/a": FlatSlice(shape=(2,), start=0, values=torch.zeros(2))}, {"identity": {}})
+        saver.save(step, {"weight/a": FlatSlice(shape=(2,), start=0, values=torch.zeros(2))}, HEADER)
         saver.wait()
 
 
 def test_what_a_kill_left_half_deleted_is_removed(tmp_path):
     save(tmp_path / "checkpoints", 5, 6)
     (tmp_path / "checkpoints/step-00000005/checkpoint.json").unlink()  # what is deleted first
-    _, checkpoint = open_run(str(tmp_path), "auto")
+    _, checkpoint = open_output_dir(str(tmp_path), "auto")
     assert checkpoint is not None and checkpoint.step == 6
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
 
@@ -30,7 +31,7 @@ def test_what_a_kill_left_half_deleted_is_removed(tmp_path):
 @pytest.mark.parametrize("resume", ["auto", "no"])
 def test_a_run_whose_checkpoints_were_deleted_does_not_count_as_finished(tmp_path, resume):
     (tmp_path / "finished.json").write_text('{"step": 24}')
-    folder, checkpoint = open_run(str(tmp_path), resume)
+    folder, checkpoint = open_output_dir(str(tmp_path), resume)
     assert checkpoint is None and folder.finished_step() is None
 
 
@@ -38,8 +39,8 @@ def test_a_run_whose_checkpoints_were_deleted_does_not_count_as_finished(tmp_pat
 def test_a_folder_of_checkpoints_is_answered_with_one_of_them(tmp_path, given):
     save(tmp_path / "old/checkpoints", 5, 6)
     with pytest.raises(CheckpointError, match=r"no checkpoint but holds some: give one, such as .*step-00000006$"):
-        open_run(str(tmp_path / "new"), str(tmp_path / given))
-    _, checkpoint = open_run(str(tmp_path / "newer"), str(tmp_path / "old/checkpoints/step-00000006"))
+        open_output_dir(str(tmp_path / "new"), str(tmp_path / given))
+    _, checkpoint = open_output_dir(str(tmp_path / "newer"), str(tmp_path / "old/checkpoints/step-00000006"))
     assert checkpoint is not None and checkpoint.step == 6
 
 
@@ -48,4 +49,4 @@ def test_a_file_that_is_no_header_is_refused(tmp_path, content):
     (tmp_path / "step").mkdir()
     (tmp_path / "step/checkpoint.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"has format None|is no complete checkpoint"):
-        open_run(str(tmp_path / "models"), str(tmp_path / "step"))
+        open_output_dir(str(tmp_path / "models"), str(tmp_path / "step"))

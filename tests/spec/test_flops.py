@@ -12,10 +12,11 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel, load_language_model, materialize
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import source_of
-from trainer.model.trained_model import trainee_of
+from trainer.model.trained_model import build_trained_model
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import KNOWN, Shape, shape_of_config
 from trainer.spec.trainable import selection_of
+from trainer.wiring import model_settings
 
 
 @pytest.mark.parametrize("frames,text_tokens", [(7, 1), (50, 12), (64, 1)])
@@ -37,7 +38,7 @@ FRAMES, TOKENS = 11, 5
 
 def trained_model(**flags: object) -> tuple[LanguageModel, Shape]:
     source = source_of(build_debug_model(width=128, layers=3, heads=2), name="counted")
-    trainee = trainee_of(source, Config(dataset_path="x", **flags))  # type: ignore[arg-type]
+    trainee = build_trained_model(source, model_settings(Config(dataset_path="x", **flags)))  # type: ignore[arg-type]
     materialize(trainee.model, torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in trainee.model.named_parameters():

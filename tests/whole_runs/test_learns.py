@@ -19,9 +19,11 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 from scripts import recall
 from trainer.data import dataset
 from trainer.evaluation.generation import Sampling, generate
+from trainer.evaluation.recall import codes_of
 from trainer.exports.audiocraft import lm_to_audiocraft
 from trainer.flags.config import config_from_dict
 from trainer.model.source import DECODER, PROJECTION, open_model
+from trainer.wiring import data_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("metal_madness", "metal_chaosland", "rock_feelings_guitar", "metal_war_of_freedom")
@@ -57,8 +59,8 @@ def learn(folder: Path, names: Sequence[str], *, seconds: int, steps: int, lr: s
 def true_codes(run: Path) -> dict[str, Tensor]:
     """Each clip's codes (K, T) by its caption."""
     config = config_from_dict(json.loads((run / "config.json").read_text()))
-    data = dataset.prepare(config, open_model("debug"), torch.device("cpu"))
-    return {str(data.train.captions[clip]): recall.codes_of(data, clip) for clip in range(data.clips)}
+    data = dataset.prepare(data_settings(config), open_model("debug"), torch.device("cpu"))
+    return {str(data.train.captions[clip]): codes_of(data, clip) for clip in range(data.clips)}
 
 
 def played_back(run: Path, captions: Sequence[str], frames: int) -> dict[str, Tensor]:

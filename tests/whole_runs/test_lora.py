@@ -29,11 +29,12 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import load_language_model, materialize
 from trainer.model.lora import read_adapter
 from trainer.model.source import open_model, source_of
-from trainer.model.trained_model import trainee_of
+from trainer.model.trained_model import build_trained_model
 from trainer.plan.memory import Layout, expected_bytes
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.spec.shapes import KNOWN, Shape
 from trainer.spec.trainable import count, selection_of
+from trainer.wiring import model_settings
 
 LORA = ("--lora_rank", "4", "--lora_dropout", "0.1")
 FLAGS = ("--batch_size", "2", "--grad_acc", "1", "--warmup_steps", "1", "--lr", "1e-2", "--lr_schedule", "constant")
@@ -192,7 +193,7 @@ def bf16_losses(flags: dict[str, object]) -> tuple[list[float], int]:
 def test_adapters_are_counted_as_peft_makes_them(targets: str | None) -> None:
     flags = {"lora_rank": 3} | ({} if targets is None else {"lora_targets": targets})
     config = Config(dataset_path="unused", **flags)  # type: ignore[arg-type]
-    model = trainee_of(open_model("debug"), config).model
+    model = build_trained_model(open_model("debug"), model_settings(config)).model
     made = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert made == count(KNOWN["debug"], config.selection).trained > 0
 
@@ -200,7 +201,7 @@ def test_adapters_are_counted_as_peft_makes_them(targets: str | None) -> None:
 @pytest.mark.parametrize("freeze", ["embeddings", "heads", "projection", "layers.1", "layers.0-1,heads"])
 def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
     config = Config(dataset_path="unused", freeze=freeze)
-    model = trainee_of(open_model("debug"), config).model
+    model = build_trained_model(open_model("debug"), model_settings(config)).model
     counts = count(KNOWN["debug"], config.selection)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == counts.trained
     linear = [p for m in model.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters(recurse=False)]
@@ -238,8 +239,8 @@ def test_an_engine_refuses_a_checkpoint_of_other_parameters(run: Path) -> None:
 
 def test_adapters_start_by_seed_within_their_bound_and_change_nothing() -> None:
     config = Config(dataset_path="unused", lora_rank=4)
-    made = [trainee_of(open_model("debug"), config) for _ in range(2)]
-    other = trainee_of(open_model("debug"), Config(dataset_path="unused", lora_rank=4, seed=1))
+    made = [build_trained_model(open_model("debug"), model_settings(config)) for _ in range(2)]
+    other = build_trained_model(open_model("debug"), model_settings(Config(dataset_path="unused", lora_rank=4, seed=1)))
     downs = [name for name in made[0].start if ".lora_A." in name]
     for name in downs:
         values = made[0].start[name]
@@ -277,7 +278,7 @@ def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
     """Bytes of distinct storages that autograd keeps for the backward pass of one clip, parameters excluded."""
     source = source_of(build_debug_model(width=256, layers=layers, heads=4), name="measured")
     config = Config(dataset_path="unused", lora_rank=rank)
-    trainee = trainee_of(source, config)
+    trainee = build_trained_model(source, model_settings(config))
     if precision == "bf16":
         torch_backend._shrink_frozen(trainee.model, plan_for(precision="bf16"))
     materialize(trainee.model, torch.device("cpu"))

@@ -26,6 +26,7 @@ from trainer.model.new_word import TABLE, extended_tokenizer, first_token, read_
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder, open_model
 from trainer.model.weights import SomeWeights
+from trainer.wiring import data_settings
 
 STEPS = 12
 # All clips whole in every step: with what is trained held still, every step has the same loss.
@@ -178,7 +179,7 @@ def test_clips_without_captions_are_the_placeholder_alone_and_others_get_it_in_f
             placeholder="<my-style>",
             **flags,
         )
-        train = dataset.prepare(config, open_model("debug"), torch.device("cpu")).train
+        train = dataset.prepare(data_settings(config), open_model("debug"), torch.device("cpu")).train
         read[name] = set(train.all_texts())
     assert read["plain"] == {"slow <my-style> rock", "<my-style> loud and fast", "<my-style>"}
     assert read["lines"] == {"slow <my-style> rock", "<my-style> loud", "<my-style> and fast", "<my-style>"}

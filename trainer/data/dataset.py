@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -18,9 +17,40 @@ from trainer.data.batches import Examples, Text
 from trainer.data.captions import first_caption, texts_of, with_placeholder
 from trainer.data.manifest import Columns, Fate
 from trainer.errors import DataError
-from trainer.flags.config import Config
-from trainer.model.new_word import TokenIds, extended_tokenizer, placeholder_of
+from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
+from trainer.spec.shapes import segment_frames
+from trainer.spec.trainable import EVERYTHING, Placeholder, Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which clips a run has, how they are cached, and what is drawn of them.
+
+    validation_share   of the folder's clips that validate, in [0, 1)
+    validation_folder  whose clips validate; None for none
+    code_views         offsets inside a codec frame at which each track is encoded
+    caption_variants   of each caption, of which one is drawn each epoch, where `word_dropout` is above 0
+    placeholder        of a word that is learned, which then stands in every caption; None where none is
+    trained            what is trained, on which the FLOPs of a clip depend
+    rehash             whether files of unchanged size and date are read again
+    """
+
+    folder: Path
+    cache_dir: Path
+    validation_share: float = 0.0
+    validation_folder: Path | None = None
+    no_label: bool = False
+    caption_lines: bool = False
+    min_seconds: float = 0.5
+    segment_seconds: float = 30.0
+    code_views: int = 4
+    word_dropout: float = 0.0
+    caption_variants: int = 8
+    placeholder: Placeholder | None = None
+    trained: Selection = EVERYTHING
+    seed: int = 0
+    rehash: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +66,6 @@ class Dataset:
     @property
     def clips(self) -> int:
         return len(self.train.captions)
-
-
-def segment_frames(source: Source, segment_seconds: float) -> int:
-    """Codec frames of a training crop: 1500 for 30 s."""
-    return math.floor(segment_seconds * source.frame_rate_hz + 1e-6)  # 4.1 s x 50 Hz is 204.99999999999997
 
 
 class Peers(Protocol):
@@ -69,7 +94,7 @@ class Alone:
     def check_equal(self, **values: object) -> None: ...
 
 
-def prepare(config: Config, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
+def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
     The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded
@@ -79,38 +104,39 @@ def prepare(config: Config, source: Source, device: torch.device, peers: Peers |
     StorageError where the cache cannot be written.
     """
     peers = peers or Alone()
-    clips, fates = _encoded(config, source, device, peers, Path(config.dataset_path))
-    held = manifest.split(clips["content"], config.seed, config.validation_share)
+    clips, fates = _encoded(settings, source, device, peers, settings.folder)
+    held = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~held), _rows(clips, held)
-    _check_split(config, _count(train), _count(held_out))
-    if config.validation_folder is not None:
-        folder = Path(config.validation_folder)
-        held_out, other_fates = _encoded(config, source, device, peers, folder)
+    _check_split(settings, _count(train), _count(held_out))
+    if settings.validation_folder is not None:
+        folder = settings.validation_folder
+        held_out, other_fates = _encoded(settings, source, device, peers, folder)
         shown = manifest.display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
-    texts = _texts(config, train)
-    text = _text(config, source, device, peers, [*_captions(config, train), *_captions(config, held_out)], texts or ())
+    texts = _texts(settings, train)
+    captions = [*_captions(settings, train), *_captions(settings, held_out)]
+    text = _text(settings, source, device, peers, captions, texts or ())
     return Dataset(
-        train=_examples(config, source, train, text, texts),
-        validation=_examples(config, source, held_out, text) if _count(held_out) else None,
+        train=_examples(settings, source, train, text, texts),
+        validation=_examples(settings, source, held_out, text) if _count(held_out) else None,
         fates=fates,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
     )
 
 
-def _check_split(config: Config, train: int, held_out: int) -> None:
+def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
     if train == 0:
-        raise DataError(f"--validation {config.validation} leaves no clip to train on: use a smaller share")
-    if config.validation_share > 0 and held_out == 0:
+        raise DataError(f"--validation {settings.validation_share:g} leaves no clip to train on: use a smaller share")
+    if settings.validation_share > 0 and held_out == 0:
         raise DataError(
-            f"--validation {config.validation} chose none of the {train} clips, since each is chosen by itself, with"
-            " that probability: use a larger share, another --seed, or a folder of clips to validate on"
+            f"--validation {settings.validation_share:g} chose none of the {train} clips, since each is chosen by"
+            " itself, with that probability: use a larger share, another --seed, or a folder of clips to validate on"
         )
 
 
 def _encoded(
-    config: Config, source: Source, device: torch.device, peers: Peers, folder: Path
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
 ) -> tuple[Columns, tuple[Fate, ...]]:
     """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate.
 
@@ -120,11 +146,11 @@ def _encoded(
         peers.wait("scan")
     scanned = manifest.scan(
         folder,
-        no_label=config.no_label,
-        caption_lines=config.caption_lines,
-        min_seconds=config.min_seconds,
-        memory=Path(config.cache_dir) / "scan",
-        rehash=config.rehash and peers.rank == 0,
+        no_label=settings.no_label,
+        caption_lines=settings.caption_lines,
+        min_seconds=settings.min_seconds,
+        memory=settings.cache_dir / "scan",
+        rehash=settings.rehash and peers.rank == 0,
         show_progress=peers.rank == 0,
     )
     if peers.rank == 0:
@@ -133,13 +159,13 @@ def _encoded(
     clips = scanned.columns
     holds = f"{_count(clips)} clips, digest {_digest(clips)}"
     peers.check_equal(**{f"what {manifest.display(folder)} holds": holds})
-    store = _code_store(config, source)
+    store = _code_store(settings, source)
     mine = cache.fill_codes(
         store,
         clips,
         lambda: load_codec(source).to(device),
         sample_rate_hz=source.sample_rate_hz,
-        views=config.code_views,
+        views=settings.code_views,
         device=device,
         show_progress=peers.rank == 0,
         rank=peers.rank,
@@ -165,7 +191,7 @@ def _encoded(
 
 
 def _text(
-    config: Config,
+    settings: DataSettings,
     source: Source,
     device: torch.device,
     peers: Peers,
@@ -174,10 +200,9 @@ def _text(
 ) -> Text:
     """What the model reads of these captions, and of those that are drawn in their place."""
     texts = sorted({text for of_clip in (captions, *drawn) for text in of_clip if text is not None})
-    placeholder = placeholder_of(config)
-    if placeholder is not None:
-        return TokenIds(extended_tokenizer(source.load_tokenizer(), placeholder), texts)
-    store = _text_store(config, source)
+    if settings.placeholder is not None:
+        return TokenIds(extended_tokenizer(source.load_tokenizer(), settings.placeholder), texts)
+    store = _text_store(settings, source)
     cache.fill_text(
         store,
         texts,
@@ -191,52 +216,53 @@ def _text(
     return cache.open_text(store, texts)
 
 
-def _captions(config: Config, clips: Columns) -> list[str | None]:
+def _captions(settings: DataSettings, clips: Columns) -> list[str | None]:
     """The caption by which each clip is validated; None is no text."""
-    return [_prompt(config, first_caption(caption)) for caption in clips["caption"]]
+    return [_prompt(settings, first_caption(caption)) for caption in clips["caption"]]
 
 
-def _texts(config: Config, clips: Columns) -> list[tuple[str | None, ...]] | None:
+def _texts(settings: DataSettings, clips: Columns) -> list[tuple[str | None, ...]] | None:
     """The texts that each clip is trained with; None where that is its caption alone."""
-    if config.word_dropout == 0 and not config.caption_lines:
+    if settings.word_dropout == 0 and not settings.caption_lines:
         return None
-    rate, variants = config.word_dropout, config.caption_variants
-    drawn = [texts_of(caption, word_dropout=rate, variants=variants, seed=config.seed) for caption in clips["caption"]]
-    return [tuple(_prompt(config, text) for text in texts) for texts in drawn]
+    rate, variants = settings.word_dropout, settings.caption_variants
+    captions = clips["caption"]
+    drawn = [texts_of(caption, word_dropout=rate, variants=variants, seed=settings.seed) for caption in captions]
+    return [tuple(_prompt(settings, text) for text in texts) for texts in drawn]
 
 
-def _prompt(config: Config, text: str | None) -> str | None:
+def _prompt(settings: DataSettings, text: str | None) -> str | None:
     """The text as the model is given it: with --tune_text 1 the placeholder is in every one."""
-    return with_placeholder(text, config.placeholder) if config.tune_text else text
+    return text if settings.placeholder is None else with_placeholder(text, settings.placeholder.word)
 
 
 def _examples(
-    config: Config,
+    settings: DataSettings,
     source: Source,
     clips: Columns,
     text: Text,
     texts: Sequence[Sequence[str | None]] | None = None,
 ) -> Examples:
     return Examples(
-        codes=cache.open_codes(_code_store(config, source), clips["content"]),
+        codes=cache.open_codes(_code_store(settings, source), clips["content"]),
         text=text,
-        captions=_captions(config, clips),
+        captions=_captions(settings, clips),
         texts=texts,
         names=clips["path"],
         shape=source.shape,
         special_token=source.special_token,
-        segment_frames=segment_frames(source, config.segment_seconds),
-        token_ids=config.tune_text,
-        trained=config.selection,
+        segment_frames=segment_frames(settings.segment_seconds, source.frame_rate_hz),
+        token_ids=settings.placeholder is not None,
+        trained=settings.trained,
     )
 
 
-def _code_store(config: Config, source: Source) -> cache.Store:
-    return cache.code_store(Path(config.cache_dir), source.codec_identity(), config.code_views)
+def _code_store(settings: DataSettings, source: Source) -> cache.Store:
+    return cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views)
 
 
-def _text_store(config: Config, source: Source) -> cache.Store:
-    return cache.text_store(Path(config.cache_dir), source.text_identity())
+def _text_store(settings: DataSettings, source: Source) -> cache.Store:
+    return cache.text_store(settings.cache_dir, source.text_identity())
 
 
 def _rows(clips: Columns, mask: Iterable[bool]) -> Columns:

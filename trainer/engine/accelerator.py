@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,17 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trainer.engine.compiled import compiles
+from trainer.engine.settings import EngineSettings
 from trainer.errors import ConfigError, PeerLostError
-from trainer.flags.config import Config
 from trainer.plan.launcher import START, Launch
 from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
-from trainer.run.output_dir import RunFolder
+from trainer.run.output_dir import OutputDir
 
 # Two layers of `large` (67 M parameters each), its embeddings and heads.
 ZERO_LIVE_PARAMETERS = 200_000_000
 LAYER_CLASS = "MusicgenDecoderLayer"
-SHARDED = ("zero2", "zero3", "fsdp", "hsdp")
 DISTRIBUTED_TYPE = {
     "zero2": DistributedType.DEEPSPEED,
     "zero3": DistributedType.DEEPSPEED,
@@ -69,35 +69,24 @@ def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
     )
 
 
-def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
+def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accelerator:
     """Join the other processes and build the plan's Accelerator.
 
     Raises ConfigError where Accelerate made something else of it: another number of processes, or a strategy
     that fell back to another; PeerLostError where the others do not come.
     """
-    for name, wanted in trackers(config).items():
-        if wanted and importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
-            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
-    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
-    if config.base_bits is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"--base_bits {config.base_bits} needs bitsandbytes: pip install 'bitsandbytes>=0.50', or leave it out"
-        )
-    timeout = timedelta(minutes=config.timeout_minutes)
-    settings: dict[str, Any] = {
-        "log_with": [name for name, wanted in trackers(config).items() if wanted] or None,
-        "project_dir": str(root),
-    }
+    _check_libraries(settings)
+    timeout = timedelta(minutes=settings.timeout_minutes)
+    logging: dict[str, Any] = {"log_with": list(settings.trackers) or None, "project_dir": str(root)}
     if plan.strategy != "single":
         _complete_environment()
     build = {"single": _single, "ddp": _ddp, "zero2": _zero, "zero3": _zero, "fsdp": _fsdp, "hsdp": _fsdp}
     try:
-        accelerator = build[plan.strategy](plan, timeout, settings)
+        accelerator = build[plan.strategy](plan, timeout, logging)
     except dist.DistError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise PeerLostError(
-            f"the {plan.world_size} processes of the run did not meet within {config.timeout_minutes:g} minutes"
+            f"the {plan.world_size} processes of the run did not meet within {settings.timeout_minutes:g} minutes"
             f" (--timeout_minutes): {reason}. All need the same number of processes, address and port, and the same"
             " flags"
         ) from error
@@ -105,46 +94,60 @@ def build_accelerator(plan: Plan, config: Config, root: Path) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, config: Config, folder: RunFolder) -> Accelerator | None:
-    """wandb and tensorboard as asked for; a resumed run continues the same wandb run. None where none is."""
-    if not any(trackers(config).values()):
+def _check_libraries(settings: EngineSettings) -> None:
+    """Raise ConfigError where an optional package that the flags ask for is missing."""
+    for name in settings.trackers:
+        if importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
+            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
+    if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
+    if settings.base_bits is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"--base_bits {settings.base_bits} needs bitsandbytes: pip install 'bitsandbytes>=0.50', or leave it out"
+        )
+
+
+def start_trackers(
+    accelerator: Accelerator, settings: EngineSettings, folder: OutputDir, flags: Mapping[str, object]
+) -> Accelerator | None:
+    """wandb and tensorboard as asked for; a resumed run continues the same wandb run. None where none is.
+
+    flags  by name, which they show beside the run
+    """
+    if not settings.trackers:
         return None
     # Accelerate logs from the first process alone: only that one needs the id, and only it may write the file.
     number = folder.tracker_id() if accelerator.is_main_process else None
-    settings = {"id": number, "resume": "allow", "dir": str(folder.root)}
-    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    wandb = {"id": number, "resume": "allow", "dir": str(folder.root)}
+    values = {name: value for name, value in flags.items() if value is not None}
     try:
-        accelerator.init_trackers(config.wandb_project, config=values, init_kwargs={"wandb": settings})
-    except _wandb_errors(config) as error:
+        accelerator.init_trackers(settings.tracker_project, config=values, init_kwargs={"wandb": wandb})
+    except _wandb_errors(settings) as error:
         raise ConfigError(f"--use_wandb 1: {error} Or set WANDB_MODE=offline, or leave --use_wandb out") from error
     return accelerator
 
 
-def trackers(config: Config) -> dict[str, bool]:
-    return {"wandb": config.use_wandb, "tensorboard": config.use_tensorboard}
-
-
-def _wandb_errors(config: Config) -> tuple[type[Exception], ...]:
-    if not config.use_wandb:
+def _wandb_errors(settings: EngineSettings) -> tuple[type[Exception], ...]:
+    if "wandb" not in settings.trackers:
         return ()
     import wandb
 
     return (wandb.Error,)
 
 
-def _single(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
-    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), **settings)
+def _single(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
+    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), **logging)
 
 
-def _ddp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+def _ddp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
     handlers = [
         InitProcessGroupKwargs(timeout=timeout),
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
     ]
-    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), kwargs_handlers=handlers, **settings)
+    return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), kwargs_handlers=handlers, **logging)
 
 
-def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+def _fsdp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
     if _on_cpu():
         # Accelerate enables FSDP for GPUs only, and on CPUs silently falls back to DDP. These are the lines that
         # let the same code run on gloo; a test fails when a new accelerate changes what they rely on.
@@ -169,11 +172,11 @@ def _fsdp(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerat
         fsdp_plugin=plugin,
         parallelism_config=mesh,
         kwargs_handlers=[] if _on_cpu() else [InitProcessGroupKwargs(timeout=timeout)],
-        **settings,
+        **logging,
     )
 
 
-def _zero(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerator:
+def _zero(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
     import deepspeed.ops  # seconds, which the other strategies need not wait
 
     backend = "gloo" if _on_cpu() else "nccl"
@@ -181,12 +184,13 @@ def _zero(plan: Plan, timeout: timedelta, settings: dict[str, Any]) -> Accelerat
         # DeepSpeed would compile a shared-memory operation, for inference only, at the first start. A process that is
         # killed meanwhile leaves a lock file for which every later start waits without end.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # What a DEEPSPEED file named is in the plan already (trainer/launcher.py); Accelerate would refuse a second source.
+    # What a DEEPSPEED file named is in the plan already (trainer/plan/launcher.py). Accelerate would refuse to be told
+    # twice.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, max_grad_norm=1.0)),
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],
-        **settings,
+        **logging,
     )
     # Under ZeRO-3 the plugin makes transformers build every model partitioned, EnCodec too, which breaks it.
     unset_hf_deepspeed_config()

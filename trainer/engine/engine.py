@@ -17,14 +17,14 @@ from trainer.engine.compiled import compile_layers
 from trainer.engine.ema import Average
 from trainer.engine.matmul_rate import matmul_rate
 from trainer.engine.ranks import Ranks
+from trainer.engine.settings import EngineSettings
 from trainer.engine.shards import Read, Share
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
-from trainer.flags.config import Config
 from trainer.model.loss import step_loss
 from trainer.model.source import Source
-from trainer.model.trained_model import trainee_of
+from trainer.model.trained_model import build_trained_model
 from trainer.model.weights import Weights
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
@@ -56,15 +56,15 @@ class StepResult:
 class Engine:
     """Owns the model, its optimizer and their devices."""
 
-    def __init__(self, accelerator: Accelerator, ranks: Ranks, source: Source, plan: Plan, config: Config):
+    def __init__(self, accelerator: Accelerator, ranks: Ranks, source: Source, plan: Plan, settings: EngineSettings):
         """Builds the model without weights, shards it as the plan says, and fills each rank's share from disk.
 
         So no process ever holds more of the model in host memory than one tensor beside its share. AdamW's
         betas (0.9, 0.95) and its decay of every trained parameter are MusicGen's (audiocraft 1.3.0,
         config/solver/musicgen/musicgen_base_32khz.yaml).
         """
-        trainee = trainee_of(source, config)
-        model, self._start = trainee.model, _reader(trainee.start)
+        trained = build_trained_model(source, settings.model)
+        model, self._start = trained.model, _reader(trained.start)
         if plan.gradient_checkpointing is True:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
@@ -72,14 +72,14 @@ class Engine:
             compile_layers(model, plan)
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
-        self._reseeds = config.dropout > 0 or config.lora_dropout > 0
-        self._seed = config.seed
+        self._reseeds = settings.has_dropout
+        self._seed = settings.model.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
-        self.backend = backend(accelerator, model, plan, config)
+        self.backend = backend(accelerator, model, plan, settings)
         self._check_shares(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
         self._fill_weights(self._start)
-        self._average = None if config.ema_decay is None else Average(self.backend.shares(), config.ema_decay)
+        self._average = None if settings.ema_decay is None else Average(self.backend.shares(), settings.ema_decay)
 
     def step(
         self,

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainer.engine import adamw_8bit
+from trainer.engine.settings import EngineSettings
 from trainer.engine.shards import MOMENTS, Read, Share
-from trainer.flags.config import Config
 from trainer.model.language_model import LanguageModel, materialize
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
@@ -31,22 +31,22 @@ NORM_ROW = 1024
 class TorchBackend:
     """Owns the wrapped model and AdamW. Gradients are averaged over ranks, so the loss is scaled by their number."""
 
-    def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, config: Config):
+    def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, settings: EngineSettings):
         self._accelerator = accelerator
         self._sharded = plan.strategy in ("fsdp", "hsdp")
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
-        self._max_grad_norm = config.max_grad_norm
+        self._max_grad_norm = settings.max_grad_norm
         self.loss_scale = float(plan.world_size)
-        self._quantized = _quantized(model, plan, config)
+        self._quantized = _quantized(model, plan, settings)
         _shrink_frozen(model, plan)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._eight_bit = config.optimizer == "adamw8bit"
+        self._eight_bit = settings.optimizer == "adamw8bit"
         optimizer = (
-            adamw_8bit.eight_bit_adamw(trained, config.weight_decay)
+            adamw_8bit.eight_bit_adamw(trained, settings.weight_decay)
             if self._eight_bit
             else torch.optim.AdamW(
-                trained, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+                trained, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
             )
         )
         self.model: nn.Module
@@ -188,13 +188,13 @@ class TorchBackend:
         return codes + sum(_local(parameter).numel() * parameter.element_size() for parameter in held)
 
 
-def _quantized(model: LanguageModel, plan: Plan, config: Config) -> dict[str, QuantizedLinear]:
+def _quantized(model: LanguageModel, plan: Plan, settings: EngineSettings) -> dict[str, QuantizedLinear]:
     """The frozen linear layers that --base_bits replaced in the model, by their weights' names; none without it."""
-    if config.base_bits is None:
+    if settings.base_bits is None:
         return {}
     from trainer.engine import quantized_base  # bitsandbytes takes seconds, and is an optional dependency
 
-    return quantized_base.quantize_layers(model, bits=config.base_bits, dtype=COMPUTE[plan.mixed_precision])
+    return quantized_base.quantize_layers(model, bits=settings.base_bits, dtype=COMPUTE[plan.mixed_precision])
 
 
 def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from trainer.engine.settings import EngineSettings
 from trainer.engine.shards import MOMENTS, Read, Share
-from trainer.flags.config import Config
 from trainer.model.language_model import LanguageModel, materialize
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
@@ -22,7 +22,7 @@ class ZeroBackend:
 
     scales_losses = False
 
-    def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, config: Config):
+    def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, settings: EngineSettings):
         self._stage = 2 if plan.strategy == "zero2" else 3
         self._rank, self._world_size = accelerator.process_index, plan.world_size
         self._device = accelerator.device
@@ -34,10 +34,10 @@ class ZeroBackend:
             [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=0.0,
             betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
+            weight_decay=settings.weight_decay,
             fused=not plan.offload_optimizer,
         )
-        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
+        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = settings.max_grad_norm
         self._engine: Any
         self._engine, _ = accelerator.prepare(model, optimizer)
         self.model = self._engine

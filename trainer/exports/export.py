@@ -9,6 +9,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,37 +47,45 @@ PACKAGE = {"version": "1.3.0", "exported": True}
 TEXT_EMBEDDING = "encoder.embed_tokens.weight"
 
 
-def export_all(
-    source: Source,
-    trained: Mapping[str, Tensor],
-    output_dir: Path,
-    *,
-    card: str,
-    segment_seconds: float,
-    cfg_dropout: float,
-    selection: Selection = EVERYTHING,
-    adapter_card: str = "",
-    base_model: str = "",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What exported files tell of a run.
+
+    card             README.md of huggingface/
+    segment_seconds  of the training crops
+    cfg_dropout      share of captions that were dropped
+    selection        what the run trained
+    base_model       what adapter/, which is written for LoRA, names as its base; adapter_card is its README.md
+    """
+
+    card: str
+    segment_seconds: float
+    cfg_dropout: float
+    selection: Selection = EVERYTHING
+    adapter_card: str = ""
+    base_model: str = ""
+
+
+def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
     """Write lm_final.pt, huggingface/ and audiocraft/ into `output_dir`, each replaced by a complete new one.
 
-    trained     what a run with this selection trained, by name, on any device; of a whole LanguageModel, prefixes of
-                wrappers are allowed
-    base_model  what adapter/, which is written beside them for LoRA, names as its base; adapter_card is its README.md
+    trained  what a run with these settings trained, by name, on any device; of a whole LanguageModel, prefixes of
+             wrappers are allowed
 
     Never holds more than one float32 copy of the language model besides `weights`.
     Raises StorageError, saying what of the export is valid, and ModelError where the weights do not fit.
     """
-    weights = merged(source, trained, selection)
+    weights = merged(source, trained, settings.selection)
     writers: dict[str, Callable[[Path], None]] = {
         "lm_final.pt": lambda path: write_lm(weights, path),
-        "huggingface": lambda path: write_huggingface(source, weights, path, card),
+        "huggingface": lambda path: write_huggingface(source, weights, path, settings.card),
         "audiocraft": lambda path: write_audiocraft(
-            source, weights, path, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout
+            source, weights, path, segment_seconds=settings.segment_seconds, cfg_dropout=settings.cfg_dropout
         ),
     }
-    if (lora := selection.lora) is not None:
-        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base_model, adapter_card)
+    if (lora := settings.selection.lora) is not None:
+        base, card = settings.base_model, settings.adapter_card
+        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base, card)
     done: list[str] = []
     for name, write in writers.items():
         try:

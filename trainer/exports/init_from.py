@@ -14,13 +14,12 @@ from transformers import AutoConfig, MusicgenConfig
 
 from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft import LM_FILE, SOLVER_FILE, read_audiocraft
-from trainer.flags.config import config_from_dict
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
 from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWeights, WeightFiles, Weights
 from trainer.run.checkpoint import Checkpoint, newest
-from trainer.spec.trainable import EVERYTHING, Selection
+from trainer.spec.trainable import EVERYTHING, Selection, selection_of_flags
 
 KINDS = (
     "an output_dir of a run or one of its checkpoints/step-... folders, an lm_*.pt, a Hugging Face folder,"
@@ -97,15 +96,12 @@ def _in_folder(folder: Path) -> StartingPoint:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
-    identity = checkpoint.run.get("identity")
-    then = identity if isinstance(identity, dict) else {}
+    then = checkpoint.run.identity
     parts = {name: then[name] for name in ("codec", "text encoder") if name in then}
     weights, frozen = checkpoint.weights(), then.get("frozen weights")
     if frozen is None:
         return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts)
-    config = checkpoint.run["config"]
-    assert isinstance(config, dict)
-    trained = config_from_dict(config).selection
+    trained = selection_of_flags(checkpoint.run.flags)
     if trained.new_rows:
         raise ModelError(
             f"{checkpoint.folder} holds {trained.describe()}, which its run learned, and no language model: start from"

@@ -34,7 +34,7 @@ model = MusicGen.get_pretrained("models/audiocraft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class CardFacts:
     """What the model card tells about how a model came to be.
 
     base_model       what --model_id said
@@ -57,18 +57,18 @@ class Training:
     placeholder: str | None = None
 
 
-def model_card(training: Training) -> str:
+def model_card(facts: CardFacts) -> str:
     """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
-    prompt = "..." if training.placeholder is None else f"{training.placeholder} ..."
-    return f"""{_front(training, "transformers", "finetune")}
+    prompt = "..." if facts.placeholder is None else f"{facts.placeholder} ..."
+    return f"""{_front(facts, "transformers", "finetune")}
 
-# MusicGen, fine-tuned on {_dataset(training)}
+# MusicGen, fine-tuned on {_dataset(facts)}
 
-{_what_it_is(training)}
+{_what_it_is(facts)}
 
 ## Training
 
-{_table(training)}
+{_table(facts)}
 
 ## Use
 
@@ -85,10 +85,10 @@ from transformers import pipeline
 
 music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
 ```
-{IN_AUDIOCRAFT if training.placeholder is None else ""}
+{IN_AUDIOCRAFT if facts.placeholder is None else ""}
 ## Licence
 
-{_licence(training)}
+{_licence(facts)}
 
 ## Citation
 
@@ -98,36 +98,36 @@ music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
 """
 
 
-def _what_it_is(training: Training) -> str:
-    base, start = _cell(name_of_base(training.base_model)), _start(training.started_from)
-    if training.placeholder is not None:
+def _what_it_is(facts: CardFacts) -> str:
+    base, start = _cell(name_of_base(facts.base_model)), _start(facts.started_from)
+    if facts.placeholder is not None:
         return (
-            f"A text-to-music model: {base} with a new word, `{training.placeholder}`,"
-            f' for the music of {training.clips} clips\n({training.hours:.2f} hours) of "{_dataset(training)}".'
+            f"A text-to-music model: {base} with a new word, `{facts.placeholder}`,"
+            f' for the music of {facts.clips} clips\n({facts.hours:.2f} hours) of "{_dataset(facts)}".'
             f" Only the word's embeddings in T5 were\nlearned (textual inversion); all else is the base model.{start}"
         )
     return (
         f"A text-to-music model: {base} with its language model fine-tuned\n"
-        f'on {training.clips} clips ({training.hours:.2f} hours) of "{_dataset(training)}". T5 and EnCodec are those of'
-        f" the base\nmodel.{start}{_part(training.trained)}"
+        f'on {facts.clips} clips ({facts.hours:.2f} hours) of "{_dataset(facts)}". T5 and EnCodec are those of'
+        f" the base\nmodel.{start}{_part(facts.trained)}"
     )
 
 
-def adapter_card(training: Training) -> str:
+def adapter_card(facts: CardFacts) -> str:
     """The card of the adapter of a LoRA, which is of use on its base alone."""
-    base = name_of_base(training.base_model)
-    if training.started_from is not None:
-        base = Path(training.started_from).name
-    return f"""{_front(training, "peft", "adapter")}
+    base = name_of_base(facts.base_model)
+    if facts.started_from is not None:
+        base = Path(facts.started_from).name
+    return f"""{_front(facts, "peft", "adapter")}
 
-# A LoRA of MusicGen, trained on {_dataset(training)}
+# A LoRA of MusicGen, trained on {_dataset(facts)}
 
-An adapter for {_cell(base)}, trained on {training.clips} clips ({training.hours:.2f} hours) of
-"{_dataset(training)}".{_start(training.started_from)} It fits no other weights than those that it was trained on.
+An adapter for {_cell(base)}, trained on {facts.clips} clips ({facts.hours:.2f} hours) of
+"{_dataset(facts)}".{_start(facts.started_from)} It fits no other weights than those that it was trained on.
 
 ## Training
 
-{_table(training)}
+{_table(facts)}
 
 ## Use
 
@@ -141,7 +141,7 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 
 ## Licence
 
-{_licence(training)}
+{_licence(facts)}
 
 ## Citation
 
@@ -156,24 +156,24 @@ def name_of_base(model_id: str) -> str:
     return hub_id(model_id) or Path(model_id).name
 
 
-def _front(training: Training, library: str, relation: str) -> str:
+def _front(facts: CardFacts, library: str, relation: str) -> str:
     """The front matter."""
-    known = hub_id(training.base_model)
+    known = hub_id(facts.base_model)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
-    front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if training.trained.lora else [])]
+    front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
     if known is not None:
         front |= {"base_model": known, "base_model_relation": relation}
-    if _of_meta(training.base_model):
+    if _of_meta(facts.base_model):
         front["license"] = "cc-by-nc-4.0"
     return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
 
 
-def _dataset(training: Training) -> str:
-    return _cell(Path(training.dataset).name or "the dataset")
+def _dataset(facts: CardFacts) -> str:
+    return _cell(Path(facts.dataset).name or "the dataset")
 
 
-def _table(training: Training) -> str:
-    rows = {"optimizer steps": training.steps, "trained": training.trained.describe(), **training.hyperparameters}
+def _table(facts: CardFacts) -> str:
+    rows = {"optimizer steps": facts.steps, "trained": facts.trained.describe(), **facts.hyperparameters}
     return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
 
 
@@ -204,9 +204,9 @@ def _of_meta(base_model: str) -> bool:
     return (hub_id(base_model) or "").startswith("facebook/musicgen-")
 
 
-def _licence(training: Training) -> str:
-    of_base = _licence_of_base(training.base_model, _of_meta(training.base_model))
-    if training.started_from is None:
+def _licence(facts: CardFacts) -> str:
+    of_base = _licence_of_base(facts.base_model, _of_meta(facts.base_model))
+    if facts.started_from is None:
         return of_base
     return f"{of_base} The licence of the weights at the start holds as well."
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from trainer.errors import ConfigError
 from trainer.flags import command_line
+from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.flag import Flag, Value, checked_values
-from trainer.spec.trainable import ALL_LAYERS, FREEZABLE, TARGET_WORDS, Selection, selection_of
+from trainer.spec.trainable import (
+    ALL_LAYERS,
+    FREEZABLE,
+    TARGET_WORDS,
+    NewWord,
+    Placeholder,
+    Selection,
+    selection_of_flags,
+)
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
@@ -233,14 +240,21 @@ class Config:
     def __post_init__(self) -> None:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
-        _refuse_contradicting_values(self)
+        refuse_contradicting_values(self)
         assert self.selection  # which refuses a list that it does not understand
 
     @property
     def selection(self) -> Selection:
         """Which parameters are trained."""
-        lora = (self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_targets)
-        return selection_of(self.freeze, *lora, new_rows=self.placeholder_vectors if self.tune_text else 0)
+        return selection_of_flags(dataclasses.asdict(self))
+
+    @property
+    def new_word(self) -> NewWord | None:
+        """The word that is learned; None without --tune_text 1."""
+        if not self.tune_text:
+            return None
+        placeholder = Placeholder(word=self.placeholder, vectors=self.placeholder_vectors)
+        return NewWord(placeholder=placeholder, init_word=self.init_word)
 
     @property
     def caption_drop_rate(self) -> float:
@@ -276,7 +290,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, frozenset[str]]:
         texts = command_line.texts_of_file(Config, path) | texts
     values: dict[str, Any] = command_line.values_of_texts(Config, texts)
     config, typed = Config(**values), frozenset(texts)
-    _refuse_flags_without_effect(config, typed)
+    refuse_flags_without_effect(config, typed)
     return config, typed
 
 
@@ -289,97 +303,6 @@ def config_from_dict(values: Mapping[str, object]) -> Config:
     if "dataset_path" not in checked:
         raise ConfigError("dataset_path is missing: it must name the folder of the dataset.")
     return Config(**checked)
-
-
-def _refuse_contradicting_values(config: Config) -> None:
-    if not re.fullmatch(r"<[A-Za-z0-9_-]+>", config.placeholder):
-        raise ConfigError(
-            f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
-            "brackets, as in '<my-style>' (with quotes, because of the shell)."
-        )
-    for name in ("freeze", "lora_rank"):
-        if config.tune_text and getattr(config, name) is not None:
-            raise ConfigError(
-                f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
-            )
-    if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
-        raise ConfigError(
-            f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
-            "itself. Add adapters, as in --lora_rank 16, or learn a word (--tune_text 1); or remove it."
-        )
-    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
-    if imagined and not config.dry_run:
-        raise ConfigError(
-            f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
-            "as in accelerate launch --num_processes 4 launch.py ..."
-        )
-    if config.min_seconds > config.segment_seconds:
-        raise ConfigError(
-            f"--min_seconds {config.min_seconds:g} is longer than a crop of --segment_seconds "
-            f"{config.segment_seconds:g}: lower the first or raise the second."
-        )
-    share = _number(config.validation)
-    if share is not None and not 0 <= share < 1:
-        raise ConfigError(
-            f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
-            "or a folder (./2024 for one whose name is a number)."
-        )
-    _refuse_overlapping_folders(config)
-
-
-def _refuse_overlapping_folders(config: Config) -> None:
-    """What a run writes must not be read as data, and validation data must not be trained on."""
-    dataset = Path(config.dataset_path).resolve()
-    for name, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
-        if Path(path).resolve().is_relative_to(dataset):
-            raise ConfigError(
-                f"--{name} {path} is inside --dataset {config.dataset_path}, so that what is written there "
-                "would count as data: choose a folder outside."
-            )
-    folder = config.validation_folder
-    if folder is not None:
-        validation = Path(folder).resolve()
-        if validation.is_relative_to(dataset) or dataset.is_relative_to(validation):
-            raise ConfigError(
-                f"--validation {folder} and --dataset {config.dataset_path} overlap, so that files would be "
-                "both trained and validated on: move one out of the other, or give a share, as in "
-                "--validation 0.1."
-            )
-
-
-def _refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
-    """A flag that was stated acts or is refused; a default that has no effect is nobody's mistake."""
-    if "cfg_rate" in typed and not config.use_cfg:
-        raise ConfigError(
-            f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
-        )
-    if "caption_variants" in typed and config.word_dropout == 0:
-        raise ConfigError(
-            f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
-            "--word_dropout 0.3, or remove --caption_variants."
-        )
-    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-        if name in typed and config.lora_rank is None:
-            raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
-    for name in ("placeholder", "placeholder_vectors", "init_word"):
-        if name in typed and not config.tune_text:
-            raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
-    for name in ("word_dropout", "caption_lines"):
-        if config.no_label and name in typed and getattr(config, name):
-            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
-    if "min_lr_ratio" in typed and config.lr_schedule == "constant":
-        raise ConfigError(
-            "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
-        )
-    if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
-        raise ConfigError(
-            "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
-        )
-    if "warmup_steps" in typed and config.max_steps is not None and config.warmup_steps > config.max_steps:
-        raise ConfigError(
-            f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
-            f"learning rate would never reach --lr: use at most {config.max_steps}."
-        )
 
 
 def _number(text: str) -> float | None:

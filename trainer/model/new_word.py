@@ -21,28 +21,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainer.atomic import write_whole
 from trainer.errors import ConfigError, ModelError, StorageError
-from trainer.flags.config import Config
 from trainer.model.source import TEXT_ENCODER, Source
 from trainer.model.weights import MemoryWeights, ReplacedWeights, Weights
-from trainer.spec.trainable import TEXT_ROWS
+from trainer.spec.trainable import TEXT_ROWS, NewWord, Placeholder
 
 FILE = "text_embedding.safetensors"
 TABLE = TEXT_ENCODER + "shared.weight"
 ROWS = "rows"
 METADATA = ("placeholder", "tokens", "base_model", "text_encoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placeholder:
-    """The word that stands in captions and prompts for `vectors` new tokens, as in <my-style>."""
-
-    word: str
-    vectors: int
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """<my-style> of two vectors is <my-style:0> <my-style:1>."""
-        return tuple(f"{self.word[:-1]}:{index}>" for index in range(self.vectors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,35 +61,31 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
     return np.array(tokenizer(text, truncation=False, verbose=False).input_ids, dtype=np.int64)
 
 
-def placeholder_of(config: Config) -> Placeholder | None:
-    """The placeholder that a run learns; None without --tune_text."""
-    return Placeholder(word=config.placeholder, vectors=config.placeholder_vectors) if config.tune_text else None
-
-
-def introduction(config: Config, source: Source) -> str | None:
-    """What the run is about to learn, and whether its rate can move it; None without --tune_text.
+def introduction(source: Source, new_word: NewWord, learning_rate: float) -> str:
+    """What a run is about to learn, and whether its learning rate can move it, in words.
 
     Raises ConfigError where the tokenizer knows --placeholder already, or knows --init_word not at all.
     """
-    placeholder = placeholder_of(config)
-    if placeholder is None:
-        return None
+    placeholder = new_word.placeholder
     extended_tokenizer(source.load_tokenizer(), placeholder)
-    deviation = float(start_rows(source, placeholder, config.init_word)[0].std())
+    deviation = float(start_rows(source, new_word)[0].std())
     return (
         f"learning {placeholder.word}: {placeholder.vectors} new row(s) of T5's embedding, which start from"
-        f" '{config.init_word}'. Their values have a deviation of {deviation:.3g}: --lr {config.lr:g} moves them by at"
-        f" most {100 * config.lr / deviation:.2g} % of it a step; some per cent ({0.03 * deviation:.2g}) is usual"
+        f" '{new_word.init_word}'. Their values have a deviation of {deviation:.3g}: --lr {learning_rate:g} moves them"
+        f" by at most {100 * learning_rate / deviation:.2g} % of it a step; some per cent ({0.03 * deviation:.2g}) is"
+        " usual"
     )
 
 
-def embedding_of(config: Config, source: Source, trained: Weights) -> TextEmbedding | None:
-    """What a run learned, from its checkpoint's tensors; None without --tune_text."""
-    placeholder = placeholder_of(config)
-    if placeholder is None:
-        return None
-    rows, digest = trained[TEXT_ROWS], source.text_identity()
-    return TextEmbedding(placeholder=placeholder, rows_ND=rows, base_model=config.model_id, text_encoder=digest)
+def embedding_of(source: Source, placeholder: Placeholder, trained: Weights) -> TextEmbedding:
+    """What a run that learns a word has learned, from its checkpoint's tensors.
+
+    source  the model that the run started with
+    """
+    digest = source.text_identity()
+    return TextEmbedding(
+        placeholder=placeholder, rows_ND=trained[TEXT_ROWS], base_model=source.name, text_encoder=digest
+    )
 
 
 def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> PreTrainedTokenizerBase:
@@ -135,18 +117,18 @@ def first_token(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) ->
     return int(tokenizer.convert_tokens_to_ids(placeholder.tokens[0]))
 
 
-def start_rows(source: Source, placeholder: Placeholder, init_word: str) -> Tensor:
-    """Where the new rows start: (N, D) float32, each the mean of T5's rows of the pieces of `init_word`.
+def start_rows(source: Source, new_word: NewWord) -> Tensor:
+    """Where the new rows start: (N, D) float32, each the mean of T5's rows of the pieces of the word's `init_word`.
 
     Raises ConfigError where the tokenizer does not know it.
     """
-    tokenizer = source.load_tokenizer()
+    tokenizer, init_word = source.load_tokenizer(), new_word.init_word
     pieces = tokenizer(init_word, add_special_tokens=False).input_ids
     if not pieces or tokenizer.unk_token_id in pieces:
         raise ConfigError(f"--init_word {init_word}: the tokenizer does not know it; use a common English word")
     width = source.weights.shape(TABLE)[1]
     rows = torch.stack([source.weights.read(TABLE, piece * width, (piece + 1) * width).float() for piece in pieces])
-    return rows.mean(dim=0).repeat(placeholder.vectors, 1)
+    return rows.mean(dim=0).repeat(new_word.placeholder.vectors, 1)
 
 
 def with_embedding(source: Source, embedding: TextEmbedding) -> Source:

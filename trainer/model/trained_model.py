@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from trainer.model.language_model import LanguageModel, empty_language_model
 from trainer.model.lora import AdaptedWeights, MergedWeights, add_adapters
-from trainer.model.new_word import Placeholder, extended_tokenizer, first_token, placeholder_of, start_rows
+from trainer.model.new_word import extended_tokenizer, first_token, start_rows
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder
 from trainer.model.weights import MemoryWeights, MoreWeights, ReplacedWeights, SomeWeights, Weights
-from trainer.spec.trainable import TEXT_ROWS, Selection
-
-if TYPE_CHECKING:
-    from trainer.flags.config import Config
+from trainer.spec.trainable import EVERYTHING, TEXT_ROWS, NewWord, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainee:
+class ModelSettings:
+    """How a model is built for training.
+
+    selection  what of it is trained
+    dropout    of the decoder while training, a probability in [0, 1)
+    new_word   what `selection.new_rows` are of; None where no word is learned
+    seed       of the values that new adapters start with
+    """
+
+    selection: Selection = EVERYTHING
+    dropout: float = 0.0
+    new_word: NewWord | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
     """A model on the meta device whose parameters' requires_grad says what is trained.
 
     start  a value for each of its parameters, by the model's own names; the frozen ones keep it
@@ -31,27 +43,27 @@ class Trainee:
     start: Weights
 
 
-def trainee_of(source: Source, config: Config) -> Trainee:
-    """What `config` trains of `source`, in training mode and without memory, a T5 in the loop apart."""
-    model, selection = empty_language_model(source, dropout=config.dropout), config.selection
-    placeholder = placeholder_of(config)
-    if placeholder is not None:
-        return _learning(source, model, placeholder, config.init_word)
+def build_trained_model(source: Source, settings: ModelSettings) -> TrainedModel:
+    """What is trained of `source`, in training mode and without memory, a T5 in the loop apart."""
+    model, selection = empty_language_model(source, dropout=settings.dropout), settings.selection
+    if settings.new_word is not None:
+        return _learning(source, model, settings.new_word)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(selection.trains(name))
     if selection.lora is None:
-        return Trainee(model=model, start=source.weights)
+        return TrainedModel(model=model, start=source.weights)
     add_adapters(model, selection.lora)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return Trainee(model=model, start=AdaptedWeights(source.weights, shapes, seed=config.seed))
+    return TrainedModel(model=model, start=AdaptedWeights(source.weights, shapes, seed=settings.seed))
 
 
-def _learning(source: Source, model: LanguageModel, placeholder: Placeholder, init_word: str) -> Trainee:
+def _learning(source: Source, model: LanguageModel, new_word: NewWord) -> TrainedModel:
     """The frozen model behind T5, with the new rows of a word."""
+    placeholder = new_word.placeholder
     first = first_token(extended_tokenizer(source.load_tokenizer(), placeholder), placeholder)
-    rows = MemoryWeights({TEXT_ROWS: start_rows(source, placeholder, init_word)})
+    rows = MemoryWeights({TEXT_ROWS: start_rows(source, new_word)})
     tuned = TextTunedModel(model, load_text_encoder(source), first, placeholder.vectors)
-    return Trainee(model=tuned.train(), start=MoreWeights(source.weights, rows))
+    return TrainedModel(model=tuned.train(), start=MoreWeights(source.weights, rows))
 
 
 def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) -> Weights:

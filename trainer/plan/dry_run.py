@@ -14,7 +14,7 @@ from trainer.plan.memory import GIB
 from trainer.plan.plan import make_plan
 from trainer.plan.request import batch_flags, options
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of
+from trainer.spec.shapes import Shape, segment_frames, shape_of
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24
@@ -37,7 +37,7 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
             config,
             typed,
             Launch(),
-            segment_frames=int(config.segment_seconds * FRAME_RATE_HZ),
+            segment_frames=segment_frames(config.segment_seconds),
             deepspeed_available=_deepspeed_available(config),
         ),
     )

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +42,29 @@ class FlatSlice:
     values: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunHeader:
+    """The run that a checkpoint belongs to, as its header tells.
+
+    identity      what must be the same for the run to be continued, by name; what is off has no entry
+    global_batch  clips of an optimizer step
+    flags         the run's flags by name
+    """
+
+    identity: Mapping[str, object]
+    global_batch: int
+    flags: Mapping[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        return {"identity": dict(self.identity), "global_batch": self.global_batch, "config": dict(self.flags)}
+
+    @staticmethod
+    def of_json(values: Mapping[str, Any]) -> RunHeader:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `values` is none such."""
+        identity, flags = dict(values["identity"]), dict(values["config"])
+        return RunHeader(identity=identity, global_batch=int(values["global_batch"]), flags=flags)
+
+
 class Checkpoint:
     """A complete checkpoint on disk; opening it has read headers only."""
 
@@ -54,12 +78,16 @@ class Checkpoint:
             given = header.get("format") if isinstance(header, dict) else None
             raise CheckpointError(f"{folder} has format {given}, this version reads {FORMAT}")
         self.folder = folder
-        self.step: int = header["step"]
-        self.run: dict[str, object] = header["run"]
+        try:
+            self.step = int(header["step"])
+            self.run = RunHeader.of_json(header["run"])
+            files = [folder / str(name) for name in header["files"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder} has no header of a checkpoint ({error!r}): delete it") from error
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[int, int, Path]]] = {}
-        for name in header["files"]:
-            self._index(folder / name)
+        for file in files:
+            self._index(file)
         for name, shape in self._shapes.items():
             if sum(stop - start for start, stop, _ in self._pieces[name]) != torch.Size(shape).numel():
                 raise CheckpointError(f"{folder}: {name} is not whole; delete this folder to use an older one")
@@ -150,12 +178,12 @@ class Saver:
         self,
         step: int,
         state: Mapping[str, FlatSlice],
-        run: Mapping[str, object],
+        run: RunHeader,
         then: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         """Save this rank's share of `state`; returns once it is copied, unless a save is still in flight.
 
-        run   what the checkpoint belongs to, kept in its header
+        run   what the checkpoint belongs to
         then  called on rank 0 in the writing thread with the complete checkpoint
 
         Raises what the previous save raised, a StorageError for a disk that is full or cannot be written.
@@ -163,7 +191,7 @@ class Saver:
         self.wait()
         self._step_in_flight = step
         copied = {name: _copied(piece) for name, piece in state.items()}
-        self._thread = threading.Thread(target=self._run, args=(step, copied, dict(run), then), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(step, copied, run, then), name="checkpoint")
         self._thread.start()
 
     def has(self, step: int) -> bool:
@@ -199,7 +227,7 @@ class Saver:
         self,
         step: int,
         state: dict[str, FlatSlice],
-        run: dict[str, object],
+        run: RunHeader,
         then: Callable[[Checkpoint], None] | None,
     ) -> None:
         try:
@@ -218,7 +246,7 @@ class Saver:
         except BaseException as error:  # handed to the loop, which raises it
             self._error = error
 
-    def _write(self, final: Path, step: int, state: dict[str, FlatSlice], run: dict[str, object]) -> None:
+    def _write(self, final: Path, step: int, state: dict[str, FlatSlice], run: RunHeader) -> None:
         partial = final.with_suffix(".partial")
         partial.mkdir(parents=True, exist_ok=True)
         names = [f"rank-{rank:05d}.safetensors" for rank in range(self._world_size)]
@@ -226,7 +254,7 @@ class Saver:
         if self._rank != 0:
             return
         self._await([partial / name for name in names])
-        header = {"format": FORMAT, "step": step, "run": run, "files": names}
+        header = {"format": FORMAT, "step": step, "run": run.to_json(), "files": names}
         write_whole(partial / "checkpoint.json", json.dumps(header, indent=1).encode())
         os.replace(partial, final)
         flush_folder(self._folder)

@@ -18,7 +18,7 @@ NAME = "exit_code"
 FIRST_SECONDS = 5.0
 
 
-class Ending:
+class ExitCode:
     """Holds output_dir while entered, and leaves there the number that the run ended with.
 
     The first process takes the lock, removes the former run's number and writes its own. Another writes
@@ -30,9 +30,9 @@ class Ending:
         self._root = Path(output_dir)
         self._first = first
         self._lock: RunLock | None = None
-        self.code = EXIT_FAILED  # what the process ends with, unless it raises
+        self.value = EXIT_FAILED  # what the process ends with, unless it raises
 
-    def __enter__(self) -> Ending:
+    def __enter__(self) -> ExitCode:
         """Raises ConfigError where another run holds the folder, StorageError where it cannot be written."""
         if self._first:
             try:
@@ -48,7 +48,7 @@ class Ending:
     ) -> None:
         ignore_requests()
         if self._first or error is not None:
-            code = self.code if error is None else exit_code_of(error)
+            code = self.value if error is None else exit_code_of(error)
             self.record(code, wait_seconds=0.0 if code == EXIT_RESUME else FIRST_SECONDS)
         if self._lock is not None:
             self._lock.close()

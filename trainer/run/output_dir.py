@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.atomic import write_whole
-from trainer.data.manifest import Fate, write_report
 from trainer.errors import CheckpointError, ConfigError, StorageError
 from trainer.run.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolder:
-    """The layout of output_dir, which trainer/ending.py holds for this run."""
+class OutputDir:
+    """The layout of output_dir, which trainer/run/exit_code.py holds for this run."""
 
     root: Path
 
@@ -44,7 +43,7 @@ class RunFolder:
             write_whole(path, secrets.token_hex(8).encode())
         return path.read_text()
 
-    def words_on_tracking(self) -> str:
+    def upload_hint(self) -> str:
         """How to upload what wandb was told without a network; empty where there is nothing of it."""
         if not list(self.root.glob("wandb/offline-run-*")):
             return ""
@@ -53,13 +52,7 @@ class RunFolder:
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         write_whole(self.root / name, json.dumps(values, indent=1).encode())
 
-    def describe(self, config: Mapping[str, object], plan: Mapping[str, object], fates: Iterable[Fate]) -> None:
-        """Write config.json, plan.json and dataset.csv."""
-        self.write_json("config.json", config)
-        self.write_json("plan.json", plan)
-        write_report(fates, self.report)
-
-    def words_at_the_end(self, step: int, placeholder: str | None = None) -> str:
+    def closing_words(self, step: int, placeholder: str | None = None) -> str:
         """What is ready after a run, which learned this word where one is given."""
         if placeholder is not None:
             return (
@@ -76,18 +69,18 @@ class RunFolder:
         return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
 
 
-def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFolder, Checkpoint | None]:
+def open_output_dir(output_dir: str, resume: str, *, first: bool = True) -> tuple[OutputDir, Checkpoint | None]:
     """The run's folder and the checkpoint to continue from, if any.
 
     resume  auto, no, or a checkpoint's path
     first   whether this process is the one that makes the folder and removes what a killed run left; it holds
-            the folder (trainer/ending.py)
+            the folder (trainer/run/exit_code.py)
 
     Raises ConfigError where `no` would overwrite a run, CheckpointError where
     the named checkpoint is none or an older one than the folder holds, StorageError where the folder cannot
     be written.
     """
-    folder = RunFolder(root=Path(output_dir))
+    folder = OutputDir(root=Path(output_dir))
     if first:
         _make(folder, output_dir)
     if resume == "auto":
@@ -106,7 +99,7 @@ def open_run(output_dir: str, resume: str, *, first: bool = True) -> tuple[RunFo
     return folder, _named_checkpoint(folder, Path(resume))
 
 
-def _make(folder: RunFolder, output_dir: str) -> None:
+def _make(folder: OutputDir, output_dir: str) -> None:
     """The folder on disk, without what a killed run left."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -117,7 +110,7 @@ def _make(folder: RunFolder, output_dir: str) -> None:
         raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
 
 
-def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
+def _named_checkpoint(folder: OutputDir, path: Path) -> Checkpoint:
     for inside in (path, path / "checkpoints"):
         if not (path / "checkpoint.json").exists() and (found := complete_checkpoints(inside)):
             raise CheckpointError(f"--resume {path} is no checkpoint but holds some: give one, such as {found[0]}")
@@ -133,8 +126,7 @@ def _named_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
 
 def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
     """Raise CheckpointError, naming both values, where the checkpoint belongs to other data or settings."""
-    then = checkpoint.run["identity"]
-    assert isinstance(then, dict)
+    then = checkpoint.run.identity
     names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
     different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]
     if different:

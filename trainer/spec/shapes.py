@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,11 @@ def _published() -> dict[str, Shape]:
 
 # Source: MusicGen, arXiv 2306.05284, section 3.1, and audiocraft 1.3.0, config/model/lm/model_scale.
 KNOWN: Mapping[str, Shape] = _published()
+
+
+def segment_frames(seconds: float, frame_rate_hz: float = FRAME_RATE_HZ) -> int:
+    """Codec frames of a training crop: 1500 for 30 s, 205 for 4.1 s."""
+    return math.floor(seconds * frame_rate_hz + 1e-6)  # 4.1 s x 50 Hz is 204.99999999999997 in floating point
 
 
 def shape_of(model_id: str) -> Shape:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.spec.shapes import Shape
@@ -93,6 +94,27 @@ EVERYTHING = Selection()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placeholder:
+    """The word that stands in captions and prompts for `vectors` new tokens, as in <my-style>."""
+
+    word: str
+    vectors: int
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """<my-style> of two vectors is <my-style:0> <my-style:1>."""
+        return tuple(f"{self.word[:-1]}:{index}>" for index in range(self.vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewWord:
+    """A word to learn: what stands for it, and the known word whose embedding it starts from."""
+
+    placeholder: Placeholder
+    init_word: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """Numbers of parameters in memory while training.
 
@@ -131,6 +153,16 @@ def selection_of(
         lora = Lora(rank=lora_rank, alpha=alpha, dropout=lora_dropout, targets=_targets(lora_targets))
     parts, layers = _frozen(freeze)
     return Selection(frozen_parts=parts, frozen_layers=layers, lora=lora, new_rows=new_rows)
+
+
+def selection_of_flags(flags: Mapping[str, Any]) -> Selection:
+    """The Selection that a run's flags ask for, given by name: those of a Config, or of a checkpoint's header.
+
+    A flag that is absent, as in checkpoints from before it existed, is off.
+    """
+    lora = {name: flags[name] for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets") if name in flags}
+    new_rows = flags["placeholder_vectors"] if flags.get("tune_text") else 0
+    return selection_of(flags.get("freeze"), **lora, new_rows=new_rows)
 
 
 def _targets(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
 from trainer.plan.plan import Plan
-from trainer.run.checkpoint import Checkpoint, Saver
+from trainer.run.checkpoint import Checkpoint, RunHeader, Saver
 from trainer.run.metrics import Tracker, Value
 from trainer.run.signals import StopRequest
 from trainer.training.schedule import Schedule, learning_rate
@@ -42,8 +42,9 @@ class Run:
     schedule: Schedule
     train: Examples
     validation: Examples | None
+    hours: float  # of audio, the sum over the training clips
     intervals: Intervals
-    description: Mapping[str, object]  # what its checkpoints belong to
+    header: RunHeader  # what its checkpoints belong to
     on_save_step: Callable[[Checkpoint], None]
 
 
@@ -81,11 +82,11 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
                 tracker.log(validate(run, engine, step))
             exports = _every(run.intervals.save_step, step)
             if exports or save:
-                saver.save(step, engine.state(), run.description, run.on_save_step if exports else None)
+                saver.save(step, engine.state(), run.header, run.on_save_step if exports else None)
                 last_save = time.monotonic()
             saver.check()
     if not saver.has(step):
-        saver.save(step, engine.state(), run.description)
+        saver.save(step, engine.state(), run.header)
     saver.wait()
     return step
 
@@ -139,6 +140,9 @@ class _Meter:
     """What the steps since the last report computed, and how long they took; what happens between steps is left out."""
 
     def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._seconds, self._frames = 0.0, 0
         self._own_frames = self._own_padded = self._own_flops = 0
 
@@ -157,7 +161,7 @@ class _Meter:
             "mfu": self._own_flops / self._seconds / matmul_rate,
             "padding_share": 1 - self._own_frames / self._own_padded,
         }
-        self.__init__()  # type: ignore[misc]
+        self._start_anew()
         return values
 
 
@@ -191,7 +195,7 @@ def _step(
         rate = learning_rate(run.schedule, step)
         return engine.step(batches, cells_K, step=step, learning_rate=rate, wishes=wishes)
     except NotFiniteError as error:
-        saver.save(step, engine.state(), run.description)
+        saver.save(step, engine.state(), run.header)
         saver.wait()
         clips = ", ".join(sorted({run.train.names[row.clip] for row in rows}))
         raise NotFiniteError(

@@ -1,6 +1,6 @@
 """Write docs/elastic.md: save under each strategy on 2 ranks, resume under each on 1 to 4, compare the losses.
 
-python -m scripts.elastic_matrix
+python -m tests.ranks.elastic_matrix
 
 From the repository's root; about ten minutes on two cores. The tests do the same cell by cell.
 """
@@ -19,7 +19,7 @@ from tests.ranks.cases import Numbers, differences, steps
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_elastic import RESUMED, SAVED
 
-FILE = Path(__file__).resolve().parents[1] / "docs" / "elastic.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "elastic.md"
 LOSS, NORM = 1e-6, 3e-6
 SAVED_AFTER, FURTHER = 5, 5
 PACKAGES = ("torch", "accelerate", "deepspeed", "transformers")
@@ -40,7 +40,7 @@ Saved and resumed in the same layout, against that layout's own undisturbed run:
 {cells} resumed runs of the debug model (2.7 M parameters) on ragged clips, some without captions, global batch 8,
 learning rate 1e-3, float32. {date}, {hardware};
 {versions}.
-Made by `python -m scripts.elastic_matrix`.
+Made by `python -m tests.ranks.elastic_matrix`.
 """
 
 Cells = dict[tuple[str, str, int], tuple[float, float]]

@@ -21,10 +21,6 @@ import torch
 
 STUBBED = ("xformers", "spacy", "torchaudio", "av", "librosa", "num2words", "torchmetrics")
 MODULES = ("audiocraft.models", "audiocraft.solvers.musicgen")
-MISSING = (
-    "THE TESTS AGAINST AUDIOCRAFT ARE SKIPPED: nothing shows that audiocraft loads what is exported."
-    " Install it: pip install -e '.[audiocraft]' && pip install --no-deps audiocraft==1.3.0"
-)
 
 
 class _Stub(ModuleType):
@@ -55,19 +51,6 @@ class _StubFinder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "xformers.ops":
             module.unbind = torch.unbind  # type: ignore[attr-defined]
-
-
-def require_audiocraft() -> None:
-    """Import audiocraft with its language model and solver, or skip the calling test module, loudly.
-
-    Call it at the top of a test module, before any `import audiocraft`.
-    """
-    if importlib.util.find_spec("audiocraft") is None:
-        import pytest
-
-        warnings.warn(MISSING, stacklevel=2)
-        pytest.skip(MISSING, allow_module_level=True)
-    import_audiocraft()
 
 
 def import_audiocraft() -> None:

@@ -1,0 +1,103 @@
+"""Flags that contradict each other, or that were typed and have no effect, refused with what would work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.flags.config import Config
+
+
+def refuse_contradicting_values(config: Config) -> None:
+    """Raise ConfigError for values that cannot be had together, whoever gave them."""
+    if not re.fullmatch(r"<[A-Za-z0-9_-]+>", config.placeholder):
+        raise ConfigError(
+            f"--placeholder {config.placeholder} cannot be used: it takes letters a to z, digits, - and _ in angle "
+            "brackets, as in '<my-style>' (with quotes, because of the shell)."
+        )
+    for name in ("freeze", "lora_rank"):
+        if config.tune_text and getattr(config, name) is not None:
+            raise ConfigError(
+                f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
+            )
+    if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
+        raise ConfigError(
+            f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
+            "itself. Add adapters, as in --lora_rank 16, or learn a word (--tune_text 1); or remove it."
+        )
+    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
+    if imagined and not config.dry_run:
+        raise ConfigError(
+            f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
+            "as in accelerate launch --num_processes 4 launch.py ..."
+        )
+    if config.min_seconds > config.segment_seconds:
+        raise ConfigError(
+            f"--min_seconds {config.min_seconds:g} is longer than a crop of --segment_seconds "
+            f"{config.segment_seconds:g}: lower the first or raise the second."
+        )
+    if config.validation_folder is None and not 0 <= config.validation_share < 1:
+        raise ConfigError(
+            f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
+            "or a folder (./2024 for one whose name is a number)."
+        )
+    _refuse_overlapping_folders(config)
+
+
+def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
+    """A flag that was stated acts or is refused; a default that has no effect is nobody's mistake."""
+    if "cfg_rate" in typed and not config.use_cfg:
+        raise ConfigError(
+            f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
+        )
+    if "caption_variants" in typed and config.word_dropout == 0:
+        raise ConfigError(
+            f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
+            "--word_dropout 0.3, or remove --caption_variants."
+        )
+    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if name in typed and config.lora_rank is None:
+            raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
+    for name in ("placeholder", "placeholder_vectors", "init_word"):
+        if name in typed and not config.tune_text:
+            raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
+    for name in ("word_dropout", "caption_lines"):
+        if config.no_label and name in typed and getattr(config, name):
+            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
+    if "min_lr_ratio" in typed and config.lr_schedule == "constant":
+        raise ConfigError(
+            "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
+        )
+    if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
+        raise ConfigError(
+            "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
+        )
+    if "warmup_steps" in typed and config.max_steps is not None and config.warmup_steps > config.max_steps:
+        raise ConfigError(
+            f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
+            f"learning rate would never reach --lr: use at most {config.max_steps}."
+        )
+
+
+def _refuse_overlapping_folders(config: Config) -> None:
+    """What a run writes must not be read as data, and validation data must not be trained on."""
+    dataset = Path(config.dataset_path).resolve()
+    for name, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
+        if Path(path).resolve().is_relative_to(dataset):
+            raise ConfigError(
+                f"--{name} {path} is inside --dataset {config.dataset_path}, so that what is written there "
+                "would count as data: choose a folder outside."
+            )
+    folder = config.validation_folder
+    if folder is not None:
+        validation = Path(folder).resolve()
+        if validation.is_relative_to(dataset) or dataset.is_relative_to(validation):
+            raise ConfigError(
+                f"--validation {folder} and --dataset {config.dataset_path} overlap, so that files would be "
+                "both trained and validated on: move one out of the other, or give a share, as in "
+                "--validation 0.1."
+            )
