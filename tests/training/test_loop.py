@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from tests.plans import engine_for, plan_for
-from tests.synthetic import random_examples
+from tests.synthetic import HEADER, random_examples
 from trainer import wiring
 from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
 from trainer.engine import Engine
@@ -53,7 +53,7 @@ def run_of(*, clips=LENGTHS, steps=6, global_batch=4, micro_batch=2, validation=
     wanted = {"log_steps": 1, "validation_steps": None, "save_step": None, "checkpoint_minutes": 99.0} | intervals
     return Run(
         plan=plan, order=order, schedule=Schedule(peak=3e-3, steps=steps, warmup_steps=2), train=examples,
-        validation=validation, intervals=Intervals(**wanted), description={}, on_save_step=lambda saved: None,
+        validation=validation, intervals=Intervals(**wanted), hours=0.0, header=HEADER, on_save_step=lambda saved: None,
     )  # fmt: skip
 
 
