@@ -99,19 +99,22 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
 class Parts:
     """What a run is made of, opened but not loaded.
 
-    source  the model to train, with the weights to start from
-    start   where those weights come from; None where they are --model_id's, or the checkpoint's
+    source    the model to train, with the weights to start from
+    start     where those weights come from; None where they are --model_id's, or the checkpoint's
+    new_word  what --tune_text is about to learn, in words; empty without it
     """
 
     folder: OutputDir
     checkpoint: Checkpoint | None
     source: Source
     start: StartingPoint | None
+    new_word: str
 
 
 def open_parts(config: Config, launch: Launch) -> Parts:
     """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
     from trainer.exports.init_from import find_starting_point, start_from
+    from trainer.model.new_word import introduction
     from trainer.model.source import open_model, quiet
     from trainer.run.output_dir import open_output_dir
 
@@ -123,12 +126,11 @@ def open_parts(config: Config, launch: Launch) -> Parts:
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
-    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start)
+    new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
+    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word)
 
 
-def plan_and_meet(
-    config: Config, typed: frozenset[str], launch: Launch, parts: Parts
-) -> tuple[Plan, Accelerator]:
+def plan_and_meet(config: Config, typed: frozenset[str], launch: Launch, parts: Parts) -> tuple[Plan, Accelerator]:
     """Lay the run out on the hardware found here, and join the other processes as the plan says."""
     from trainer import wiring
     from trainer.engine import build_accelerator, find_cluster
@@ -140,15 +142,12 @@ def plan_and_meet(
 
 def agree(config: Config, parts: Parts, plan: Plan, ranks: Ranks) -> None:
     """Compare what all processes must have in common, and show the plan."""
-    from trainer.model.new_word import introduction
-
-    word = None if config.new_word is None else introduction(parts.source, config.new_word, config.lr)
     step = 0 if parts.checkpoint is None else parts.checkpoint.step
     ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=step)
     ranks.check_shared(output_dir=parts.folder.root, cache_dir=Path(config.cache_dir))
     ranks.say(plan.describe())
-    if word is not None:
-        ranks.say(word)
+    if parts.new_word:
+        ranks.say(parts.new_word)
 
 
 def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
@@ -180,9 +179,7 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
 
 
-def train(
-    config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks
-) -> tuple[int, str, Saver]:
+def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:
     """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints."""
     from trainer import wiring
     from trainer.engine import Engine, start_trackers

@@ -28,12 +28,13 @@ def _step(work: Work, turn: Turn) -> None:
     import numpy as np
 
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.engine.settings import EngineSettings
+    from trainer.flags.config import Config
     from trainer.model.source import quiet
     from trainer.plan.launcher import Launch
+    from trainer.wiring import engine_settings
 
     quiet()
-    settings = EngineSettings()
+    settings = engine_settings(Config(dataset_path="unused"))
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     accelerator = build_accelerator(plan, settings, Path("."))
     with Ranks(timeout_seconds=3600) as ranks:

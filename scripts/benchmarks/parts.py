@@ -24,12 +24,13 @@ from trainer.data import cache, manifest
 from trainer.data.batches import Examples
 from trainer.data.order import Order, rows_of_step
 from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-from trainer.engine.settings import EngineSettings
+from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.run.checkpoint import RunHeader, Saver
 from trainer.run.signals import StopRequest
 from trainer.training.loop import Intervals, Run, train
 from trainer.training.schedule import Schedule
+from trainer.wiring import engine_settings
 
 SAVE_STEPS = 100  # what --save_step is taken to be
 GROWTH = (1, 4, 16)
@@ -234,7 +235,7 @@ class engine_of:
 
     def __enter__(self) -> tuple[Engine, Callable[[], float]]:
         work = self._work
-        settings = EngineSettings()
+        settings = engine_settings(Config(dataset_path="unused"))
         plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
         accelerator = build_accelerator(plan, settings, Path("."))
         source, ranks = random_source(work.model, work.layers), Ranks(timeout_seconds=3600)

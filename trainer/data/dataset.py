@@ -20,7 +20,7 @@ from trainer.errors import DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
 from trainer.spec.shapes import segment_frames
-from trainer.spec.trainable import EVERYTHING, Placeholder, Selection
+from trainer.spec.trainable import Placeholder, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +38,19 @@ class DataSettings:
 
     folder: Path
     cache_dir: Path
-    validation_share: float = 0.0
-    validation_folder: Path | None = None
-    no_label: bool = False
-    caption_lines: bool = False
-    min_seconds: float = 0.5
-    segment_seconds: float = 30.0
-    code_views: int = 4
-    word_dropout: float = 0.0
-    caption_variants: int = 8
-    placeholder: Placeholder | None = None
-    trained: Selection = EVERYTHING
-    seed: int = 0
-    rehash: bool = False
+    validation_share: float
+    validation_folder: Path | None
+    no_label: bool
+    caption_lines: bool
+    min_seconds: float
+    segment_seconds: float
+    code_views: int
+    word_dropout: float
+    caption_variants: int
+    placeholder: Placeholder | None
+    trained: Selection
+    seed: int
+    rehash: bool
 
 
 @dataclass(frozen=True, kw_only=True)

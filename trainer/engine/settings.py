@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trainer.model.trained_model import ModelSettings
@@ -21,15 +21,15 @@ class EngineSettings:
     tracker_project  the project under which they file it
     """
 
-    model: ModelSettings = field(default_factory=ModelSettings)
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    weight_decay: float = 1e-5
-    max_grad_norm: float = 1.0
-    ema_decay: float | None = None
-    base_bits: Literal[4, 8] | None = None
-    timeout_minutes: float = 10.0
-    trackers: tuple[str, ...] = ()
-    tracker_project: str = "musicgen-trainer"
+    model: ModelSettings
+    optimizer: Literal["adamw", "adamw8bit"]
+    weight_decay: float
+    max_grad_norm: float
+    ema_decay: float | None
+    base_bits: Literal[4, 8] | None
+    timeout_minutes: float
+    trackers: tuple[str, ...]
+    tracker_project: str
 
     @property
     def has_dropout(self) -> bool:

@@ -13,7 +13,7 @@ from trainer.model.new_word import extended_tokenizer, first_token, start_rows
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder
 from trainer.model.weights import MemoryWeights, MoreWeights, ReplacedWeights, SomeWeights, Weights
-from trainer.spec.trainable import EVERYTHING, TEXT_ROWS, NewWord, Selection
+from trainer.spec.trainable import TEXT_ROWS, NewWord, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class ModelSettings:
     seed       of the values that new adapters start with
     """
 
-    selection: Selection = EVERYTHING
-    dropout: float = 0.0
-    new_word: NewWord | None = None
-    seed: int = 0
+    selection: Selection
+    dropout: float
+    new_word: NewWord | None
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
