@@ -27,7 +27,7 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import materialize
 from trainer.model.source import Source, open_model, source_of
 from trainer.model.trained_model import build_trained_model, merged
-from trainer.model.weights import MemoryWeights
+from trainer.model.weights import weights_in_memory
 from trainer.plan import strategies
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
@@ -63,7 +63,7 @@ def rounded(source: Source, bits: int) -> Source:
     for name, weight in tensors.items():
         if LAYER.match(name) and weight.dim() == 2:
             tensors[name] = given_back(weight, bits)
-    return replace(source, weights=MemoryWeights(tensors))
+    return replace(source, weights=weights_in_memory(tensors))
 
 
 def given_back(weight: torch.Tensor, bits: int) -> torch.Tensor:

@@ -336,8 +336,9 @@ def test_what_a_killed_export_left_is_cleared(
 EXPORT_FOR_EVER = """
 import sys
 from pathlib import Path
-from trainer.export import export_all
-from trainer.models import load_language_model, open_model
+from trainer.exports.export import ExportSettings, export_all
+from trainer.model.language_model import load_language_model
+from trainer.model.source import open_model
 
 source = open_model("debug")
 state = load_language_model(source).state_dict()

@@ -18,7 +18,7 @@ from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, open_model
-from trainer.model.weights import MemoryWeights
+from trainer.model.weights import weights_in_memory
 from trainer.run.checkpoint import FlatSlice, Saver
 
 PLACES = {
@@ -125,7 +125,7 @@ def test_another_size_is_refused_with_both_sizes(source: Source, trained: Langua
 def test_another_shape_or_number_of_heads_is_refused_with_both(source: Source, places: Path) -> None:
     found = find_starting_point(str(places / "exported/huggingface"))
     name = "enc_to_dec_proj.weight"
-    wide = MemoryWeights({key: found.weights[key] for key in found.weights} | {name: torch.zeros(7, 9)})
+    wide = weights_in_memory({key: found.weights[key] for key in found.weights} | {name: torch.zeros(7, 9)})
     with pytest.raises(ModelError, match=rf"{name}: \(7, 9\) there, \(\d+, 512\) in the base"):
         start_from(source, replace(found, weights=wide))
     with pytest.raises(ModelError, match=r"attention heads 3 there, \d+ in the base"):

@@ -145,8 +145,8 @@ def test_a_merged_lora_in_audiocraft_has_the_logits_of_base_and_adapter(source: 
             parameter.copy_(trainee.start[name])
             if ".lora_" in name:
                 adapters[name] = parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
-    how = {"card": "", "adapter_card": "", "segment_seconds": 30.0, "cfg_dropout": 0.0}
-    export_all(source, adapters, tmp_path, selection=config.selection, **how)  # type: ignore[arg-type]
+    settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0, selection=config.selection)
+    export_all(source, adapters, tmp_path, settings)
     codes_BKT = torch.randint(0, 2049, (2, 4, 40), generator=draw)
     with torch.inference_mode():
         theirs = load_exported(tmp_path / "audiocraft").lm(codes_BKT, conditions(["epic rock"] * 2))

@@ -22,7 +22,7 @@ from trainer.data.order import Row, valid_cells
 from trainer.engine import torch_backend
 from trainer.errors import CheckpointError, ConfigError, ModelError
 from trainer.exports.audiocraft import lm_to_audiocraft
-from trainer.exports.export import export_all
+from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.flags.config import Config
 from trainer.model.debug_model import build_debug_model
@@ -84,9 +84,8 @@ def lm_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_a_step_of_save_step_is_merged_too(run: Path, tmp_path: Path) -> None:
     source, lora = open_model("debug"), selection_of(lora_rank=4)
-    export_all(
-        source, trained_weights(run, 4).weights(), tmp_path, card="", segment_seconds=30, cfg_dropout=0, selection=lora
-    )
+    settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0, selection=lora)
+    export_all(source, trained_weights(run, 4).weights(), tmp_path, settings)
     final = torch.load(tmp_path / "lm_final.pt", weights_only=True)
     assert_bit_equal(final, torch.load(run / "models/lm_4.pt", weights_only=True))
     assert_bit_equal(final, torch.load(run / "models/lm_final.pt", weights_only=True))

@@ -25,7 +25,6 @@ from trainer.model.language_model import load_language_model
 from trainer.model.new_word import TABLE, extended_tokenizer, first_token, read_text_embedding
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder, open_model
-from trainer.model.weights import SomeWeights
 from trainer.wiring import data_settings
 
 STEPS = 12
@@ -107,7 +106,7 @@ def test_every_other_tensor_of_the_model_is_the_bases_bit_for_bit(learned: Path,
 def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
     learned: Path, source: Source, logits: Tensor, tmp_path: Path
 ) -> None:
-    write_huggingface(source, SomeWeights(source.weights, DECODER, PROJECTION), tmp_path / "base", card="")
+    write_huggingface(source, source.weights.starting_with(DECODER, PROJECTION), tmp_path / "base", card="")
     script, file = str(ROOT / "tests/word_elsewhere.py"), str(learned / "models/text_embedding.safetensors")
     command = [sys.executable, script, "transformers", str(tmp_path / "base"), file, "slow {word} rock"]
     output = str(tmp_path / "logits.pt")

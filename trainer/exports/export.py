@@ -37,7 +37,7 @@ from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
 from trainer.model.trained_model import merged
-from trainer.model.weights import SomeWeights, under
+from trainer.model.weights import under
 from trainer.spec.trainable import EVERYTHING, Lora, Selection
 
 # transformers holds one shard twice while it writes it.
@@ -107,7 +107,7 @@ def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, c
     """
     write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
     known = with_embedding(source, embedding)
-    write_huggingface(known, SomeWeights(known.weights, DECODER, PROJECTION), output_dir / "huggingface", card)
+    write_huggingface(known, known.weights.starting_with(DECODER, PROJECTION), output_dir / "huggingface", card)
 
 
 def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.exports.audiocraft import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
 from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged
-from trainer.model.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWeights, WeightFiles, Weights
+from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.spec.trainable import EVERYTHING, Selection, selection_of_flags
 
@@ -72,7 +72,7 @@ def start_from(source: Source, found: StartingPoint) -> Source:
     """
     found = _completed(source, found)
     _check_fits(source, found)
-    started = replace(source, weights=ReplacedWeights(source.weights, found.weights))
+    started = replace(source, weights=source.weights.replaced(found.weights))
     _check_parts(started, found)
     return started
 
@@ -80,7 +80,7 @@ def start_from(source: Source, found: StartingPoint) -> Source:
 def _in_folder(folder: Path) -> StartingPoint:
     if (folder / ADAPTER_CONFIG).is_file():
         lora, tensors = read_adapter(folder)
-        return StartingPoint(path=folder, weights=MemoryWeights(tensors), trained=Selection(lora=lora))
+        return StartingPoint(path=folder, weights=weights_in_memory(tensors), trained=Selection(lora=lora))
     if (folder / "checkpoint.json").is_file():
         return _checkpoint(Checkpoint(folder))
     for checkpoints in (folder / "checkpoints", folder):
@@ -116,7 +116,7 @@ def _audiocraft(file: Path) -> StartingPoint:
     settings: dict[str, object] = {}
     if config is not None:
         settings = {"attention heads": config.heads, "activation": config.activation, "delays": config.delays}
-    return StartingPoint(path=file, weights=MemoryWeights(read.state), settings=settings)
+    return StartingPoint(path=file, weights=weights_in_memory(read.state), settings=settings)
 
 
 def _huggingface(folder: Path) -> StartingPoint:
@@ -126,7 +126,7 @@ def _huggingface(folder: Path) -> StartingPoint:
         raise ModelError(f"{folder} holds no readable config.json ({error})") from error
     if not isinstance(config, MusicgenConfig):
         raise ModelError(f"{folder} holds a {config.model_type} model, not a MusicGen")
-    return StartingPoint(path=folder, weights=WeightFiles(folder), settings=_settings(config))
+    return StartingPoint(path=folder, weights=weights_in_folder(folder), settings=_settings(config))
 
 
 def _settings(config: MusicgenConfig) -> dict[str, object]:

@@ -25,7 +25,7 @@ from trainer.errors import ModelError
 from trainer.exports.audiocraft import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
 from trainer.exports.pickled import load_pickled
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
-from trainer.model.weights import MemoryWeights, current_name
+from trainer.model.weights import current_name, weights_in_memory
 
 RUN_CONFIG = "config.json"
 LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
@@ -102,8 +102,7 @@ def _with_language_model(path: Path, base: str) -> Source:
             f"{path} is not a language model of the size of {base} ({source.decoder_shape()}): give --base the"
             " model that it was trained from"
         )
-    rest = {name: source.weights[name] for name in source.weights if name not in own}
-    return replace(source, name=str(path), weights=MemoryWeights(rest | state))
+    return replace(source, name=str(path), weights=source.weights.replaced(weights_in_memory(state)))
 
 
 def _open_audiocraft(folder: Path) -> Source:
@@ -139,7 +138,7 @@ def _open_audiocraft(folder: Path) -> Source:
             text_encoder=encoder.config.to_dict(), audio_encoder=codec_config.to_dict(), decoder=decoder.to_dict()
         ),
         generation_config=GenerationConfig(bos_token_id=codes, pad_token_id=codes, decoder_start_token_id=codes),
-        weights=MemoryWeights(weights),
+        weights=weights_in_memory(weights),
         load_tokenizer=lambda: AutoTokenizer.from_pretrained(location),
         load_feature_extractor=lambda: EncodecFeatureExtractor(
             feature_size=1, sampling_rate=rate, padding_value=0.0, padding_side="left"

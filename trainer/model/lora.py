@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
-from trainer.model.weights import Weights
+from trainer.model.weights import Computed, StoredTensor, Weights
 from trainer.spec.trainable import Lora
 
 if TYPE_CHECKING:
@@ -28,74 +29,38 @@ BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weig
 PEFT_PREFIX = "base_model.model."
 
 
-class AdaptedWeights(Weights):
+def adapted(base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> Weights:
     """Where a model with adapters starts: `base` under peft's names, and adapters that change nothing yet.
 
-    shapes  of every parameter of the model with adapters
+    shapes  of every parameter of the model with adapters, by peft's names
+    seed    of the adapters' first values
 
-    The first matrix is uniform in +-1 / sqrt(inputs), a function of seed and name; the second is zero. Source: peft
-    0.21, LoraLayer.reset_lora_parameters.
+    An adapter's first matrix is uniform in +-1 / sqrt(inputs), a function of seed and name, so that every process
+    makes the same one; the second is zero. Source: peft 0.21, LoraLayer.reset_lora_parameters.
     """
-
-    def __init__(self, base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int):
-        self._base = base
-        self._shapes = shapes
-        self._seed = seed
-
-    def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith(UP):
-            return torch.zeros(shape)
-        if not name.endswith(DOWN):
-            return self._base[name.replace(BASE, ".")]
-        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name.endswith((DOWN, UP)):
-            return self[name].reshape(-1)[start:stop]
-        return self._base.read(name.replace(BASE, "."), start, stop)
+    stored: dict[str, StoredTensor] = {}
+    for name, shape in shapes.items():
+        if name.endswith(DOWN):
+            stored[name] = Computed(shape=shape, compute=partial(_first_values, name, shape, seed))
+        elif name.endswith(UP):
+            stored[name] = Computed(shape=shape, compute=partial(torch.zeros, shape))
+        else:
+            stored[name] = base.stored[name.replace(BASE, ".")]
+    return Weights(stored)
 
 
-class MergedWeights(Weights):
-    """`base` with `scale` x second matrix x first matrix added to each weight that has an adapter, in float32."""
+def with_adapters_merged(base: Weights, adapters: Weights, scale: float) -> Weights:
+    """`base` with `scale` x second matrix x first matrix added to each weight that has an adapter, in float32.
 
-    def __init__(self, base: Weights, adapters: Mapping[str, Tensor], scale: float):
-        self._base = base
-        self._adapters = adapters
-        self._adapted = {name.removesuffix(UP) + ".weight" for name in adapters if name.endswith(UP)}
-        self._scale = scale
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._adapted:
-            return self._base[name]
+    adapters  by peft's names; each merged weight is computed when it is asked for
+    """
+    stored = dict(base.stored)
+    for name, tensor in base.stored.items():
         stem = name.removesuffix(".weight")
-        down, up = self._adapters[stem + DOWN].float(), self._adapters[stem + UP].float()
-        return torch.addmm(self._base[name].float(), up, down, alpha=self._scale)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._base)
-
-    def __len__(self) -> int:
-        return len(self._base)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name in self._adapted:
-            return self[name].reshape(-1)[start:stop]
-        return self._base.read(name, start, stop)
+        if name != stem and stem + UP in adapters:
+            down, up = adapters.stored[stem + DOWN], adapters.stored[stem + UP]
+            stored[name] = Computed(shape=tensor.shape, compute=partial(_sum, tensor, down, up, scale))
+    return Weights(stored)
 
 
 def add_adapters(model: nn.Module, lora: Lora) -> None:
@@ -146,6 +111,17 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     found = {name: tensors[stored] for stored, name in names.items()}
     targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in found if name.endswith(UP)})
     return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), found
+
+
+def _first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
+
+
+def _sum(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:
+    """Weight (O, I) + scale x up (O, R) x down (R, I), float32."""
+    return torch.addmm(weight.whole().float(), up.whole().float(), down.whole().float(), alpha=scale)
 
 
 def _name_in_model(stored: str) -> str:

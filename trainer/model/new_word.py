@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trainer.atomic import write_whole
 from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.model.source import TEXT_ENCODER, Source
-from trainer.model.weights import MemoryWeights, ReplacedWeights, Weights
+from trainer.model.weights import Weights, weights_in_memory
 from trainer.spec.trainable import TEXT_ROWS, NewWord, Placeholder
 
 FILE = "text_embedding.safetensors"
@@ -153,7 +153,7 @@ def with_embedding(source: Source, embedding: TextEmbedding) -> Source:
     return replace(
         source,
         config=config,
-        weights=ReplacedWeights(source.weights, MemoryWeights({TABLE: grown})),
+        weights=source.weights.replaced(weights_in_memory({TABLE: grown})),
         load_tokenizer=lambda: tokenizer,
     )
 

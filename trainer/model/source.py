@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
-from trainer.model.weights import MemoryWeights, WeightFiles, Weights, current_name, fingerprint, under
+from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
 from trainer.spec.shapes import Shape, shape_of_config
 
 MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
@@ -134,7 +134,7 @@ def open_model(model_id: str) -> Source:
         name=model_id,
         config=config,
         generation_config=_generation_config(folder, config),
-        weights=WeightFiles(folder),
+        weights=weights_in_folder(folder),
         load_tokenizer=lambda: _tokenizer_of(folder, model_id),
         load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
     )
@@ -146,8 +146,8 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
         name=name,
         config=model.config,
         generation_config=model.generation_config,
-        weights=MemoryWeights(
-            {key: value.detach() for key, value in model.state_dict().items() if current_name(key)}
+        weights=weights_in_memory(
+            {name: value.detach() for name, value in model.state_dict().items() if current_name(name)}
         ),
         load_tokenizer=debug_tokenizer,
         load_feature_extractor=debug_feature_extractor,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trainer.model.language_model import LanguageModel, empty_language_model
-from trainer.model.lora import AdaptedWeights, MergedWeights, add_adapters
+from trainer.model.lora import adapted, add_adapters, with_adapters_merged
 from trainer.model.new_word import extended_tokenizer, first_token, start_rows
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder
-from trainer.model.weights import MemoryWeights, MoreWeights, ReplacedWeights, SomeWeights, Weights
+from trainer.model.weights import Weights, weights_in_memory
 from trainer.spec.trainable import TEXT_ROWS, NewWord, Selection
 
 
@@ -54,25 +54,25 @@ def build_trained_model(source: Source, settings: ModelSettings) -> TrainedModel
         return TrainedModel(model=model, start=source.weights)
     add_adapters(model, selection.lora)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return TrainedModel(model=model, start=AdaptedWeights(source.weights, shapes, seed=settings.seed))
+    return TrainedModel(model=model, start=adapted(source.weights, shapes, seed=settings.seed))
 
 
 def _learning(source: Source, model: LanguageModel, new_word: NewWord) -> TrainedModel:
     """The frozen model behind T5, with the new rows of a word."""
     placeholder = new_word.placeholder
     first = first_token(extended_tokenizer(source.load_tokenizer(), placeholder), placeholder)
-    rows = MemoryWeights({TEXT_ROWS: start_rows(source, new_word)})
+    rows = weights_in_memory({TEXT_ROWS: start_rows(source, new_word)})
     tuned = TextTunedModel(model, load_text_encoder(source), first, placeholder.vectors)
-    return TrainedModel(model=tuned.train(), start=MoreWeights(source.weights, rows))
+    return TrainedModel(model=tuned.train(), start=Weights(source.weights.stored | rows.stored))
 
 
 def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) -> Weights:
     """The whole language model, for export: `trained` (a checkpoint's) in place, the rest as in `source`."""
     if not isinstance(trained, Weights):
-        trained = MemoryWeights(trained)
+        trained = weights_in_memory(trained)
     if selection.everything:
         return trained
-    base = SomeWeights(source.weights, DECODER, PROJECTION)
+    base = source.weights.starting_with(DECODER, PROJECTION)
     if selection.lora:
-        return MergedWeights(base, trained, selection.lora.scale)
-    return ReplacedWeights(base, trained)
+        return with_adapters_merged(base, trained, selection.lora.scale)
+    return base.replaced(trained)

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from trainer.atomic import flush_folder, replacing, write_whole
 from trainer.errors import CheckpointError, StorageError
-from trainer.model.weights import Weights
+from trainer.model.weights import StoredTensor, Weights
 
 FORMAT = 1
 KEPT = 2
@@ -110,7 +110,13 @@ class Checkpoint:
 
     def weights(self) -> Weights:
         """The model's tensors by name, each read when it is asked for: their average, where the run keeps one."""
-        return _Weights(self, EMA if self.names(EMA) else WEIGHT)
+        kind = EMA if self.names(EMA) else WEIGHT
+        return Weights(
+            {
+                name.removeprefix(kind): _InCheckpoint(shape=self._shapes[name], checkpoint=self, name=name)
+                for name in self.names(kind)
+            }
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
@@ -129,25 +135,15 @@ class Checkpoint:
             self._pieces[name].sort()
 
 
-class _Weights(Weights):
-    def __init__(self, checkpoint: Checkpoint, kind: str):
-        self._checkpoint = checkpoint
-        self._kind = kind
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _InCheckpoint(StoredTensor):
+    """One tensor of a checkpoint, by its name there."""
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.read(self._kind + name).reshape(self.shape(name))
+    checkpoint: Checkpoint
+    name: str
 
-    def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._kind) for name in self._checkpoint.names(self._kind))
-
-    def __len__(self) -> int:
-        return len(self._checkpoint.names(self._kind))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(self._kind + name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._checkpoint.read(self._kind + name, start, stop)
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.checkpoint.read(self.name, start, stop)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
