@@ -115,10 +115,10 @@ def open_parts(config: Config, launch: Launch) -> Parts:
     """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
-    from trainer.model.source import open_model, quiet
+    from trainer.model.source import open_model, quiet_libraries
     from trainer.run.output_dir import open_output_dir
 
-    quiet()
+    quiet_libraries()
     folder, checkpoint = open_output_dir(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     start = None

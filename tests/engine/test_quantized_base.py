@@ -267,7 +267,7 @@ def test_a_run_without_adapters_imports_no_peft_and_one_with_them_prints_nothing
     lines = [
         "import sys, trainer.engine, trainer.exports.export, trainer.model.source",
         "print([name for name in ('peft', 'bitsandbytes') if name in sys.modules])",
-        "trainer.model.source.quiet()",
+        "trainer.model.source.quiet_libraries()",
         "import peft, bitsandbytes",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)

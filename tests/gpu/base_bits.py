@@ -24,14 +24,14 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from tests.synthetic import HEADER
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.flags.config import Config
-    from trainer.model.source import quiet
+    from trainer.model.source import quiet_libraries
     from trainer.plan.launcher import Launch
     from trainer.plan.plan import make_plan
     from trainer.plan.request import batch_flags, options
     from trainer.run.checkpoint import Saver, newest
     from trainer.wiring import engine_settings
 
-    quiet()
+    quiet_libraries()
     # Bit for bit only holds where attention's backward pass adds up in one order: flash attention's, where
     # determinism is asked for without warn_only (torch, attention_backward.cu), and not cuDNN's.
     torch.use_deterministic_algorithms(True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.ranks.harness import launch_rank, run_ranks
 from tests.runs import few_clips
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.model.source import DECODER, PROJECTION, open_model
 
 LR, STEPS = 1e-5, 4

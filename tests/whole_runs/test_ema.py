@@ -13,7 +13,7 @@ from tests.runs import launch_here, metrics
 from tests.synthetic import random_examples
 from trainer.data.order import Row, valid_cells
 from trainer.errors import NotFiniteError
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.exports.init_from import find_starting_point
 from trainer.flags.config import Config
 from trainer.run.checkpoint import EMA, WEIGHT, newest

@@ -21,7 +21,7 @@ from tests.synthetic import random_examples
 from trainer.data.order import Row, valid_cells
 from trainer.engine import torch_backend
 from trainer.errors import CheckpointError, ConfigError, ModelError
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.flags.config import Config

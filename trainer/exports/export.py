@@ -20,18 +20,9 @@ from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
-from trainer.exports.audiocraft import (
-    CODEC_FILE,
-    CONFIG,
-    LM_FILE,
-    STATE,
-    codec_config,
-    codec_to_audiocraft,
-    lm_config,
-    lm_to_audiocraft,
-    plain_names,
-    text_encoder_name,
-)
+from trainer.exports.audiocraft_config import CONFIG, codec_config, lm_config, text_encoder_name
+from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
+from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoConfig, MusicgenConfig
 
 from trainer.errors import CheckpointError, ModelError
-from trainer.exports.audiocraft import LM_FILE, SOLVER_FILE, read_audiocraft
+from trainer.exports.audiocraft_files import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
 from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    EncodecConfig,
     EncodecFeatureExtractor,
     GenerationConfig,
     MusicgenConfig,
@@ -22,8 +18,8 @@ from transformers import (
 )
 
 from trainer.errors import ModelError
-from trainer.exports.audiocraft import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
-from trainer.exports.pickled import load_pickled
+from trainer.exports.audiocraft_config import CONFIG
+from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import current_name, weights_in_memory
 
@@ -110,7 +106,7 @@ def _open_audiocraft(folder: Path) -> Source:
     package = read_audiocraft(folder / LM_FILE)
     if package.config is None:
         raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
-    codec_config, codec = _codec(folder / CODEC_FILE)
+    codec_config, codec = read_codec(folder / CODEC_FILE)
     encoder, location = _text_encoder(folder, package.config.text_encoder)
     embedding = package.state["decoder.model.decoder.embed_tokens.0.weight"]
     codes = embedding.shape[0] - 1
@@ -156,55 +152,3 @@ def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
             f"{folder} needs the T5 {name}, which is neither a folder in it nor could be fetched"
             f" ({str(error).splitlines()[0]}): add --base with a MusicGen that has it"
         ) from error
-
-
-def _codec(file: Path) -> tuple[EncodecConfig, dict[str, Tensor]]:
-    package = load_pickled(file)
-    if STATE not in package:
-        raise ModelError(f"{file} does not hold EnCodec itself: add --base with the model whose EnCodec it is")
-    tree = _tree(package, file)
-    try:
-        config = _codec_config(tree)
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{file}: its {CONFIG} describes no EnCodec ({error!r})") from error
-    return config, codec_from_audiocraft(package[STATE])
-
-
-def _codec_config(tree: Mapping[str, Any]) -> EncodecConfig:
-    """The inverse of audiocraft_format.codec_config."""
-    seanet, quantizer = tree["seanet"], tree["rvq"]
-    config = EncodecConfig(
-        sampling_rate=tree["sample_rate"],
-        audio_channels=tree["channels"],
-        normalize=tree["encodec"]["renormalize"],
-        use_causal_conv=seanet["causal"],
-        hidden_size=seanet["dimension"],
-        num_filters=seanet["n_filters"],
-        num_residual_layers=seanet["n_residual_layers"],
-        upsampling_ratios=list(seanet["ratios"]),
-        norm_type=seanet["norm"],
-        kernel_size=seanet["kernel_size"],
-        last_kernel_size=seanet["last_kernel_size"],
-        residual_kernel_size=seanet["residual_kernel_size"],
-        dilation_growth_rate=seanet["dilation_base"],
-        pad_mode=seanet["pad_mode"],
-        use_conv_shortcut=not seanet["true_skip"],
-        compress=seanet["compress"],
-        num_lstm_layers=seanet["lstm"],
-        trim_right_ratio=seanet["decoder"]["trim_right_ratio"],
-        codebook_size=quantizer["bins"],
-        chunk_length_s=None,
-        overlap=None,
-    )
-    # EncodecConfig knows its number of codebooks as a bandwidth in kbit/s only.
-    bits = (config.codebook_size - 1).bit_length()
-    config.target_bandwidths = [quantizer["n_q"] * config.frame_rate * bits / 1000]
-    assert config.num_quantizers == quantizer["n_q"]
-    return config
-
-
-def _tree(package: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(package[CONFIG])
-    except (KeyError, AttributeError, yaml.YAMLError) as error:
-        raise ModelError(f"{file} has no readable {CONFIG} ({error!r})") from error

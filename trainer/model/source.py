@@ -154,7 +154,7 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
     )
 
 
-def quiet() -> None:
+def quiet_libraries() -> None:
     """Keep libraries from printing what is no news here: transformers token 2048 outside the vocabulary and saving
     bars, bitsandbytes, when peft imports it, that it lacks a fast product for CPUs, which nothing here asks for."""
     transformers_logging.set_verbosity_error()
