@@ -114,8 +114,8 @@ def logits(model: LanguageModel) -> torch.Tensor:
 def test_a_solvers_checkpoint_gives_the_logits_of_its_best_state(
     source: Source, best: LanguageModel, checkpoint: Path
 ) -> None:
-    for given in (checkpoint, checkpoint.parent):
-        started = start_from(source, find_starting_point(str(given)))
+    for path in (checkpoint, checkpoint.parent):
+        started = start_from(source, find_starting_point(str(path)))
         assert torch.equal(logits(load_language_model(started)), logits(best))
 
 

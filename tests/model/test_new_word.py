@@ -145,9 +145,9 @@ def test_t5_in_the_loop_gives_the_logits_of_cached_states_of_an_extended_t5(
     rest = (batch.text_mask_BS, batch.attention_BS)
     with torch.no_grad():
         expected = heeding_model(source)(batch.inputs_BKT, cached, *rest)
-        found = model_with(source, embedding.rows_ND)(batch.inputs_BKT, batch.text_BSD, *rest)
+        logits = model_with(source, embedding.rows_ND)(batch.inputs_BKT, batch.text_BSD, *rest)
         other = model_with(source, embedding.rows_ND + 1)(batch.inputs_BKT, batch.text_BSD, *rest)
-    assert (found - expected).abs().max() < 1e-5 < 1e-2 < (other - expected).abs().max()
+    assert (logits - expected).abs().max() < 1e-5 < 1e-2 < (other - expected).abs().max()
 
 
 def test_the_gradient_of_the_rows_is_that_of_the_loss(source: Source, embedding: TextEmbedding) -> None:
@@ -215,9 +215,9 @@ def test_a_source_with_the_word_has_all_other_rows_as_they_were(
 def test_the_file_is_some_kilobytes_and_gives_back_what_was_written(embedding: TextEmbedding, tmp_path: Path) -> None:
     write_text_embedding(embedding, tmp_path / "word.safetensors")
     assert (tmp_path / "word.safetensors").stat().st_size < 3 * 512 * 4 + 1024
-    found = read_text_embedding(tmp_path / "word.safetensors")
-    assert torch.equal(found.rows_ND, embedding.rows_ND)
-    assert replace(found, rows_ND=embedding.rows_ND) == embedding
+    read_back = read_text_embedding(tmp_path / "word.safetensors")
+    assert torch.equal(read_back.rows_ND, embedding.rows_ND)
+    assert replace(read_back, rows_ND=embedding.rows_ND) == embedding
 
 
 def test_a_file_that_is_none_and_another_t5_are_refused(

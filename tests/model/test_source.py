@@ -94,10 +94,10 @@ def test_a_file_cut_short_is_named(tmp_path, name):
 
 def test_the_debug_model_does_not_depend_on_the_number_of_threads():
     code = "from trainer.model.source import open_model; source = open_model('debug'); print(source.codec_identity())"
-    found = {
+    identities = {
         subprocess.run(
             [sys.executable, "-c", code], env=environ(OMP_NUM_THREADS=threads), capture_output=True, text=True, cwd=ROOT
         ).stdout
         for threads in ("1", "2")
     }
-    assert len(found) == 1 and found != {""}
+    assert len(identities) == 1 and identities != {""}

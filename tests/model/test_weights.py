@@ -58,10 +58,10 @@ def save_pickled_shards(values: dict[str, Tensor], folder: Path) -> None:
 def write_shards(
     values: dict[str, Tensor], folder: Path, shard: str, index: str, save: Callable[[dict[str, Tensor], Path], object]
 ) -> None:
-    place = {name: shard.format(1 + number % 2) for number, name in enumerate(values)}
-    for file in set(place.values()):
-        save({name: values[name] for name in values if place[name] == file}, folder / file)
-    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    shard_of = {name: shard.format(1 + number % 2) for number, name in enumerate(values)}
+    for file in set(shard_of.values()):
+        save({name: values[name] for name in values if shard_of[name] == file}, folder / file)
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
 
 
 STORED = {
@@ -88,8 +88,8 @@ def test_shapes_and_any_range_are_those_of_the_tensors(stored, tmp_path):
                 assert_equal(weights.read(name, start, stop), tensor.reshape(-1)[start:stop])
 
 
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    assert found.dtype == expected.dtype and torch.equal(found, expected)
+def assert_equal(tensor: Tensor, expected: Tensor) -> None:
+    assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +117,12 @@ def test_a_folder_of_the_published_layout_is_the_model_in_memory(stored, model, 
     model.generation_config.save_pretrained(tmp_path)
     MusicgenProcessor(debug_feature_extractor(), debug_tokenizer()).save_pretrained(tmp_path)
     STORED[stored](published(model), tmp_path)
-    found, expected = open_model(str(tmp_path)), open_model("debug")
-    assert set(found.weights) == set(expected.weights)
-    assert found.codec_identity() == expected.codec_identity()
-    assert found.text_identity() == expected.text_identity()
+    stored_model, expected = open_model(str(tmp_path)), open_model("debug")
+    assert set(stored_model.weights) == set(expected.weights)
+    assert stored_model.codec_identity() == expected.codec_identity()
+    assert stored_model.text_identity() == expected.text_identity()
     for load in (load_codec, load_text_encoder, load_language_model):
-        parts = [dict(load(source).state_dict()) for source in (found, expected)]
+        parts = [dict(load(source).state_dict()) for source in (stored_model, expected)]
         assert parts[0].keys() == parts[1].keys() and len(parts[0]) > 10
         for name in parts[0]:
             assert torch.equal(parts[0][name], parts[1][name]), name

@@ -143,8 +143,8 @@ def test_another_frozen_base_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_a_lora_is_a_starting_point_as_a_run_as_an_adapter_and_merged(run: Path) -> None:
     source = open_model("debug")
-    places = [run / "models", run / "models/adapter", run / "models/lm_final.pt"]
-    first, *others = [load_language_model(start_from(source, find_starting_point(str(place)))) for place in places]
+    starts = [run / "models", run / "models/adapter", run / "models/lm_final.pt"]
+    first, *others = [load_language_model(start_from(source, find_starting_point(str(start)))) for start in starts]
     for other in others:
         assert_bit_equal(other.state_dict(), first.state_dict())
     assert not torch.equal(first.state_dict()["enc_to_dec_proj.weight"], torch.zeros(1))
@@ -208,7 +208,7 @@ def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"freeze": "layers.2-1"}, "'layers.2-1' is no part of the model"),
         ({"freeze": "encoder"}, "'encoder' is no part"),
@@ -216,8 +216,8 @@ def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
         ({"lora_rank": 4, "freeze": "heads"}, "--freeze has no effect with --lora_rank"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_by_the_flags(flags: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_what_cannot_be_trained_is_refused_by_the_flags(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Config(dataset_path="x", **flags)  # type: ignore[arg-type]
 
 
@@ -277,13 +277,13 @@ def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
     """Bytes of distinct storages that autograd keeps for the backward pass of one clip, parameters excluded."""
     source = source_of(build_debug_model(width=256, layers=layers, heads=4), name="measured")
     config = Config(dataset_path="unused", lora_rank=rank)
-    trainee = build_trained_model(source, model_settings(config))
+    adapted = build_trained_model(source, model_settings(config))
     if precision == "bf16":
-        torch_backend._shrink_frozen(trainee.model, plan_for(precision="bf16"))
-    materialize(trainee.model, torch.device("cpu"))
+        torch_backend._shrink_frozen(adapted.model, plan_for(precision="bf16"))
+    materialize(adapted.model, torch.device("cpu"))
     with torch.no_grad():
-        for name, parameter in trainee.model.named_parameters():
-            parameter.copy_(trainee.start[name])
+        for name, parameter in adapted.model.named_parameters():
+            parameter.copy_(adapted.start[name])
     codes, text = torch.randint(0, 2048, (1, 4, frames)), torch.randn(1, 1, 512)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -295,6 +295,6 @@ def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        trainee.model(codes, text, torch.ones(1, 1), None, labels_BKT=codes)
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainee.model.parameters()}
+        adapted.model(codes, text, torch.ones(1, 1), None, labels_BKT=codes)
+    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.model.parameters()}
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)

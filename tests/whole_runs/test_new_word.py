@@ -118,12 +118,12 @@ def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
 def test_the_folder_gives_the_same_logits_with_the_placeholder_in_the_prompt(learned: Path, logits: Tensor) -> None:
     processor = AutoProcessor.from_pretrained(learned / "models/huggingface")
     model = MusicgenForConditionalGeneration.from_pretrained(learned / "models/huggingface")
-    found = []
+    prompted = []
     for prompt in ("slow <my-style> rock", "slow rock"):
         inputs = processor(text=[prompt], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            found.append(model(**inputs, decoder_input_ids=codes().flatten(0, 1)).logits.view_as(logits))
-    assert (found[0] - logits).abs().max() < 1e-5 < 1e-3 < (found[1] - logits).abs().max()
+            prompted.append(model(**inputs, decoder_input_ids=codes().flatten(0, 1)).logits.view_as(logits))
+    assert (prompted[0] - logits).abs().max() < 1e-5 < 1e-3 < (prompted[1] - logits).abs().max()
 
 
 def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
@@ -144,7 +144,7 @@ def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
 
 
 @pytest.mark.parametrize(
-    ("flags", "words", "code"),
+    ("flags", "message", "code"),
     [
         (("--placeholder", "<pad>", "--output_dir", "new"), "--placeholder <pad>: the tokenizer knows <pad>", 2),
         (("--init_word", "音", "--output_dir", "new"), "--init_word 音: the tokenizer does not know it", 2),
@@ -155,11 +155,11 @@ def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(
-    learned: Path, flags: tuple[str, ...], words: str, code: int
+    learned: Path, flags: tuple[str, ...], message: str, code: int
 ) -> None:
     before = final_state(learned)
     word = ("--tune_text", "1", "--placeholder", "<my-style>") if "--tune_text" not in flags else ()
-    assert words in launch_here(learned, *FLAGS, "--max_steps", "99", *word, *flags, expect=code)
+    assert message in launch_here(learned, *FLAGS, "--max_steps", "99", *word, *flags, expect=code)
     assert_bit_equal(final_state(learned), before)
 
 

@@ -1,4 +1,4 @@
-"""Any model that a run wrote, or that one can start from, as a Source: what `--model` of our scripts takes."""
+"""The model that `--model` of a script names, as a Source: whatever a run wrote, and every base model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
 
 
 def open_saved(model: str, *, base: str | None = None) -> Source:
-    """The model that `--model` names, none of its language model's tensors copied to a device yet.
+    """The model that `--model` names; the tensors of its language model stay on disk until they are used.
 
     model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, or what open_model
            takes: a folder, a hub id, a short name, debug
@@ -88,7 +88,7 @@ def _base_of_run(path: Path) -> str:
 
 
 def _with_language_model(path: Path, base: str) -> Source:
-    """The base with the language model of an audiocraft file in place of its own."""
+    """The model `base` with the language model of a file or folder of audiocraft in place of its own."""
     state = read_audiocraft(path).state
     source = _open(base, "--base")
     own = {name for name in source.weights if name.startswith((DECODER, PROJECTION))}
@@ -102,7 +102,7 @@ def _with_language_model(path: Path, base: str) -> Source:
 
 
 def _open_audiocraft(folder: Path) -> Source:
-    """The model of a folder with audiocraft's two files; its T5 is a folder inside, or the one of that name."""
+    """The model of a folder with audiocraft's two files. Its T5 is a folder inside, or that of the hub by its name."""
     package = read_audiocraft(folder / LM_FILE)
     if package.config is None:
         raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
@@ -143,7 +143,7 @@ def _open_audiocraft(folder: Path) -> Source:
 
 
 def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
-    """T5 and where its tokenizer is."""
+    """T5 in float32, and the folder or hub id of its tokenizer."""
     location = str(folder / name) if (folder / name).is_dir() else name
     try:
         return T5EncoderModel.from_pretrained(location, dtype=torch.float32), location

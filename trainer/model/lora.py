@@ -1,4 +1,7 @@
-"""LoRA by peft: adapters in the model, their start, peft's own files, and base and adapter as one model."""
+"""LoRA: adapters in a model and their first values, peft's files of them, and base and adapters merged.
+
+peft puts the adapters in and computes with them. Source: LoRA, arXiv 2106.09685.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,21 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-# In a model with adapters, as peft names them, a target X holds these; in its files, "default" is left out.
+# How peft names what it puts into a model: the weight X.weight of a layer with an adapter becomes
+# X.base_layer.weight, and X.lora_A.default.weight (rank, inputs) and X.lora_B.default.weight (outputs, rank) stand
+# beside it. In peft's files ".default" is left out, and each name begins with PEFT_PREFIX.
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."
 
 
 def adapted(base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> Weights:
-    """Where a model with adapters starts: `base` under peft's names, and adapters that change nothing yet.
+    """The first values of a model with adapters: `base` under peft's names, and adapters that change nothing yet.
 
     shapes  of every parameter of the model with adapters, by peft's names
     seed    of the adapters' first values
 
-    An adapter's first matrix is uniform in +-1 / sqrt(inputs), a function of seed and name, so that every process
-    makes the same one; the second is zero. Source: peft 0.21, LoraLayer.reset_lora_parameters.
+    An adapter's first matrix is uniform in +-1 / sqrt(inputs), float32, and a function of seed and name, so that every
+    process makes the same one. The second is zero. Source: peft 0.21, LoraLayer.reset_lora_parameters.
     """
     stored: dict[str, StoredTensor] = {}
     for name, shape in shapes.items():
@@ -64,24 +69,26 @@ def with_adapters_merged(base: Weights, adapters: Weights, scale: float) -> Weig
 
 
 def add_adapters(model: nn.Module, lora: Lora) -> None:
-    """Put adapters without memory into a model on the meta device; they alone are trained from now on."""
-    # A second or more to import, with bitsandbytes where it is installed; most runs have no adapters.
+    """Put adapters into a model on the meta device, and make them all that is trained of it."""
+    # peft takes a second or more to import, since it imports bitsandbytes where that is installed.
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(_config(lora), model, low_cpu_mem_usage=True)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            # Autocast and the sharded strategies cast already; a float32 copy of every input would be kept besides.
+            # peft would cast every input to the adapter's dtype and keep that copy for the backward pass. Autocast and
+            # the sharded strategies cast already.
             module.cast_input_dtype_enabled = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith((DOWN, UP)))
 
 
 def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str) -> None:
-    """Write what `PeftModel.from_pretrained(MusicgenForConditionalGeneration, folder)` loads.
+    """Write what `PeftModel.from_pretrained(model, folder)` loads, for a MusicgenForConditionalGeneration.
 
-    adapters  by their names in the model
+    adapters    by their names in the model, see DOWN and UP
+    base_model  the name or folder that peft's configuration gives as the adapter's base
     """
     tensors = {PEFT_PREFIX + name.replace(".default.", "."): adapters[name].contiguous() for name in adapters}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -91,10 +98,11 @@ def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_
 
 
 def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """An adapter's settings, and its tensors by their names in the model; the inverse of `save_adapter`.
+    """An adapter's settings, and its tensors by their names in the model: the inverse of `save_adapter`.
 
-    Takes those of a MusicgenForConditionalGeneration and of its decoder alone. Raises ModelError where the folder
-    cannot be read, and for kinds of adapters that are more than a product of two matrices.
+    Takes adapters of a whole MusicgenForConditionalGeneration and of its decoder alone. Dropout, which is of no use
+    after training, is not read. Raises ModelError where the folder cannot be read, and for an adapter that is more
+    than the product of two matrices.
     """
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -106,11 +114,11 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     names = {stored: _name_in_model(stored) for stored in tensors}
     unknown = [stored for stored, name in names.items() if not name.endswith((DOWN, UP))]
     if settings.get("peft_type") != "LORA" or special or unknown:
-        what = ", ".join([str(settings.get("peft_type")), *special, *unknown[:3]])
-        raise ModelError(f"{folder} is no plain LoRA ({what}): merge it in peft, and give the merged model's folder")
-    found = {name: tensors[stored] for stored, name in names.items()}
-    targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in found if name.endswith(UP)})
-    return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), found
+        reasons = ", ".join([str(settings.get("peft_type")), *special, *unknown[:3]])
+        raise ModelError(f"{folder} is no plain LoRA ({reasons}): merge it in peft, and give the merged model's folder")
+    adapters = {name: tensors[stored] for stored, name in names.items()}
+    targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in adapters if name.endswith(UP)})
+    return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), adapters
 
 
 def _first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,8 +1,7 @@
-"""A MusicGen by name, folder or `debug`, and its parts, each loaded on its own and only when needed.
+"""The MusicGen that `--model_id` names (a short name, a hub id, a folder, `debug`), and its parts.
 
-The trained part is `LanguageModel`: decoder and text projection under the key names that
-`MusicgenForConditionalGeneration` gives them. T5 and EnCodec are needed to fill the cache and to export,
-never while training.
+Each part is loaded on its own and only when it is needed. T5 and EnCodec are needed to fill the cache and to export;
+while training only T5 is, and only for --tune_text.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
 SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-# What shapes the codes and no tensor's name or shape tells.
+# Settings on which EnCodec's codes depend and which no tensor's name or shape tells. They are part of the identity of a
+# cache: another list makes every cache be filled anew.
 CODEC_SETTINGS = (
     *("sampling_rate", "upsampling_ratios", "num_quantizers", "use_causal_conv", "use_conv_shortcut"),
     *("normalize", "pad_mode", "dilation_growth_rate", "trim_right_ratio"),
@@ -51,7 +51,11 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the parts of one model come from; opening it has read its configuration and no tensor."""
+    """One model: its configuration, and where its tensors and its processor come from. Opening it reads no tensor.
+
+    name     as --model_id gave it
+    weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`
+    """
 
     name: str
     config: MusicgenConfig
@@ -70,12 +74,12 @@ class Source:
 
     @property
     def special_token(self) -> int:
-        """The code that fills cells of the delay pattern without a frame: 2048, an input only."""
+        """The code that the decoder reads where the delay pattern has no frame: 2048. It is never predicted."""
         return self.config.decoder.pad_token_id
 
     @property
     def frame_samples(self) -> int:
-        """Audio samples of one frame: 640 at 32 kHz and 50 Hz."""
+        """Audio samples per frame: 640 at 32 kHz and 50 Hz."""
         return self.config.audio_encoder.hop_length
 
     @property
@@ -87,12 +91,16 @@ class Source:
         return self.sample_rate_hz / self.frame_samples
 
     def decoder_shape(self) -> str:
-        """The decoder's size in words, for messages and for the checkpoint."""
+        """The decoder's size as text, for messages and for the checkpoint's identity."""
         decoder = self.config.decoder
         return f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.num_codebooks} codebooks"
 
     def probe(self) -> str:
-        """A digest of shape, first and last values of each trained tensor: cheap, and different for other weights."""
+        """A digest of name, shape, first and last eight values of each tensor of the language model.
+
+        It reads little, and training changes those values, so that it tells other weights apart. A checkpoint that
+        holds a part of the model is tied to the frozen rest by it: computed otherwise, such runs cannot be resumed.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(name for name in self.weights if name.startswith((DECODER, PROJECTION))):
             size = math.prod(self.weights.shape(name))
@@ -101,14 +109,14 @@ class Source:
         return digest.hexdigest()
 
     def codec_identity(self) -> str:
-        """Digest of everything that a clip's codes depend on besides its samples."""
+        """Digest of everything that a clip's codes depend on besides its audio samples: EnCodec and its settings."""
         return self._codec_identity
 
     def text_identity(self) -> str:
-        """Digest of everything that a caption's states depend on besides its words."""
+        """Digest of everything that a caption's states depend on besides its text: T5 and how its tokenizer splits."""
         return self._text_identity
 
-    # Computed once: for T5 it takes a pass over hundreds of megabytes.
+    # Computed once: for T5 it reads hundreds of megabytes.
     @cached_property
     def _codec_identity(self) -> str:
         config = self.config.audio_encoder
@@ -121,7 +129,9 @@ class Source:
 
 
 def open_model(model_id: str) -> Source:
-    """The model that `--model_id` names: debug, a short name, a hub id, or a local folder.
+    """The model that `--model_id` names. A hub id is downloaded unless it is in the local cache.
+
+    model_id  debug, a short name as `small`, a hub id, or a local folder
 
     Raises ModelError where there is none, where it is no MusicGen, and for melody and stereo models.
     """
@@ -141,7 +151,7 @@ def open_model(model_id: str) -> Source:
 
 
 def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
-    """A Source over a model in memory, with the debug tokenizer."""
+    """A Source over a model in memory, with the debug model's tokenizer and feature extractor."""
     return Source(
         name=name,
         config=model.config,
@@ -155,8 +165,11 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries from printing what is no news here: transformers token 2048 outside the vocabulary and saving
-    bars, bitsandbytes, when peft imports it, that it lacks a fast product for CPUs, which nothing here asks for."""
+    """Keep libraries from printing what is no news here.
+
+    transformers warns that token 2048 is outside the vocabulary, which is how MusicGen is made, and draws progress bars
+    of saving. bitsandbytes says, when peft imports it, that it lacks a fast product for CPUs, which nothing here uses.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -179,6 +192,7 @@ def load_text_encoder(source: Source) -> T5EncoderModel:
 
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, in float32 where they are of a float dtype: the tensors may lie in a mapped file or belong to a model."""
     return {
         name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
         for name, tensor in tensors.items()
@@ -186,7 +200,7 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -> None:
-    """Put `tensors` in place of the module's own, which may be on the meta device."""
+    """Put `tensors` in place of the module's own. Raises ModelError where names or shapes differ."""
     try:
         module.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
@@ -261,7 +275,10 @@ def _tokenizer_of(folder: Path, model_id: str) -> PreTrainedTokenizerBase:
 
 
 def _require_processor(folder: Path, model_id: str) -> None:
-    """The tokenizer is looked for by file: without one transformers makes T5's with no words in it."""
+    """Raise ModelError where the folder lacks a tokenizer or a feature extractor.
+
+    The tokenizer is looked for by file: without one AutoTokenizer raises nothing and makes T5's, with no words in it.
+    """
     lacking = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
     try:
         AutoFeatureExtractor.from_pretrained(folder)
