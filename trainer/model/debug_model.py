@@ -30,14 +30,17 @@ TEXT_WIDTH = 512
 TEXT_ENCODER_NAME = "t5-small"
 # The words of our example captions, each a token of its own as in T5's vocabulary, so that a caption has about as many
 # tokens as it has for the published models. Other words are spelled in single characters.
-WORDS = """
-    a and or with without the of no in on over by for to from very music song tune theme title track loop
-    instrumental solo melody hook chords riffing beat rhythm bass arcade game video boss battle shooter chiptune
-    techno rock metal ballad power symphonic heavy electronic drum drums machine guitar guitars synth strings piano
-    lead arpeggios electric clean distorted double energetic upbeat playful gentle happy cheerful optimistic tense
-    epic heroic slow fast emotional simple aggressive melancholic driving restless bouncy bright light catchy steady
-    galloping pounding like toy ending ambient jazz house hip hop lofi orchestral choir vocal bpm minor major
-""".split()
+WORDS = [
+    "a", "and", "or", "with", "without", "the", "of", "no", "in", "on", "over", "by", "for", "to", "from", "very",
+    "music", "song", "tune", "theme", "title", "track", "loop", "instrumental", "solo", "melody", "hook", "chords",
+    "riffing", "beat", "rhythm", "bass", "arcade", "game", "video", "boss", "battle", "shooter", "chiptune",
+    "techno", "rock", "metal", "ballad", "power", "symphonic", "heavy", "electronic", "drum", "drums", "machine",
+    "guitar", "guitars", "synth", "strings", "piano", "lead", "arpeggios", "electric", "clean", "distorted",
+    "double", "energetic", "upbeat", "playful", "gentle", "happy", "cheerful", "optimistic", "tense", "epic",
+    "heroic", "slow", "fast", "emotional", "simple", "aggressive", "melancholic", "driving", "restless", "bouncy",
+    "bright", "light", "catchy", "steady", "galloping", "pounding", "like", "toy", "ending", "ambient", "jazz",
+    "house", "hip", "hop", "lofi", "orchestral", "choir", "vocal", "bpm", "minor", "major",
+]  # fmt: skip
 
 
 def build_debug_model(
