@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trainer.plan.launcher import Launch
     from trainer.plan.plan import Plan
     from trainer.run.checkpoint import Checkpoint, Saver
-    from trainer.run.exit_code import ExitCode
+    from trainer.run.exit_code import ExitCodeFile
     from trainer.run.output_dir import OutputDir
     from trainer.training.loop import Run
 
@@ -61,21 +61,21 @@ def main(argv: Sequence[str]) -> int:
 def start(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
     from trainer.plan.launcher import read_launch
-    from trainer.run.exit_code import ExitCode
+    from trainer.run.exit_code import ExitCodeFile
 
     launch = read_launch(os.environ)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
-    with ExitCode(config.output_dir, first=launch.rank == 0) as exit_code:
-        exit_code.value = run_in_order(config, typed, launch, exit_code)
-    return exit_code.value
+    with ExitCodeFile(config.output_dir, first=launch.rank == 0) as exit_code:
+        exit_code.code = run_in_order(config, typed, launch, exit_code)
+    return exit_code.code
 
 
 # From here on every process does the same. The parts of trainer are imported where they are used, so that --help,
 # --dry_run and refused flags need no torch.
 
 
-def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCode) -> int:
+def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCodeFile) -> int:
     """Open, plan, prepare, train, export; returns the exit code."""
     from trainer.engine import Ranks
 
@@ -212,7 +212,7 @@ def export(config: Config, parts: Parts, run: Run, saver: Saver, step: int) -> N
     print("exporting ...")
     wiring.export(config, parts.source, run, saver.last(), parts.folder)
     parts.folder.write_json("finished.json", {"step": step})
-    print(parts.folder.closing_words(step, None if config.new_word is None else config.new_word.placeholder.word))
+    print(parts.folder.closing_message(step, None if config.new_word is None else config.new_word.placeholder.word))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ ELSEWHERE = Holder(
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lock, "FIRST_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "FIRST_HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.8)
 
 
@@ -132,7 +132,7 @@ def test_without_locks_a_second_run_on_the_same_machine_is_refused(tmp_path, no_
 
 def test_of_two_that_started_at_once_without_locks_the_one_written_over_ends(tmp_path):
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from trainer import run_lock;"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from trainer.run import lock;"
         " kept = lock.RunLock(Path(sys.argv[2])); print('open', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(tmp_path)]
