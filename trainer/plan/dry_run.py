@@ -11,10 +11,10 @@ from trainer.errors import EXIT_DONE
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
-from trainer.plan.plan import make_plan
-from trainer.plan.request import batch_flags, options
+from trainer.plan.plan import Plan, make_plan
+from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import Shape, segment_frames, shape_of
+from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24
@@ -28,26 +28,26 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
     Raises ConfigError or MemoryShortError where there is no such run.
     """
     shape = shape_of(config.model_id)
-    cluster, source = cluster_of(config, found_cluster())
-    plan = make_plan(
-        cluster,
-        shape,
-        batch_flags(config, typed),
-        options(
-            config,
-            typed,
-            Launch(),
-            segment_frames=segment_frames(config.segment_seconds),
-            deepspeed_available=_deepspeed_available(config),
-        ),
-    )
+    cluster, origin = cluster_of(config, found_cluster())
+    plan = plan_of(config, typed, cluster, shape)
     trained = count(shape, config.selection).trained
     count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
-    print(f"{shape.name}: {count_in_words} parameters to train, on {source}")
+    print(f"{shape.name}: {count_in_words} parameters to train, on {origin}")
     print(plan.describe())
     for remark in _remarks(shape):
         print(remark)
     return EXIT_DONE
+
+
+def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, shape: Shape) -> Plan:
+    """The plan of a new run on this cluster, started without a launcher's configuration.
+
+    Raises ConfigError or MemoryShortError where there is no such run.
+    """
+    request = request_of(
+        config, typed, Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=_deepspeed_available(config)
+    )
+    return make_plan(cluster, shape, batch_flags(config, typed), request)
 
 
 def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:

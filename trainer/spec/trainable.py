@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from trainer.errors import ConfigError
@@ -188,6 +189,7 @@ def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(sorted(parts)), tuple(sorted(layers))
 
 
+@lru_cache(maxsize=8)
 def count(shape: Shape, selection: Selection) -> Counts:
     """How many parameters of a model of this shape are trained.
 
