@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from trainer.model.source import SHORT_NAMES
+from trainer.spec.shapes import HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
 
 CITATION = """@article{copet2023simple,
@@ -153,12 +152,12 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 
 def name_of_base(model_id: str) -> str:
     """A hub id, or the last part of a folder."""
-    return hub_id(model_id) or Path(model_id).name
+    return hub_id_of(model_id) or Path(model_id).name
 
 
 def _front(facts: CardFacts, library: str, relation: str) -> str:
     """The front matter."""
-    known = hub_id(facts.base_model)
+    known = hub_id_of(facts.base_model)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
     if known is not None:
@@ -183,13 +182,6 @@ def _part(trained: Selection) -> str:
     return "" if trained.everything else " Parts of the language model were frozen."
 
 
-def hub_id(model_id: str) -> str | None:
-    """facebook/musicgen-small for small; None for debug and for folders."""
-    if model_id in SHORT_NAMES:
-        return f"facebook/musicgen-{model_id}"
-    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
-
-
 def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
@@ -201,7 +193,7 @@ def _start(started_from: str | None) -> str:
 
 
 def _of_meta(base_model: str) -> bool:
-    return (hub_id(base_model) or "").startswith("facebook/musicgen-")
+    return (hub_id_of(base_model) or "").startswith(HUB_PREFIX)
 
 
 def _licence(facts: CardFacts) -> str:

@@ -14,7 +14,7 @@ from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of
+from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, why_not_trained
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24
@@ -34,8 +34,8 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
     count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
     print(f"{shape.name}: {count_in_words} parameters to train, on {origin}")
     print(plan.describe())
-    for remark in _remarks(shape):
-        print(remark)
+    if reason := why_not_trained(shape):
+        print(f"note: {shape.name} is counted, but {reason}")
     return EXIT_DONE
 
 
@@ -113,12 +113,3 @@ def _host_memory_bytes() -> int:
 def _deepspeed_available(config: Config) -> bool:
     """Imagined GPUs are on Linux, where this project installs DeepSpeed."""
     return config.gpus is not None or importlib.util.find_spec("deepspeed") is not None
-
-
-def _remarks(shape: Shape) -> list[str]:
-    """What the plan alone does not tell about such a run."""
-    if not shape.cross_attention:
-        return [f"note: {shape.name} is counted, but melody models cannot be trained yet"]
-    if shape.audio_channels != 1:
-        return [f"note: {shape.name} is counted, but stereo models cannot be trained yet"]
-    return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class Shape:
         return max(self.layer_parameters, self.rest_parameters)
 
 
-def _published() -> dict[str, Shape]:
+def _known_shapes() -> dict[str, Shape]:
     small = Shape(name="small", layers=24, width=1024, heads=16, ffn=4096)
     medium = Shape(name="medium", layers=48, width=1536, heads=24, ffn=6144)
     large = Shape(name="large", layers=48, width=2048, heads=32, ffn=8192)
@@ -114,7 +115,30 @@ def _published() -> dict[str, Shape]:
 
 
 # Source: MusicGen, arXiv 2306.05284, section 3.1, and audiocraft 1.3.0, config/model/lm/model_scale.
-KNOWN: Mapping[str, Shape] = _published()
+KNOWN: Mapping[str, Shape] = _known_shapes()
+PUBLISHED_NAMES = tuple(name for name in KNOWN if name != "debug")  # the ends of the hub ids, after HUB_PREFIX
+TRAINED_NAMES = "small, medium or large"  # those that this trainer can train, in words
+
+
+def published(model_id: str) -> Shape | None:
+    """The shape of a model that Meta has published, by its name here or its hub id; None for all others."""
+    name = model_id.removeprefix(HUB_PREFIX)
+    return KNOWN[name] if name in PUBLISHED_NAMES else None
+
+
+def hub_id_of(model_id: str) -> str | None:
+    """facebook/musicgen-small for small, and a hub id for itself; None for debug and for folders."""
+    if model_id in PUBLISHED_NAMES:
+        return f"{HUB_PREFIX}{model_id}"
+    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
+
+
+def why_not_trained(shape: Shape) -> str | None:
+    """Why this trainer cannot train a model of this shape, and what to use instead; None if it can."""
+    if shape.cross_attention and shape.audio_channels == 1:
+        return None
+    kind = "stereo" if shape.cross_attention else "melody"
+    return f"{kind} models cannot be trained yet; use {TRAINED_NAMES}"
 
 
 def segment_frames(seconds: float, frame_rate_hz: float = FRAME_RATE_HZ) -> int:
@@ -125,16 +149,15 @@ def segment_frames(seconds: float, frame_rate_hz: float = FRAME_RATE_HZ) -> int:
 def shape_of(model_id: str) -> Shape:
     """The shape of the model that `--model_id` names, without network and without torch.
 
-    Known names and facebook/musicgen-* come from KNOWN, a folder from its config.json, another hub id from
-    the local Hugging Face cache. Raises ConfigError where that finds none.
+    Names of KNOWN and the hub ids of published models are known here; a folder's shape is in its config.json, that of
+    another hub id in the local Hugging Face cache. Raises ConfigError where that finds none.
     """
-    name = model_id.removeprefix(HUB_PREFIX)
+    if model_id == "debug":
+        return KNOWN["debug"]
     folder = Path(model_id).expanduser()
-    if model_id != "debug" and folder.is_dir():
+    if folder.is_dir():
         return _shape_of_file(model_id, folder / "config.json")
-    if name in KNOWN:
-        return KNOWN[name]
-    return _shape_of_file(model_id, _cached_config(model_id))
+    return published(model_id) or _shape_of_file(model_id, _cached_config(model_id))
 
 
 def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
@@ -144,7 +167,7 @@ def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
     """
     kind = config.get("model_type")
     if kind not in ("musicgen", "musicgen_melody") or not isinstance(config.get("decoder"), Mapping):
-        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use small, medium, large or a copy")
+        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use {TRAINED_NAMES}, or a copy")
     decoder = DECODER_DEFAULTS | {key: value for key, value in config["decoder"].items() if key in DECODER_DEFAULTS}
     melody = kind == "musicgen_melody"
     return Shape(
