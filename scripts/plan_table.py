@@ -93,7 +93,7 @@ def section(shape: Shape, config: Config) -> str:
 
 
 def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
-    """One plan in short."""
+    """One plan in short; where there is none, a dash and what would help."""
     plan = plan_of(shape, config, gpus, gib)
     if plan is None:
         numbers = range(gpus + 1, MOST_GPUS_SUGGESTED + 1)

@@ -1,4 +1,4 @@
-"""The work that contestants are given: one optimizer step of clips of one length."""
+"""The work that the benchmarks' contestants do: one optimizer step of clips of one length."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ CODES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A step: accumulation x micro_batch clips of `frames` frames, with captions of `text_tokens` tokens.
+    """An optimizer step of accumulation x micro_batch clips of `frames` frames, with captions of `text_tokens` tokens.
 
-    layers     of the model; None for all
+    model      one of the known names, as in --model_id
+    layers     how many decoder layers it is cut to; None: it has all
     precision  of the computation: "no" (float32), "bf16" or "fp16"
     """
 
@@ -47,7 +48,7 @@ class Work:
 
     @property
     def flops(self) -> int:
-        """Model FLOPs of the step."""
+        """Model FLOPs of the whole step."""
         return self.clips * clip_flops(self.shape, self.frames, self.text_tokens)
 
     def batch(self) -> Batch:
@@ -67,7 +68,7 @@ class Work:
         )
 
     def layout(self, *, on_gpu: bool) -> Layout:
-        """What the plan's estimate of memory is made from."""
+        """The layout of this work in one process, from which the expected memory follows."""
         return Layout(
             workload=Workload(segment_frames=self.frames),
             strategy=self.strategy,
@@ -80,7 +81,7 @@ class Work:
         )
 
     def plan(self, *, gpu_memory_bytes: int | None) -> Plan:
-        """The plan that make_plan would give, for one process."""
+        """The plan of this work in one process, exactly as it is laid out here."""
         layout = self.layout(on_gpu=gpu_memory_bytes is not None)
         return Plan(
             layout=layout,

@@ -1,4 +1,4 @@
-"""`--dry_run 1`: the plan for the GPUs found here, or for imagined ones, without torch and without touching any."""
+"""`--dry_run 1`: print the plan for the GPUs found here or for imagined ones, without torch and without using a GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, why_not_trained
 from trainer.spec.trainable import count
 
-IMAGINED_GPU_GIB = 24
-BF16_CAPABILITY = 8.0  # Ampere
+IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and no flag describes one
+BF16_CAPABILITY = 8.0  # the least compute capability with bf16: Ampere
 QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
 
 
@@ -51,7 +51,11 @@ def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, shape: Shap
 
 
 def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
-    """What is planned for, and in words where it comes from: the flags, else what was found, else imagined."""
+    """The cluster to plan for, and its size and origin in words.
+
+    Flags describe it (--gpus, --nodes, --gpu_memory_gib); what they leave out is as it was found here, or where nothing
+    was found, imagined.
+    """
     imagined = (config.gpus, config.nodes, config.gpu_memory_gib) != (None, None, None)
     base = found or Cluster(
         nodes=1,
@@ -111,5 +115,5 @@ def _host_memory_bytes() -> int:
 
 
 def _deepspeed_available(config: Config) -> bool:
-    """Imagined GPUs are on Linux, where this project installs DeepSpeed."""
+    """Whether DeepSpeed would be there: imagined GPUs are on Linux, where this project installs it."""
     return config.gpus is not None or importlib.util.find_spec("deepspeed") is not None

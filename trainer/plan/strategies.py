@@ -1,4 +1,4 @@
-"""Which strategies a run may take, in the order in which memory decides: each shards more than the one before."""
+"""Which strategies a run may have on a cluster: the named one, or several, each sharding more than the one before."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from trainer.plan.layout import Precision, Strategy
 from trainer.plan.request import Request
 from trainer.spec.shapes import Shape
 
-# Above this many parameters a copy of the weights on every GPU is too much: between medium and large.
+# From this many parameters on, every GPU holding all weights is too much: between medium (1.8 B) and large (3.3 B).
 FULL_SHARD_PARAMETERS = 2_500_000_000
-DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")
+DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")  # they run by DeepSpeed, and alone can offload the optimizer
+# The strategies that run in fp16, with moments of 8 bits, and with a base of 4 or 8 bits: those that shard nothing.
 FP16: tuple[Strategy, ...] = ("single", "ddp")
 EIGHT_BIT: tuple[Strategy, ...] = ("single", "ddp")
 QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
@@ -20,7 +21,7 @@ QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a run has to work with; on a CPU, `gpus_per_node` counts processes.
+    """The hardware of a run; on CPUs `gpus_per_node` is the number of processes per node.
 
     gpu_memory_bytes   of the smallest GPU; None where it is unknown or a CPU: nothing is refused then
     host_memory_bytes  of a node; None for unknown
@@ -42,7 +43,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A strategy that may be taken, and why."""
+    """A strategy that the run may have, with the optimizer offloaded or not, and why, in words."""
 
     strategy: Strategy
     offload: bool
@@ -50,7 +51,10 @@ class Candidate:
 
 
 def candidates(cluster: Cluster, shape: Shape, request: Request, precision: Precision) -> list[Candidate]:
-    """The strategies to try in order, each sharding more than the one before."""
+    """The strategies to try in this order, each of which needs less memory than the one before.
+
+    Raises ConfigError where flags contradict each other or the cluster.
+    """
     if request.offload_optimizer and cluster.device == "cpu":
         raise ConfigError("--offload_optimizer 1 has no effect on a CPU: its optimizer is in host memory anyway")
     if request.offload_optimizer and request.workload.eight_bit_moments:
@@ -65,9 +69,10 @@ def candidates(cluster: Cluster, shape: Shape, request: Request, precision: Prec
 
 
 def is_compiled(cluster: Cluster, request: Request, strategy: Strategy) -> bool:
-    """Whether the decoder's layers are compiled: auto does so on GPUs where that works.
+    """Whether the decoder's layers are compiled: with --compile auto on GPUs where torch.compile works.
 
-    Raises ConfigError for what needs it, or forbids it.
+    zero3's layers are never compiled, because it gathers weights by hooks. Raises ConfigError where --compile 1 asks
+    for what does not work, and where selective checkpointing, which the compiler does, would have no compiler.
     """
     if request.compile == "1" and strategy == "zero3":
         raise ConfigError("--compile 1 does not work with zero3, which gathers weights by hooks: use fsdp")
@@ -87,6 +92,7 @@ def is_compiled(cluster: Cluster, request: Request, strategy: Strategy) -> bool:
 
 
 def _named(cluster: Cluster, request: Request, precision: Precision, strategy: Strategy) -> Candidate:
+    """The strategy that a flag or the launcher names, or ConfigError where it cannot do what else is asked for."""
     named, world_size = f"{strategy}, named by {request.strategy_named_by},", cluster.world_size
     if strategy == "single" and world_size > 1:
         raise ConfigError(f"{named} is for one process, and {world_size} were started: use ddp, zero2 or fsdp")
@@ -114,7 +120,7 @@ def _named(cluster: Cluster, request: Request, precision: Precision, strategy: S
 
 def _of_one_process(cluster: Cluster, request: Request, precision: Precision) -> list[Candidate]:
     if request.offload_optimizer:
-        _refuse_offload_without(request, precision)
+        _refuse_impossible_offload(request, precision)
         return [Candidate(strategy="zero2", offload=True, reason="zero2 on one GPU, because it can offload")]
     single = Candidate(strategy="single", offload=False, reason="one process: nothing is sharded")
     may_offload = cluster.device == "cuda" and request.deepspeed_available and precision != "fp16"
@@ -128,7 +134,7 @@ def _of_one_process(cluster: Cluster, request: Request, precision: Precision) ->
 def _of_several(cluster: Cluster, shape: Shape, request: Request, precision: Precision) -> list[Candidate]:
     size, workload = f"{shape.parameters / 1e6:.0f} M parameters on {cluster.world_size} processes", request.workload
     if request.offload_optimizer:
-        _refuse_offload_without(request, precision)
+        _refuse_impossible_offload(request, precision)
         reason = "because it can offload"
         return [Candidate(strategy=name, offload=True, reason=f"{name}, {reason}") for name in DEEPSPEED]
     if workload.eight_bit_moments or workload.base_bits or precision == "fp16":
@@ -151,6 +157,7 @@ def _of_several(cluster: Cluster, shape: Shape, request: Request, precision: Pre
 
 
 def _refuse_base_bits(cluster: Cluster, request: Request) -> None:
+    """Raise ConfigError where a base of 4 or 8 bits cannot be used, whatever the strategy."""
     named = f"--base_bits {request.workload.base_bits}"
     if cluster.device == "cpu":
         raise ConfigError(
@@ -160,7 +167,8 @@ def _refuse_base_bits(cluster: Cluster, request: Request) -> None:
         raise ConfigError(f"{named} does not run with an offloaded optimizer: leave out one of the two")
 
 
-def _refuse_offload_without(request: Request, precision: Precision) -> None:
+def _refuse_impossible_offload(request: Request, precision: Precision) -> None:
+    """Raise ConfigError where the optimizer cannot be offloaded: without DeepSpeed, and in fp16."""
     if not request.deepspeed_available:
         raise ConfigError("--offload_optimizer 1 needs DeepSpeed, which is not installed: pip install deepspeed")
     if precision == "fp16":
