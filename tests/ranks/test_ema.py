@@ -47,7 +47,7 @@ class Recomputed:
             self.expected[name] = DECAY * before + (1 - DECAY) * weight
             torch.testing.assert_close(found[name], self.expected[name], rtol=1e-6, atol=1e-8)
         held = 4 * sum(len(shard.ema) for shard in engine.shards())
-        planned = plan_for("single", averages=True).memory.optimizer - plan_for("single").memory.optimizer
+        planned = plan_for("single", ema=True).memory.optimizer - plan_for("single").memory.optimizer
         assert held == pytest.approx(self.share * planned, rel=0.05)
 
 

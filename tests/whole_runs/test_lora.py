@@ -30,7 +30,8 @@ from trainer.model.language_model import load_language_model, materialize
 from trainer.model.lora import read_adapter
 from trainer.model.source import open_model, source_of
 from trainer.model.trained_model import build_trained_model
-from trainer.plan.memory import Layout, expected_bytes
+from trainer.plan.layout import Layout, Workload
+from trainer.plan.memory import expected_bytes
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.spec.shapes import KNOWN, Shape
 from trainer.spec.trainable import count, selection_of
@@ -258,15 +259,12 @@ def test_adapters_keep_no_more_activations_than_the_plan_counts_for_the_whole_mo
     kept = [kept_bytes(layers, frames, rank, precision) for layers in (2, 4) for frames in (128, 192)]
     measured = ((kept[3] - kept[2]) - (kept[1] - kept[0])) / 2 / 64
     asked = Layout(
+        workload=Workload(segment_frames=1),
         strategy="single",
-        shards=1,
-        precision=precision,  # type: ignore[arg-type]
+        on_gpu=False,
+        mixed_precision=precision,  # type: ignore[arg-type]
         micro_batch=1,
         accumulation=1,
-        frames=1,
-        gradient_checkpointing=False,
-        offload_optimizer=False,
-        on_gpu=False,
     )
     of_layers = [expected_bytes(replace(shape, layers=layers), asked).activations for layers in (2, 4)]
     expected = (of_layers[1] - of_layers[0]) / 2

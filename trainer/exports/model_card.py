@@ -5,14 +5,13 @@ Names of folders on the user's machine are private: of a path only the last part
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from trainer.model.source import SHORT_NAMES
+from trainer.spec.shapes import HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
 
 CITATION = """@article{copet2023simple,
@@ -157,7 +156,7 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 
 def name_of_base(model_id: str) -> str:
     """The hub id of what --model_id names, or the last part of a folder's path."""
-    return hub_id(model_id) or Path(model_id).name
+    return hub_id_of(model_id) or Path(model_id).name
 
 
 def _front(facts: CardFacts, library: str, relation: str) -> str:
@@ -166,7 +165,7 @@ def _front(facts: CardFacts, library: str, relation: str) -> str:
     library   the library that loads the model
     relation  of the model to its base, as the hub calls it
     """
-    base = hub_id(facts.base_model)
+    base = hub_id_of(facts.base_model)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
     if base is not None:
@@ -191,13 +190,6 @@ def _part(trained: Selection) -> str:
     return "" if trained.everything else " Parts of the language model were frozen."
 
 
-def hub_id(model_id: str) -> str | None:
-    """facebook/musicgen-small for small; None for debug and for folders."""
-    if model_id in SHORT_NAMES:
-        return f"facebook/musicgen-{model_id}"
-    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
-
-
 def _cell(value: object) -> str:
     """A value as text that breaks no table: on one line, bars escaped."""
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -210,7 +202,7 @@ def _start(started_from: str | None) -> str:
 
 
 def _of_meta(base_model: str) -> bool:
-    return (hub_id(base_model) or "").startswith("facebook/musicgen-")
+    return (hub_id_of(base_model) or "").startswith(HUB_PREFIX)
 
 
 def _licence(facts: CardFacts) -> str:

@@ -15,7 +15,7 @@ from trainer.flags.flag import Flag, Value, checked_values
 from trainer.spec.trainable import (
     ALL_LAYERS,
     FREEZABLE,
-    TARGET_WORDS,
+    TARGETS_IN_WORDS,
     NewWord,
     Placeholder,
     Selection,
@@ -97,7 +97,7 @@ class Config:
         float, model("With --lora_rank: dropout of the adapters' inputs while training.", least=0, below=1)
     ] = 0.0
     lora_targets: Annotated[
-        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
+        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGETS_IN_WORDS}.")
     ] = ALL_LAYERS
     base_bits: Annotated[
         Literal[4, 8] | None,
@@ -241,7 +241,7 @@ class Config:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
         refuse_contradicting_values(self)
-        assert self.selection  # which refuses a list that it does not understand
+        _ = self.selection  # raises ConfigError for a list of parts or layers that it does not understand
 
     @property
     def selection(self) -> Selection:

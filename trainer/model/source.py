@@ -34,10 +34,8 @@ from transformers.utils import logging as transformers_logging
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
-from trainer.spec.shapes import Shape, shape_of_config
+from trainer.spec.shapes import PUBLISHED_NAMES, Shape, hub_id_of, published, shape_of_config, why_not_trained
 
-MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
-SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # Settings on which EnCodec's codes depend and which no tensor's name or shape tells. They are part of the identity of a
@@ -215,11 +213,16 @@ def _folder_of(model_id: str) -> Path:
         return path
     if path.is_absolute() or model_id.startswith((".", "~")):
         raise ModelError(f"--model_id {model_id}: there is no such folder")
-    hub_id = f"facebook/musicgen-{model_id}" if model_id in SHORT_NAMES else model_id
-    for kind in ("melody", "stereo"):  # known by their names, before gigabytes are fetched
-        if hub_id.startswith("facebook/musicgen-") and kind in hub_id:
-            raise ModelError(f"--model_id {model_id}: {kind} models cannot be trained yet; use small, medium or large")
-    return _download(hub_id, model_id)
+    shape = published(model_id)
+    if shape is not None:  # known by its name, before gigabytes are fetched
+        _refuse_untrained(model_id, shape)
+    return _download(hub_id_of(model_id) or model_id, model_id)
+
+
+def _refuse_untrained(model_id: str, shape: Shape) -> None:
+    reason = why_not_trained(shape)
+    if reason is not None:
+        raise ModelError(f"--model_id {model_id}: {reason}")
 
 
 def _download(hub_id: str, model_id: str) -> Path:
@@ -234,7 +237,7 @@ def _download(hub_id: str, model_id: str) -> Path:
         return folder
     except HFValidationError as error:
         raise ModelError(
-            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(SHORT_NAMES)}, debug"
+            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(PUBLISHED_NAMES)}, debug"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = "HF_HUB_OFFLINE is set and it is not in the local cache" if offline else str(error).splitlines()[0]
@@ -249,12 +252,10 @@ def _config_of(folder: Path, model_id: str) -> MusicgenConfig:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
-    if config.model_type == "musicgen_melody":
-        raise ModelError(f"--model_id {model_id}: melody models cannot be trained yet; use small, medium or large")
+    if config.model_type in ("musicgen", "musicgen_melody"):
+        _refuse_untrained(model_id, shape_of_config(model_id, config.to_dict()))
     if not isinstance(config, MusicgenConfig):
         raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
-    if config.decoder.audio_channels != 1:
-        raise ModelError(f"--model_id {model_id}: stereo models cannot be trained yet; use the mono model")
     codec = config.audio_encoder
     if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
         raise ModelError(f"--model_id {model_id}: only EnCodec as MusicGen has it (facebook/encodec_32khz) is known")
