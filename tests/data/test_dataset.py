@@ -18,6 +18,7 @@ from trainer.data import dataset
 from trainer.errors import DataError
 from trainer.flags.config import Config
 from trainer.model.source import open_model
+from trainer.spec.shapes import segment_frames
 from trainer.wiring import data_settings
 
 ONE_STEP = ("--max_steps", "1", "--segment_seconds", "1")
@@ -102,4 +103,5 @@ def test_codes_are_never_stored_under_the_content_of_another_file(tmp_path):
 def test_a_crop_has_all_its_frames_whatever_the_rounding():
     source = open_model("debug")
     # 4.1 x 50 is 204.99999999999997
-    assert [dataset.segment_frames(source, seconds) for seconds in (4.1, 30, 1.01, 0.999)] == [205, 1500, 50, 49]
+    found = [segment_frames(seconds, source.frame_rate_hz) for seconds in (4.1, 30, 1.01, 0.999)]
+    assert found == [205, 1500, 50, 49]

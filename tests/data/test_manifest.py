@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
-from trainer.data import audio, manifest
+from trainer.data import audio, audio_facts, manifest
 from trainer.data.manifest import Fate, Manifest
 from trainer.errors import ConfigError, StorageError
 
@@ -183,9 +183,9 @@ def test_a_damaged_memory_is_made_anew(tmp_path: Path, content: bytes) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     expected = scan(tmp_path / "data", tmp_path / "other").clips[:]
     (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / audio.MEMORY_NAME).write_bytes(content)
+    (tmp_path / "memory" / audio_facts.FILE_NAME).write_bytes(content)
     assert scan(tmp_path / "data").clips[:] == expected
-    assert list(json.loads((tmp_path / "memory" / audio.MEMORY_NAME).read_text())["files"]) == [
+    assert list(json.loads((tmp_path / "memory" / audio_facts.FILE_NAME).read_text())["files"]) == [
         str(tmp_path / "data" / "a.wav")
     ]
 
@@ -194,19 +194,19 @@ def test_a_killed_scan_keeps_what_it_saved(tmp_path: Path) -> None:
     small = [str(write_clip(tmp_path / f"{seed}.wav", seed=seed)) for seed in range(3)]
     large = str(write_sparse_hours(tmp_path / "large.wav", hours=4))
     program = (
-        "import sys; from pathlib import Path; from trainer import audio; audio.SAVE_SECONDS = 0.0;"
-        "audio.inspect_all(sys.argv[2:], Path(sys.argv[1]), show_progress=False)"
+        "import sys; from pathlib import Path; from trainer.data import audio_facts; audio_facts.SAVE_SECONDS = 0.0;"
+        "audio_facts.inspect_all(sys.argv[2:], Path(sys.argv[1]), show_progress=False)"
     )
     memory = tmp_path / "memory"
     process = subprocess.Popen([sys.executable, "-c", program, str(memory), *small, large], cwd=ROOT)
     try:
         deadline = time.monotonic() + 60
-        while len(audio._recall(memory)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        while len(audio_facts._recall(memory)) < 3 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
     finally:
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    known = audio._recall(memory)
+    known = audio_facts._recall(memory)
     assert {path: said for path, (_, said) in known.items()} == {path: audio.inspect(Path(path)) for path in small}
 
 
@@ -296,7 +296,7 @@ def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_
 def test_importing_the_manifest_and_scanning_loads_no_torch(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     program = (
-        "import sys; from pathlib import Path; from trainer import manifest;"
+        "import sys; from pathlib import Path; from trainer.data import manifest;"
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules;"
         "manifest.scan(Path(sys.argv[1]), no_label=False, min_seconds=0.5, memory=Path(sys.argv[2]));"
         "assert 'torch' not in sys.modules"
