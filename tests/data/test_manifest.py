@@ -49,14 +49,14 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
     (tmp_path / "data" / "b.txt").write_text("")
     clips = scan(tmp_path / "data").clips
     assert {name: feature.dtype for name, feature in clips.features.items()} == {
-        "path": "string", "path_bytes": "binary", "caption": "string", "seconds": "float64",
+        "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
         "sample_rate_hz": "int32", "channels": "int32", "content": "string",
     }
     rows = {row["path"]: row for row in clips}
     assert rows["a.wav"] == {
         "path": "a.wav", "path_bytes": os.fsencode(tmp_path / "data" / "a.wav"), "caption": "calm piano",
-        "seconds": 1.5, "sample_rate_hz": 8_000, "channels": 1,
-        "content": audio.inspect(tmp_path / "data" / "a.wav").content,
+        "size_bytes": (tmp_path / "data" / "a.wav").stat().st_size, "seconds": 1.5, "sample_rate_hz": 8_000,
+        "channels": 1, "content": audio.inspect(tmp_path / "data" / "a.wav").content,
     }
     b = rows["b.wav"]
     assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)

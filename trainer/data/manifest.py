@@ -48,8 +48,8 @@ CONTROLS = frozenset(map(chr, (*range(9), *range(14, 32), *range(127, 160)))) - 
 EXAMPLES = 10
 # Columns of the table of clips; types as datasets names them.
 TYPES = {
-    "path": "string", "path_bytes": "binary", "caption": "string", "seconds": "float64", "sample_rate_hz": "int32",
-    "channels": "int32", "content": "string",
+    "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
+    "sample_rate_hz": "int32", "channels": "int32", "content": "string",
 }
 
 
@@ -67,9 +67,9 @@ class Manifest:
     """The clips of a folder and the fates of its files, in the order of their names.
 
     `columns` are path (display text, relative to the folder), path_bytes (os.fsencode of the
-    absolute path), caption (string or null), seconds (float64), sample_rate_hz (int32), channels (int32)
-    and content (hex blake2b-128 of the file). Its rows are sorted by (content, caption), null first: an
-    order that no name, place or listing of the folder can change.
+    absolute path), size_bytes (int64), caption (string or null), seconds (float64), sample_rate_hz (int32),
+    channels (int32) and content (hex blake2b-128 of the file). Its rows are sorted by (content, caption), null
+    first: an order that no name, place or listing of the folder can change.
     """
 
     columns: Columns
@@ -182,6 +182,7 @@ class _Candidate:
 
     name: str
     path: str  # absolute
+    size_bytes: int
     caption: str | None
     remark: str
 
@@ -287,7 +288,7 @@ def _candidate(root: str, sound: _Sound, no_label: bool, caption_lines: bool) ->
             caption, remark = read_caption(os.path.join(root, sound.caption_name), lines=caption_lines)
         except _CaptionFault as fault:
             return Fate(path=shown, fate=fault.fate, detail=f"{display(sound.caption_name)} {fault.detail}")
-    return _Candidate(name=sound.name, path=path, caption=caption, remark=remark)
+    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, remark=remark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +327,7 @@ def _columns(clips: Iterable[_Clip]) -> Columns:
     return {
         "path": [display(clip.candidate.name) for clip in ordered],
         "path_bytes": [os.fsencode(clip.candidate.path) for clip in ordered],
+        "size_bytes": [clip.candidate.size_bytes for clip in ordered],
         "caption": [clip.candidate.caption for clip in ordered],
         "seconds": [clip.facts.seconds for clip in ordered],
         "sample_rate_hz": [clip.facts.sample_rate_hz for clip in ordered],
