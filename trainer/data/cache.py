@@ -35,7 +35,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codes:
+class CachedCodes:
     """The cached codes of some clips, by their position in that list; `frames` is (clips, views) int64."""
 
     frames: np.ndarray
@@ -58,7 +58,7 @@ class Codes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class CachedText:
     """The cached T5 states of some captions."""
 
     _values: Binaries
@@ -147,12 +147,12 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
     return {content: rows_of[content] for content in longest_first[rank::world_size] if content not in present}
 
 
-def open_codes(store: Store, contents: Sequence[str]) -> Codes:
+def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:
     """The codes of clips with these contents, in this order. Raises StorageError where some are missing."""
     rows = store.open()
     row_of_clip = _rows_of(store, rows, contents, "clips")
     codebooks = rows.integers("codebooks")[row_of_clip]
-    return Codes(
+    return CachedCodes(
         frames=rows.integers("frames")[row_of_clip],
         codebooks=int(codebooks[0]) if len(codebooks) else 0,
         _values=rows.binaries("codes"),
@@ -190,12 +190,12 @@ def fill_text(
         store.append_all(_text_rows(encoder, tokenizer, missing, device, batch_size, bar))
 
 
-def open_text(store: Store, captions: Iterable[str]) -> Text:
+def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     """The states of these captions. Raises StorageError where some are missing."""
     rows = store.open()
     distinct = sorted(set(captions))
     found = _rows_of(store, rows, [_text_key(caption) for caption in distinct], "captions")
-    return Text(
+    return CachedText(
         _values=rows.binaries("states"),
         _row_of=dict(zip(distinct, found.tolist(), strict=True)),
         _width_of_row=rows.integers("width"),
