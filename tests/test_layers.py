@@ -31,7 +31,7 @@ WITHOUT_TORCH = (
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions"),
     *("plan.launcher", "plan.request", "plan.strategies", "plan.memory", "plan.plan", "plan.dry_run"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
-    *("data.clip_table", "data.shared_scan", "data.peers"),
+    *("data.fates", "data.folder_walk", "data.caption_files", "data.clip_table", "data.shared_scan", "data.peers"),
     *("run.signals", "run.lock", "run.exit_code"),
     "training.schedule",
 )

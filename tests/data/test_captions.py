@@ -12,9 +12,9 @@ import torch
 from tests.data.test_order import LENGTHS, order_of
 from tests.runs import assert_bit_equal, few_clips, final_state, launch_here, metrics
 from tests.synthetic import random_examples
+from trainer.data.caption_files import read_caption
 from trainer.data.captions import first_caption, texts_of, thinned
 from trainer.data.dataset import prepare
-from trainer.data.manifest import read_caption
 from trainer.data.order import draw, rows_of_step
 from trainer.errors import ConfigError
 from trainer.flags.config import Config, parse

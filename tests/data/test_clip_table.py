@@ -13,7 +13,8 @@ import datasets
 import pytest
 
 from trainer.data import clip_table
-from trainer.data.manifest import TYPES, Fate, Manifest
+from trainer.data.fates import Fate
+from trainer.data.manifest import TYPES, Manifest
 from trainer.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.audio_files import write_clip
-from trainer.data.manifest import Fate
+from trainer.data.fates import Fate
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
 from trainer.errors import ConfigError, StorageError

@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from trainer.atomic import PARTIAL, write_whole
 from trainer.data.arrow_store import storage_errors
-from trainer.data.manifest import TYPES, Columns, Fate, Manifest
+from trainer.data.fates import Fate
+from trainer.data.manifest import TYPES, Columns, Manifest
 from trainer.errors import StorageError
 
 FATE_TYPES = {"path": "string", "fate": "string", "detail": "string"}

@@ -14,7 +14,8 @@ import torch
 from trainer.data import cache, manifest
 from trainer.data.batches import Examples, Text
 from trainer.data.captions import first_caption, texts_of, with_placeholder
-from trainer.data.manifest import Columns, Fate
+from trainer.data.fates import Fate, display, summary
+from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
 from trainer.errors import DataError
@@ -87,7 +88,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     if settings.validation_folder is not None:
         folder = settings.validation_folder
         held_out, other_fates = _encoded(settings, source, device, peers, folder)
-        shown = manifest.display(folder)  # the names alone may be those of the dataset
+        shown = display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
     texts = _texts(settings, train)
     captions = [*_captions(settings, train), *_captions(settings, held_out)]
@@ -159,7 +160,7 @@ def _encoded(
         changed[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(changed.get(fate.path, fate) for fate in scanned.fates)
     if not whole.any():
-        raise DataError(f"no file of {manifest.display(folder)} could be encoded:\n{manifest.summary(fates)}")
+        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
     return _rows(clips, whole), fates
 
 

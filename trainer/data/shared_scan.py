@@ -19,7 +19,8 @@ from pathlib import Path
 
 from trainer.data import audio, clip_table, manifest
 from trainer.data.audio import AudioFault
-from trainer.data.manifest import Columns, Fate, Manifest, display
+from trainer.data.fates import Fate, display
+from trainer.data.manifest import Columns, Manifest
 from trainer.data.peers import Peers
 from trainer.errors import ConfigError, StorageError
 
@@ -69,7 +70,7 @@ def scan_once(
             no_label=no_label,
             caption_lines=caption_lines,
             min_seconds=min_seconds,
-            memory=tables,
+            facts_folder=tables,
             rehash=rehash,
         )
         told = os.path.abspath(folder), _written(found, tables, needed=peers.world_size > 1)
