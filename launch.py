@@ -153,11 +153,11 @@ def agree(config: Config, parts: Parts, plan: Plan, ranks: Ranks) -> None:
 def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
-    from trainer.data import dataset, manifest
+    from trainer.data import dataset, fates
     from trainer.run.output_dir import check_same_run
 
     data = dataset.prepare(wiring.data_settings(config), parts.source, device, ranks)
-    ranks.say(manifest.summary(data.fates))
+    ranks.say(fates.summary(data.fates))
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
     order = wiring.order_of(config, plan, data)
@@ -175,7 +175,7 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())
-        manifest.write_report(data.fates, parts.folder.report)
+        fates.write_report(data.fates, parts.folder.report)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
 
 

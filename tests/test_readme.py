@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer import errors
-from trainer.data.manifest import WORDS
+from trainer.data.fates import FATE_KINDS
 from trainer.flags.config import Config
 from trainer.flags.flag import Setting, settings
 
@@ -90,7 +90,7 @@ def test_the_table_of_exit_codes_has_every_code() -> None:
     assert shown == {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", FATE_KINDS)
 def test_every_fate_of_a_file_is_explained(word: str) -> None:
     assert f"*{word}*" in re.sub(r"\s+", " ", section("Bad files"))
 
