@@ -36,7 +36,7 @@ A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **
 recomputed (selective checkpointing), which needs layers that torch.compile can compile, as they are wherever it works.
 **c**: all are (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
 with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
-a formula (`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
+a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU
