@@ -104,11 +104,11 @@ def test_the_picture_is_small_and_has_a_title() -> None:
 
 
 def rooms_of_the_page(page: str) -> dict[str, set[str]]:
-    """What each room may import, from the rows "| `room/` | `one`, `two` or nothing | ... |" of a page."""
-    rows = re.findall(r"^\| ((?:`\w+(?:/|\.py)`(?:, )?)+) \| (nothing|`.+?`) \| \S", page, re.MULTILINE)
+    """What each room may import, from the rows "| `trainer/room/` | `one`, `two` or nothing | ... |"."""
+    rows = re.findall(r"^\| ((?:`trainer/\w+(?:/|\.py)`(?:, )?)+) \| (nothing|`.+?`) \| \S", page, re.MULTILINE)
     rooms = {}
     for names, imports in rows:
-        for name in re.findall(r"`(\w+)", names):
+        for name in re.findall(r"`trainer/(\w+)", names):
             rooms[name] = set(re.findall(r"`([\w.]+)`", imports))
     return rooms
 
