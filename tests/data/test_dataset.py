@@ -18,7 +18,6 @@ from trainer.data import dataset
 from trainer.errors import DataError
 from trainer.flags.config import Config
 from trainer.model.source import open_model
-from trainer.spec.shapes import segment_frames
 from trainer.wiring import data_settings
 
 ONE_STEP = ("--max_steps", "1", "--segment_seconds", "1")
