@@ -149,6 +149,17 @@ def test_validation_is_of_the_average_and_leaves_training_as_it_was(strategy, wh
     assert (abs(np.load(file) / summed_losses(trained) - 1) > 1e-3).all(), "the average and the weights are alike"
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+@pytest.mark.parametrize("part", [{"lora_rank": 4}, {"freeze": "embeddings,layers.0"}], ids=["lora", "freeze"])
+def test_validation_of_a_trained_part_is_that_of_one_process(part, strategy, tmp_path):
+    found = {}
+    for ranks, name in ((1, "single"), (2, strategy)):
+        found[name] = tmp_path / f"{name}.npy"
+        run_ranks(ranks, steps, name, 1, count=3, ema_decay=DECAY, flags=part, watch=Validated(found[name]))
+    np.testing.assert_allclose(np.load(found[strategy]), np.load(found["single"]), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "strategy", ["zero2", *(pytest.param(other, marks=pytest.mark.full) for other in ("ddp", "zero3", "fsdp"))]
 )
