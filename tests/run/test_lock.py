@@ -132,7 +132,7 @@ def test_without_locks_a_second_run_on_the_same_machine_is_refused(tmp_path, no_
 
 def test_of_two_that_started_at_once_without_locks_the_one_written_over_ends(tmp_path):
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from trainer import run_lock;"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from trainer.run import lock;"
         " kept = lock.RunLock(Path(sys.argv[2])); print('open', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(tmp_path)]
