@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trainer.plan.launcher import Launch
     from trainer.plan.plan import Plan
     from trainer.run.checkpoint import Checkpoint, Saver
-    from trainer.run.exit_code import ExitCode
+    from trainer.run.exit_code import ExitCodeFile
     from trainer.run.output_dir import OutputDir
     from trainer.training.loop import Run
 
@@ -61,21 +61,21 @@ def main(argv: Sequence[str]) -> int:
 def start(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
     from trainer.plan.launcher import read_launch
-    from trainer.run.exit_code import ExitCode
+    from trainer.run.exit_code import ExitCodeFile
 
     launch = read_launch(os.environ)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
-    with ExitCode(config.output_dir, first=launch.rank == 0) as exit_code:
-        exit_code.value = run_in_order(config, typed, launch, exit_code)
-    return exit_code.value
+    with ExitCodeFile(config.output_dir, first=launch.rank == 0) as exit_code:
+        exit_code.code = run_in_order(config, typed, launch, exit_code)
+    return exit_code.code
 
 
 # From here on every process does the same. The parts of trainer are imported where they are used, so that --help,
 # --dry_run and refused flags need no torch.
 
 
-def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCode) -> int:
+def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCodeFile) -> int:
     """Open, plan, prepare, train, export; returns the exit code."""
     from trainer.engine import Ranks
 
@@ -99,23 +99,26 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
 class Parts:
     """What a run is made of, opened but not loaded.
 
-    source  the model to train, with the weights to start from
-    start   where those weights come from; None where they are --model_id's, or the checkpoint's
+    source    the model to train, with the weights to start from
+    start     where those weights come from; None where they are --model_id's, or the checkpoint's
+    new_word  what --tune_text is about to learn, in words; empty without it
     """
 
     folder: OutputDir
     checkpoint: Checkpoint | None
     source: Source
     start: StartingPoint | None
+    new_word: str
 
 
 def open_parts(config: Config, launch: Launch) -> Parts:
     """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
     from trainer.exports.init_from import find_starting_point, start_from
-    from trainer.model.source import open_model, quiet
+    from trainer.model.new_word import introduction
+    from trainer.model.source import open_model, quiet_libraries
     from trainer.run.output_dir import open_output_dir
 
-    quiet()
+    quiet_libraries()
     folder, checkpoint = open_output_dir(config.output_dir, config.resume, first=launch.rank == 0)
     source = open_model(config.model_id)
     start = None
@@ -123,12 +126,11 @@ def open_parts(config: Config, launch: Launch) -> Parts:
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
         source = start_from(source, start)
-    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start)
+    new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
+    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word)
 
 
-def plan_and_meet(
-    config: Config, typed: frozenset[str], launch: Launch, parts: Parts
-) -> tuple[Plan, Accelerator]:
+def plan_and_meet(config: Config, typed: frozenset[str], launch: Launch, parts: Parts) -> tuple[Plan, Accelerator]:
     """Lay the run out on the hardware found here, and join the other processes as the plan says."""
     from trainer import wiring
     from trainer.engine import build_accelerator, find_cluster
@@ -140,25 +142,22 @@ def plan_and_meet(
 
 def agree(config: Config, parts: Parts, plan: Plan, ranks: Ranks) -> None:
     """Compare what all processes must have in common, and show the plan."""
-    from trainer.model.new_word import introduction
-
-    word = None if config.new_word is None else introduction(parts.source, config.new_word, config.lr)
     step = 0 if parts.checkpoint is None else parts.checkpoint.step
     ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=step)
     ranks.check_shared(output_dir=parts.folder.root, cache_dir=Path(config.cache_dir))
     ranks.say(plan.describe())
-    if word is not None:
-        ranks.say(word)
+    if parts.new_word:
+        ranks.say(parts.new_word)
 
 
 def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
-    from trainer.data import dataset, manifest
+    from trainer.data import dataset, fates
     from trainer.run.output_dir import check_same_run
 
     data = dataset.prepare(wiring.data_settings(config), parts.source, device, ranks)
-    ranks.say(manifest.summary(data.fates))
+    ranks.say(fates.summary(data.fates))
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
     order = wiring.order_of(config, plan, data)
@@ -176,13 +175,11 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())
-        manifest.write_report(data.fates, parts.folder.report)
+        fates.write_report(data.fates, parts.folder.report)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
 
 
-def train(
-    config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks
-) -> tuple[int, str, Saver]:
+def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:
     """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints."""
     from trainer import wiring
     from trainer.engine import Engine, start_trackers
@@ -215,7 +212,7 @@ def export(config: Config, parts: Parts, run: Run, saver: Saver, step: int) -> N
     print("exporting ...")
     wiring.export(config, parts.source, run, saver.last(), parts.folder)
     parts.folder.write_json("finished.json", {"step": step})
-    print(parts.folder.closing_words(step, None if config.new_word is None else config.new_word.placeholder.word))
+    print(parts.folder.closing_message(step, None if config.new_word is None else config.new_word.placeholder.word))
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     from trainer.evaluation.generation import Sampling, device_of, generate, load_for_generation, write_wav
     from trainer.exports.saved_models import open_saved
     from trainer.model.new_word import read_text_embedding, with_embedding
-    from trainer.model.source import quiet
+    from trainer.model.source import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     device = device_of(flags.device)
     folder = Path(flags.output)
     try:

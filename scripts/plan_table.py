@@ -12,8 +12,9 @@ from trainer.errors import MemoryShortError
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
-from trainer.plan.plan import MOST_GPUS_SUGGESTED, Plan, make_plan
-from trainer.plan.request import batch_flags, options
+from trainer.plan.plan import Plan, make_plan
+from trainer.plan.refusal import MOST_GPUS_SUGGESTED
+from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape
 
@@ -36,7 +37,7 @@ A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **
 recomputed (selective checkpointing), which needs layers that torch.compile can compile, as they are wherever it works.
 **c**: all are (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
 with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
-a formula (`trainer/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
+a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU
@@ -92,7 +93,7 @@ def section(shape: Shape, config: Config) -> str:
 
 
 def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
-    """One plan in short."""
+    """One plan in short; where there is none, a dash and what would help."""
     plan = plan_of(shape, config, gpus, gib)
     if plan is None:
         numbers = range(gpus + 1, MOST_GPUS_SUGGESTED + 1)
@@ -117,10 +118,9 @@ def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
         supports_bf16=True,
         compiles=True,
     )
-    frames = int(config.segment_seconds * FRAME_RATE_HZ)
-    asked = options(config, frozenset(), Launch(), segment_frames=frames, deepspeed_available=True)
+    request = request_of(config, frozenset(), Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=True)
     try:
-        return make_plan(cluster, shape, batch_flags(config, frozenset()), asked)
+        return make_plan(cluster, shape, batch_flags(config, frozenset()), request)
     except MemoryShortError:
         return None
 

@@ -56,10 +56,10 @@ def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) ->
     from trainer.evaluation import recall
     from trainer.evaluation.generation import device_of
     from trainer.exports.saved_models import open_saved
-    from trainer.model.source import open_model, quiet
+    from trainer.model.source import open_model, quiet_libraries
     from trainer.wiring import data_settings
 
-    quiet()
+    quiet_libraries()
     config = config_of(run)
     device = device_of(device_name)
     base, trained = open_model(config.model_id), open_saved(str(run))

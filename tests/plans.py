@@ -9,10 +9,11 @@ from accelerate.state import AcceleratorState
 from trainer.engine import Engine, Ranks, build_accelerator
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
-from trainer.plan.memory import Checkpointing, Layout, expected_bytes
+from trainer.plan.layout import Checkpointing, Layout, Workload
+from trainer.plan.memory import expected_bytes
 from trainer.plan.plan import Plan
 from trainer.spec.shapes import KNOWN
-from trainer.spec.trainable import Counts
+from trainer.spec.trainable import EVERYTHING, Selection
 from trainer.wiring import engine_settings
 
 
@@ -27,44 +28,35 @@ def plan_for(
     nodes: int = 1,
     offload: bool = False,
     checkpointing: Checkpointing = False,
-    averages: bool = False,
-    eight_bit: bool = False,
+    ema: bool = False,
+    eight_bit_moments: bool = False,
     base_bits: int | None = None,
     compiled: bool = False,
-    counts: Counts | None = None,
+    selection: Selection = EVERYTHING,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model on CPUs."""
-    layout = Layout(
-        strategy=strategy,  # type: ignore[arg-type]
-        shards=world_size // nodes,
-        precision=precision,  # type: ignore[arg-type]
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        frames=100,
-        gradient_checkpointing=checkpointing,
-        offload_optimizer=offload,
-        on_gpu=False,
-        averages=averages,
-        eight_bit=eight_bit,
+    workload = Workload(
+        segment_frames=100,
+        selection=selection,
+        ema=ema,
+        eight_bit_moments=eight_bit_moments,
         base_bits=base_bits,  # type: ignore[arg-type]
-        counts=counts,
-        compiled=compiled,
     )
-    return Plan(
-        strategy=layout.strategy,
+    layout = Layout(
+        workload=workload,
+        strategy=strategy,  # type: ignore[arg-type]
         nodes=nodes,
         world_size=world_size,
-        offload_optimizer=offload,
-        global_batch=global_batch,
+        on_gpu=False,
+        mixed_precision=precision,  # type: ignore[arg-type]
         micro_batch=micro_batch,
         accumulation=accumulation,
-        mixed_precision=layout.precision,
         gradient_checkpointing=checkpointing,
+        offload_optimizer=offload,
         compiled=compiled,
-        memory=expected_bytes(KNOWN["debug"], layout),
-        gpu_memory_bytes=None,
-        reasons=(),
     )
+    memory = expected_bytes(KNOWN["debug"], layout)
+    return Plan(layout=layout, global_batch=global_batch, memory=memory, gpu_memory_bytes=None, reasons=())
 
 
 def engine_for(plan: Plan, config: Config, source: Source | None = None) -> Engine:

@@ -1,4 +1,4 @@
-"""README.md and docs/ say what is there: flags and defaults, exit codes, fates, files."""
+"""README.md, CONTRIBUTING.md and docs/ say what is there: flags, exit codes, fates, rooms, files, links."""
 
 from __future__ import annotations
 
@@ -6,68 +6,59 @@ import configparser
 import re
 from pathlib import Path
 
+import flags_page
 import pytest
 
+from tests.test_layers import GROUND, MAY_IMPORT
 from trainer import errors
-from trainer.data.manifest import WORDS
+from trainer.data.fates import FATE_KINDS
 from trainer.flags.config import Config
-from trainer.flags.flag import Setting, settings
+from trainer.flags.flag import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FLAG_ROW = re.compile(r"^\| `--(\w+)` \| (.+?) \| .+ \|$", re.MULTILINE)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
 # A path of this repository: one of its folders and something in it, or a file of these kinds at the top.
 REPOSITORY_PATH = re.compile(
     r"(?<![\w./-])((?:trainer|scripts|tests|docs|examples|accelerate_configs)/[\w./-]*[\w/]|[\w-]+\.(?:py|sh|cfg|toml))"
 )
+# Names of files without a folder that are no files at the top: the first system's command, whose successor
+# docs/first_system.md names.
+FORMER = {"run.py"}
 
-FORMER = {"run.py"}  # the first system's command, which README.md says what replaces
 
-
-def section(title: str) -> str:
-    """What stands under a heading of README.md, up to the next of its level."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def missing_paths(page: Path) -> list[str]:
     """What a page names as a file or folder of the repository and, as its link's target, is not there."""
     text = page.read_text(encoding="utf-8")
-    tree = section("The repository")
-    paths = set(REPOSITORY_PATH.findall(text.replace(tree, ""))) - FORMER
-    named = {path for path in paths if not (ROOT / path).exists()}
-    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
-    return sorted(named | {link for link in links if not (page.parent / link).exists()})
+    named = {path for path in set(REPOSITORY_PATH.findall(text)) - FORMER if not (ROOT / path).exists()}
+    links = {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
+    anchored = {link for link in re.findall(r"\]\(([^)]*#[^)]+)\)", text) if "://" not in link}
+    missing = {link for link in links if not (page.parent / link).exists()}
+    return sorted(named | missing | {link for link in anchored if not _has_heading(page, link)})
 
 
-def files_of_tree() -> set[str]:
-    """The files that the annotated tree names, as paths from the repository's root."""
-    files, folder = set(), ""
-    for line in section("The repository").split("```")[1].strip("\n").splitlines():
-        words = line.split()
-        if not line.startswith(" "):
-            folder = words.pop(0) if words[0].endswith("/") else ""
-        files |= {folder + word for word in words if re.fullmatch(r"[\w-]+\.(py|sh|sbatch|md|cfg|toml|txt|yaml)", word)}
-    return files
+def _has_heading(page: Path, link: str) -> bool:
+    """Whether the page that `link` (page.md#a-heading, or #a-heading of `page` itself) names has that heading."""
+    file, _, anchor = link.partition("#")
+    target = page.parent / file if file else page
+    if not target.exists():
+        return False
+    headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def shown_default(setting: Setting, cell: str) -> object:
-    """The value of a cell of the flags' table, read as the command line reads it."""
-    return None if setting.required and cell == "required" else setting.read(cell.strip("`"))
+def test_the_page_of_flags_is_what_the_declarations_give() -> None:
+    assert text_of("docs/flags.md") == flags_page.page(), "python scripts/flags_page.py writes it anew"
 
 
-def test_the_table_of_flags_has_every_flag_its_default_and_its_section() -> None:
-    declared = settings(Config)
-    table = section("Flags")
-    assert [name for name, _ in FLAG_ROW.findall(table)] == list(declared)
-    for name, cell in FLAG_ROW.findall(table):
-        assert shown_default(declared[name], cell) == declared[name].default, name
-        assert (cell == "required") == declared[name].required, name
-    groups = re.findall(r"^\| (?:\*\*(\w+)\*\*|`--(\w+)`)", table, re.MULTILINE)
-    group = ""
-    for heading, name in groups:
-        group = heading or group
-        assert not name or declared[name].flag.group == group, name
+def test_the_page_of_flags_shows_defaults_that_read_back_as_themselves() -> None:
+    for setting in settings(Config).values():
+        assert setting.required or setting.read(flags_page.default(setting)) == setting.default, setting.name
+    assert {name for names in flags_page.MORE.values() for name in names} <= set(settings(Config))
 
 
 def test_every_flag_that_is_named_anywhere_exists() -> None:
@@ -86,41 +77,59 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
 
 
 def test_the_table_of_exit_codes_has_every_code() -> None:
-    shown = {int(code) for code in re.findall(r"^\| `(\d+)` \|", README, re.MULTILINE)}
+    shown = {int(code) for code in re.findall(r"^\| `(\d+)` \|", text_of("docs/stopping.md"), re.MULTILINE)}
     assert shown == {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_every_fate_of_a_file_is_explained(word: str) -> None:
-    assert f"*{word}*" in re.sub(r"\s+", " ", section("Bad files"))
+def test_every_fate_of_a_file_is_explained_once() -> None:
+    explained = re.findall(r"^\| \*([\w ]+)\* \| \S", text_of("docs/cache.md"), re.MULTILINE)
+    assert sorted(explained) == sorted(FATE_KINDS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     assert missing_paths(page) == []
 
 
-def test_the_tree_names_every_module_script_and_page_and_nothing_else() -> None:
-    files = files_of_tree()
-    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
-    patterns = ("trainer/**/*.py", "accelerate_configs/*.yaml", "scripts/*.py", "scripts/**/*.sh", "docs/*.md")
-    patterns += ("scripts/slurm/*.sbatch",)
-    there = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    assert {str(path.relative_to(ROOT)) for path in there if path.name != "__init__.py"} <= files
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert len(README.splitlines()) < 220
+    linked = set(re.findall(r"\]\(([^)#]+)\)", README))
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*") if path.is_file()} <= linked
 
 
-def test_the_architecture_has_a_line_for_every_module() -> None:
-    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    modules = re.findall(r"^\| `(trainer/[\w/]+\.py)` \| [012] \|", table, re.MULTILINE)
-    files = [path for path in ROOT.glob("trainer/**/*.py") if path.name != "__init__.py"]
-    there = {str(path.relative_to(ROOT)) for path in files}
-    assert len(modules) == len(set(modules)) and set(modules) == there
+def test_the_picture_is_small_and_has_a_title() -> None:
+    picture = ROOT / "docs/road.svg"
+    assert picture.stat().st_size < 300_000 and "<title" in picture.read_text(encoding="utf-8")
+
+
+def rooms_of_the_page(page: str) -> dict[str, set[str]]:
+    """What each room may import, from the rows "| `trainer/room/` | `one`, `two` or nothing | ... |"."""
+    rows = re.findall(r"^\| ((?:`trainer/\w+(?:/|\.py)`(?:, )?)+) \| (nothing|`.+?`) \| \S", page, re.MULTILINE)
+    rooms = {}
+    for names, imports in rows:
+        for name in re.findall(r"`trainer/(\w+)", names):
+            rooms[name] = set(re.findall(r"`([\w.]+)`", imports))
+    return rooms
+
+
+def test_the_architecture_shows_the_rooms_and_what_each_may_import() -> None:
+    table = rooms_of_the_page(text_of("docs/architecture.md"))
+    assert table == {room: set(imports) for room, imports in MAY_IMPORT.items()}
+    assert set(GROUND) <= set(table)
+
+
+def test_every_folder_of_the_trainer_is_a_room() -> None:
+    parts = {path.stem for path in (ROOT / "trainer").iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert parts == set(MAY_IMPORT)
 
 
 def test_a_path_that_is_not_there_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("`trainer/absent.py`, `trainer/loss.py`, absent.sh, [x](gone.md), `models/hf`, a/tests/x")
-    assert missing_paths(page) == ["absent.sh", "gone.md", "trainer/absent.py"]
+    page.write_text(
+        "# A heading\n`trainer/absent.py`, `trainer/errors.py`, absent.sh, [x](gone.md), `models/hf`, a/tests/x, "
+        "[y](#a-heading), [z](page.md#none)"
+    )
+    assert missing_paths(page) == ["absent.sh", "gone.md", "page.md#none", "trainer/absent.py"]
 
 
 def test_the_licence_is_that_of_the_package() -> None:

@@ -1,7 +1,7 @@
 """python tests/word_elsewhere.py KIND BASE FILE PROMPT OUTPUT: logits with a learned word, without the trainer.
 
-KIND is transformers or audiocraft, BASE the model's folder. The word is put in by the function that README.md shows;
-PROMPT has {word} where it stands. OUTPUT gets logits (1, K, T, V) of `codes()`, by torch.save.
+KIND is transformers or audiocraft, BASE the model's folder. The word is put in by the function that docs/new_word.md
+shows; PROMPT has {word} where it stands. OUTPUT gets logits (1, K, T, V) of `codes()`, by torch.save.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def codes() -> Tensor:
     return torch.randint(0, 2049, (1, 4, 12), generator=torch.Generator().manual_seed(6))
 
 
-def function_of_the_readme() -> Callable[..., str]:
-    """`add_word` as README.md has it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "def add_word" in code]
+def function_of_the_page() -> Callable[..., str]:
+    """`add_word` as docs/new_word.md has it."""
+    page = (ROOT / "docs/new_word.md").read_text(encoding="utf-8")
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def add_word" in code]
     names: dict[str, Any] = {}
     exec(block, names)
     return names["add_word"]
@@ -38,7 +38,7 @@ def in_transformers(base: str, file: str, prompt: str) -> Tensor:
 
     processor = AutoProcessor.from_pretrained(base)
     model = MusicgenForConditionalGeneration.from_pretrained(base)
-    word = function_of_the_readme()(processor.tokenizer, model.text_encoder, file)
+    word = function_of_the_page()(processor.tokenizer, model.text_encoder, file)
     inputs = processor(text=[prompt.format(word=word)], padding=True, return_tensors="pt")
     logits = model(**inputs, decoder_input_ids=codes().flatten(0, 1)).logits
     return logits.view(1, 4, *logits.shape[1:])
@@ -55,7 +55,7 @@ def in_audiocraft(base: str, file: str, prompt: str) -> Tensor:
     os.chdir(base)  # where its T5 is
     model = MusicGen.get_pretrained(".", device="cpu")
     text = model.lm.condition_provider.conditioners["description"]
-    word = function_of_the_readme()(text.t5_tokenizer, text.t5, file)
+    word = function_of_the_page()(text.t5_tokenizer, text.t5, file)
     return model.lm(codes(), [ConditioningAttributes(text={"description": prompt.format(word=word)})])
 
 

@@ -1,6 +1,6 @@
-"""Files and folders that exist whole or not at all: written beside their place, flushed to disk, and renamed.
+"""Files and folders that are there whole or not at all: written beside their place, flushed to disk, and renamed.
 
-A process that is killed at any moment leaves the former content, or the new one, and at worst something beside it
+A process that is killed at any moment leaves the former content or the new one, and at worst a file or folder beside it
 whose name ends in `.partial`.
 """
 
@@ -15,23 +15,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL, FORMER = ".partial", ".former"
-# What some network file systems answer when a folder is to be flushed.
+# Errors by which some network file systems say that they cannot flush a folder.
 CANNOT_FLUSH_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
-    """Make `path` hold `content`; on OSError it holds what it held before. For `shared` see `replacing`."""
+    """Make `path` hold `content`; on OSError it holds what it held before. `shared`: see `replacing`."""
     with replacing(path, shared=shared) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """The path of a file to write inside the block, which takes the place of `path` when the block ends without error.
+    """Gives the path of a file to write inside the block; it takes the place of `path` if the block raises nothing.
 
-    shared  processes that know nothing of each other may write `path` at the same time: each writes beside it under a
-            name of its own, and the last rename counts. Otherwise the name is `path` with .partial, so that what a
-            killed process left is written over by the next one
+    shared  whether processes that know nothing of each other may write `path` at the same time. Each then writes beside
+            it under a random name, and the last rename counts. Otherwise the name is that of `path` with .partial, so
+            that the next process writes over what a killed one left
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}" if shared else path.name + PARTIAL)
     try:
@@ -46,10 +46,10 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill inside the block, which takes the place of `folder` when the block ends without error.
+    """Gives an empty folder to fill inside the block; it takes the place of `folder` if the block raises nothing.
 
-    Two renames are needed, so that for an instant the former folder stands as NAME.former only; a process that is
-    killed there leaves it so, and the next call takes it back.
+    That takes two renames, because a rename cannot replace a folder that has files in it. Between the two the former
+    folder exists as NAME.former only. A process that is killed there leaves it so, and the next call takes it back.
     """
     partial, former = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + FORMER)
     if former.exists() and not folder.exists():
@@ -75,12 +75,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Make `path` hold `content` unless it is there already, also where several processes try at the same time."""
+    """Make `path` hold `content` unless it exists. Of several processes that try at the same time, the first counts."""
     beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}{PARTIAL}")
     try:
         beside.write_bytes(content)
         flush(beside)
-        os.link(beside, path)  # fails where the name exists, on NFS too
+        os.link(beside, path)  # not os.replace: a link fails where the name exists, on NFS too
     except FileExistsError:
         pass
     except OSError:  # this file system has no hard links

@@ -1,7 +1,7 @@
-"""What can go wrong in a way that a person can mend, and the exit code of each.
+"""Failures that the user of the program can mend, and the exit code of each.
 
-A message says what was given, why it fails and what would work. Everything else is a defect and
-shows its traceback.
+The message of such a failure says what was given, why it fails and what would work. Any other exception is a defect of
+the program and shows its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXIT_RESUME = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, saved; run th
 
 
 class TrainerError(Exception):
-    """A failure with a message for the user; `exit_code` is what the process ends with."""
+    """A failure with a message for the user. `exit_code` is the exit code of a process that it ends."""
 
     exit_code = EXIT_FAILED
 
@@ -63,14 +63,14 @@ class MemoryShortError(TrainerError):
 
 
 class PeerLostError(TrainerError):
-    """Another process of the run is gone; complete checkpoints stay valid, and the same command resumes."""
+    """Another process of the run is gone. Complete checkpoints stay valid, and the same command resumes."""
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over quota, read-only
 
 
 def exit_code_of(error: BaseException) -> int:
-    """What a process ends with that `error` ends."""
+    """The exit code of a process that `error` ends."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_RESUME
     if isinstance(error, TrainerError):

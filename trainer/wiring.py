@@ -16,10 +16,9 @@ from trainer.exports.model_card import CardFacts, adapter_card, model_card, name
 from trainer.model.new_word import embedding_of, write_text_embedding
 from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import batch_flags, options
+from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
 from trainer.run.checkpoint import RunHeader
-from trainer.spec.shapes import segment_frames
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
 
@@ -48,11 +47,11 @@ def plan_of(
         cluster,
         source.shape,
         batch_flags(config, typed),
-        options(
+        request_of(
             config,
             typed,
             launch,
-            segment_frames=segment_frames(config.segment_seconds, source.frame_rate_hz),
+            frame_rate_hz=source.frame_rate_hz,
             deepspeed_available=importlib.util.find_spec("deepspeed") is not None,
         ),
         None if checkpoint is None else checkpoint.run.global_batch,

@@ -28,12 +28,13 @@ def _step(work: Work, turn: Turn) -> None:
     import numpy as np
 
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-    from trainer.engine.settings import EngineSettings
-    from trainer.model.source import quiet
+    from trainer.flags.config import Config
+    from trainer.model.source import quiet_libraries
     from trainer.plan.launcher import Launch
+    from trainer.wiring import engine_settings
 
-    quiet()
-    settings = EngineSettings()
+    quiet_libraries()
+    settings = engine_settings(Config(dataset_path="unused"))
     plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
     accelerator = build_accelerator(plan, settings, Path("."))
     with Ranks(timeout_seconds=3600) as ranks:
@@ -82,9 +83,9 @@ def _seq2seq(work: Work, turn: Turn) -> None:
     the frozen T5 in every step with its attention mask, Trainer's clipping and schedule."""
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-    from trainer.model.source import quiet
+    from trainer.model.source import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     with turn.device:
         model = random_model(work.model, work.layers).train()
     model.freeze_text_encoder()

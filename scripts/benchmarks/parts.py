@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import EncodecModel
 
@@ -21,15 +22,17 @@ from benchmarks.report import Row
 from benchmarks.turns import resident_bytes
 from benchmarks.work import CODES, Work
 from trainer.data import cache, manifest
+from trainer.data.arrow_store import Binaries
 from trainer.data.batches import Examples
 from trainer.data.order import Order, rows_of_step
 from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
-from trainer.engine.settings import EngineSettings
+from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.run.checkpoint import RunHeader, Saver
 from trainer.run.signals import StopRequest
 from trainer.training.loop import Intervals, Run, train
 from trainer.training.schedule import Schedule
+from trainer.wiring import engine_settings
 
 SAVE_STEPS = 100  # what --save_step is taken to be
 GROWTH = (1, 4, 16)
@@ -58,7 +61,7 @@ def encode(settings: Settings) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sounds = write_clips(folder / "data", settings.clips, settings.seconds)
-        clips = manifest.scan(folder / "data", no_label=False, min_seconds=0.5, memory=folder / "scan").clips
+        clips = manifest.scan(folder / "data", no_label=False, min_seconds=0.5, facts_folder=folder / "scan").clips
         for round_ in range(settings.rounds + 1):
             since = time.perf_counter()
             _encode_plainly(codec, sounds, device)
@@ -183,7 +186,7 @@ def _order_row(clips: int) -> Row:
 def flat(settings: Settings) -> list[Row]:
     """The loop itself for 1,000 steps of the debug model: memory of the process on the way."""
     work = Work(model="debug", layers=1, frames=20, micro_batch=2)
-    codes = _CodesInMemory(clips=50, frames=60)
+    codes = _codes_in_memory(clips=50, frames=60)
     examples = Examples(
         codes=codes,
         text=_TextInMemory(work.shape.text_width),
@@ -234,7 +237,7 @@ class engine_of:
 
     def __enter__(self) -> tuple[Engine, Callable[[], float]]:
         work = self._work
-        settings = EngineSettings()
+        settings = engine_settings(Config(dataset_path="unused"))
         plan = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
         accelerator = build_accelerator(plan, settings, Path("."))
         source, ranks = random_source(work.model, work.layers), Ranks(timeout_seconds=3600)
@@ -253,13 +256,16 @@ class engine_of:
         gc.collect()
 
 
-class _CodesInMemory:
-    def __init__(self, *, clips: int, frames: int):
-        self._codes = np.random.default_rng(0).integers(0, CODES, (clips, 4, frames), dtype=np.int16)
-        self.frames = np.full((clips, 1), frames)
-
-    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
-        return self._codes[clip, :, start : start + frames]
+def _codes_in_memory(*, clips: int, frames: int) -> cache.CachedCodes:
+    """Random codes in the form of cached ones, one view per clip."""
+    codes = np.random.default_rng(0).integers(0, CODES, (clips, 4, frames), dtype="<i2")
+    offsets = codes[0].nbytes * np.arange(clips + 1)
+    return cache.CachedCodes(
+        frames=np.full((clips, 1), frames),
+        codebooks=4,
+        _values=Binaries(ends=np.array([clips]), offsets=[offsets], values=[pa.py_buffer(codes)]),
+        _row_of_clip=np.arange(clips),
+    )
 
 
 class _TextInMemory:

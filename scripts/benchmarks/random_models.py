@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,44 +21,35 @@ from transformers import (
 from trainer.model.debug_model import codec_config, debug_feature_extractor, debug_tokenizer, set_codebooks
 from trainer.model.language_model import LanguageModel
 from trainer.model.source import Source
-from trainer.model.weights import Weights
+from trainer.model.weights import StoredTensor, Weights
 from trainer.spec.shapes import KNOWN
 
 SPECIAL = 2048
-PLACES = 1_000_003  # where a tensor may start in the block of values
+STARTS = 1_000_003  # positions in the block of values where a tensor may start
 
 
-class RandomWeights(Weights):
-    """Normal values of deviation 0.02 by name; norms' weights are 1. Every look-up makes them anew, equal.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RandomTensor(StoredTensor):
+    """Normal values of deviation 0.02, or ones for a norm's weight: the same at every look-up.
 
-    A tensor's values are those of one block from a place that the name decides: billions of draws would take minutes.
+    The values are those of `block` from a start that the name decides: billions of draws would take minutes.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]):
-        self._shapes = shapes
-        largest = max(map(math.prod, shapes.values()))
-        self._block = torch.randn(largest + PLACES, generator=torch.Generator().manual_seed(0)) * 0.02
+    name: str
+    block: Tensor
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read(name, 0, math.prod(self._shapes[name])).view(self._shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        if "norm" in name and name.endswith("weight"):
+    def read(self, start: int, stop: int) -> Tensor:
+        if "norm" in self.name and self.name.endswith("weight"):
             return torch.ones(stop - start)
-        first = start + zlib.crc32(name.encode()) % PLACES
-        return self._block[first : first + stop - start]
+        first = start + zlib.crc32(self.name.encode()) % STARTS
+        return self.block[first : first + stop - start]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
+
+def random_weights(shapes: dict[str, tuple[int, ...]]) -> Weights:
+    """Random tensors of these shapes by name, which share one block of values in memory."""
+    largest = max(map(math.prod, shapes.values()))
+    block = torch.randn(largest + STARTS, generator=torch.Generator().manual_seed(0)) * 0.02
+    return Weights({name: RandomTensor(shape=shape, name=name, block=block) for name, shape in shapes.items()})
 
 
 def random_source(size: str, layers: int | None = None) -> Source:
@@ -68,7 +59,7 @@ def random_source(size: str, layers: int | None = None) -> Source:
         name=size,
         config=config,
         generation_config=None,  # type: ignore[arg-type]
-        weights=RandomWeights(_trained_shapes(config)),
+        weights=random_weights(_trained_shapes(config)),
         load_tokenizer=debug_tokenizer,
         load_feature_extractor=debug_feature_extractor,
     )

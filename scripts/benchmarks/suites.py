@@ -10,7 +10,8 @@ import torch
 from benchmarks import steps
 from benchmarks.report import Row
 from benchmarks.work import Work
-from trainer.plan.memory import Checkpointing, expected_bytes
+from trainer.plan.layout import Checkpointing
+from trainer.plan.memory import expected_bytes
 
 SIZES = ("small", "medium", "large")
 MOST = 16  # micro-batch

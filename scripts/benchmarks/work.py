@@ -1,4 +1,4 @@
-"""The work that contestants are given: one optimizer step of clips of one length."""
+"""The work that the benchmarks' contestants do: one optimizer step of clips of one length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from trainer.data.batches import Batch
 from trainer.model.delay_pattern import inputs_and_labels
-from trainer.plan.memory import Checkpointing, Layout, Strategy, expected_bytes
+from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy, Workload
+from trainer.plan.memory import expected_bytes
 from trainer.plan.plan import Plan
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import KNOWN, Shape
@@ -18,10 +19,11 @@ CODES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A step: accumulation x micro_batch clips of `frames` frames, with captions of `text_tokens` tokens.
+    """An optimizer step of accumulation x micro_batch clips of `frames` frames, with captions of `text_tokens` tokens.
 
-    layers     of the model; None for all
-    precision  no, bf16 or fp16
+    model      one of the known names, as in --model_id
+    layers     how many decoder layers it is cut to; None: it has all
+    precision  of the computation: "no" (float32), "bf16" or "fp16"
     """
 
     model: str
@@ -30,7 +32,7 @@ class Work:
     micro_batch: int
     accumulation: int = 1
     text_tokens: int = 20
-    precision: str = "no"
+    precision: Precision = "no"
     strategy: Strategy = "single"
     gradient_checkpointing: Checkpointing = False
     compiled: bool = False
@@ -46,7 +48,7 @@ class Work:
 
     @property
     def flops(self) -> int:
-        """Model FLOPs of the step."""
+        """Model FLOPs of the whole step."""
         return self.clips * clip_flops(self.shape, self.frames, self.text_tokens)
 
     def batch(self) -> Batch:
@@ -66,34 +68,24 @@ class Work:
         )
 
     def layout(self, *, on_gpu: bool) -> Layout:
-        """What the plan's estimate of memory is made from."""
+        """The layout of this work in one process, from which the expected memory follows."""
         return Layout(
+            workload=Workload(segment_frames=self.frames),
             strategy=self.strategy,
-            shards=1,
-            precision=self.precision,  # type: ignore[arg-type]
+            on_gpu=on_gpu,
+            mixed_precision=self.precision,
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
-            frames=self.frames,
             gradient_checkpointing=self.gradient_checkpointing,
-            offload_optimizer=False,
-            on_gpu=on_gpu,
             compiled=self.compiled,
         )
 
     def plan(self, *, gpu_memory_bytes: int | None) -> Plan:
-        """The plan that make_plan would give, for one process."""
+        """The plan of this work in one process, exactly as it is laid out here."""
         layout = self.layout(on_gpu=gpu_memory_bytes is not None)
         return Plan(
-            strategy=self.strategy,
-            nodes=1,
-            world_size=1,
-            offload_optimizer=False,
+            layout=layout,
             global_batch=self.clips,
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-            mixed_precision=self.precision,  # type: ignore[arg-type]
-            gradient_checkpointing=self.gradient_checkpointing,
-            compiled=self.compiled,
             memory=expected_bytes(self.shape, layout),
             gpu_memory_bytes=gpu_memory_bytes,
             reasons=(),

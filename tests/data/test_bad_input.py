@@ -14,13 +14,14 @@ import soundfile
 
 from tests.audio_files import noise, pcm16, wav_header, write_clip
 from trainer.data import manifest
-from trainer.data.manifest import Fate, Manifest, summary, write_report
+from trainer.data.fates import Fate, display, summary, write_report
+from trainer.data.manifest import Manifest
 from trainer.errors import DataError
 
 
 def scan(folder: Path, no_label: bool = False) -> Manifest:
-    memory = folder.parent / "memory"
-    return manifest.scan(folder, no_label=no_label, min_seconds=0.5, memory=memory, show_progress=False)
+    facts = folder.parent / "facts"
+    return manifest.scan(folder, no_label=no_label, min_seconds=0.5, facts_folder=facts, show_progress=False)
 
 
 def fate_of(folder: Path, name: str, no_label: bool = False) -> Fate:
@@ -239,11 +240,11 @@ def test_any_name_is_used_printed_and_reported(tmp_path: Path, no_label: bool) -
     write_report(found.fates, tmp_path / "report.csv")
     with open(tmp_path / "report.csv", newline="", encoding="utf-8") as file:
         assert [Fate(**row) for row in csv.DictReader(file)] == list(found.fates)  # type: ignore[arg-type]
-    assert scan(folder, no_label).clips[:] == found.clips[:]  # from memory
+    assert scan(folder, no_label).clips[:] == found.clips[:]  # from the facts that were kept
 
 
 def test_names_are_shown_as_one_printable_line() -> None:
-    assert manifest.display(os.fsdecode(b"a\nb\xff\x1bc \xc3\xa9.wav")) == r"a\nb\xff\x1bc é.wav"
+    assert display(os.fsdecode(b"a\nb\xff\x1bc \xc3\xa9.wav")) == r"a\nb\xff\x1bc é.wav"
 
 
 def test_no_usable_clip_is_an_error_that_counts_and_says_what_to_do(tmp_path: Path) -> None:

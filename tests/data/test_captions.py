@@ -12,13 +12,14 @@ import torch
 from tests.data.test_order import LENGTHS, order_of
 from tests.runs import assert_bit_equal, few_clips, final_state, launch_here, metrics
 from tests.synthetic import random_examples
+from trainer.data.caption_files import read_caption
 from trainer.data.captions import first_caption, texts_of, thinned
 from trainer.data.dataset import prepare
-from trainer.data.manifest import read_caption
 from trainer.data.order import draw, rows_of_step
 from trainer.errors import ConfigError
 from trainer.flags.config import Config, parse
 from trainer.model.source import open_model
+from trainer.wiring import data_settings
 
 WORDS = " ".join(f"word{number}" for number in range(40))
 
@@ -124,7 +125,7 @@ def test_validation_takes_the_first_line_whole_and_the_cache_holds_every_text(tm
         word_dropout=0.5,
         caption_variants=3,
     )
-    data = prepare(config, open_model("debug"), torch.device("cpu"))
+    data = prepare(data_settings(config), open_model("debug"), torch.device("cpu"))
     assert data.validation is not None and data.validation.texts is None and data.train.texts is not None
     stems = {Path(name).stem for name in data.validation.names}
     assert set(data.validation.captions) == set(data.train.captions) == {f"first of {stem}" for stem in stems}

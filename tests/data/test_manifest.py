@@ -16,17 +16,18 @@ import pytest
 import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
-from trainer.data import audio, manifest
-from trainer.data.manifest import Fate, Manifest
+from trainer.data import audio, audio_facts, manifest
+from trainer.data.fates import Fate, summary, write_report
+from trainer.data.manifest import Manifest
 from trainer.errors import ConfigError, StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def scan(folder: Path, memory: Path | None = None, **options: bool) -> Manifest:
+def scan(folder: Path, facts: Path | None = None, **options: bool) -> Manifest:
     return manifest.scan(
         folder, no_label=options.get("no_label", False), min_seconds=0.5, show_progress=False,
-        memory=memory or folder.parent / "memory", rehash=options.get("rehash", False),
+        facts_folder=facts or folder.parent / "facts", rehash=options.get("rehash", False),
     )
 
 
@@ -49,14 +50,14 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
     (tmp_path / "data" / "b.txt").write_text("")
     clips = scan(tmp_path / "data").clips
     assert {name: feature.dtype for name, feature in clips.features.items()} == {
-        "path": "string", "path_bytes": "binary", "caption": "string", "seconds": "float64",
+        "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
         "sample_rate_hz": "int32", "channels": "int32", "content": "string",
     }
     rows = {row["path"]: row for row in clips}
     assert rows["a.wav"] == {
         "path": "a.wav", "path_bytes": os.fsencode(tmp_path / "data" / "a.wav"), "caption": "calm piano",
-        "seconds": 1.5, "sample_rate_hz": 8_000, "channels": 1,
-        "content": audio.inspect(tmp_path / "data" / "a.wav").content,
+        "size_bytes": (tmp_path / "data" / "a.wav").stat().st_size, "seconds": 1.5, "sample_rate_hz": 8_000,
+        "channels": 1, "content": audio.inspect(tmp_path / "data" / "a.wav").content,
     }
     b = rows["b.wav"]
     assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)
@@ -173,19 +174,19 @@ def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> No
     scan(tmp_path / "data")
     path.with_suffix(".txt").write_text("after")
     assert captions(scan(tmp_path / "data"))["a.wav"] == "after"
-    memory = tmp_path / "memory"
-    longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, memory=memory, show_progress=False)
+    facts = tmp_path / "facts"
+    longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, facts_folder=facts, show_progress=False)
     assert fates(longer)["a.wav"] == "too short"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1, "files": {"/a.wav": [1]}}', b"\xff\xfe\0"])
-def test_a_damaged_memory_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_damaged_facts_are_made_anew(tmp_path: Path, content: bytes) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     expected = scan(tmp_path / "data", tmp_path / "other").clips[:]
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / audio.MEMORY_NAME).write_bytes(content)
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts" / audio_facts.FILE_NAME).write_bytes(content)
     assert scan(tmp_path / "data").clips[:] == expected
-    assert list(json.loads((tmp_path / "memory" / audio.MEMORY_NAME).read_text())["files"]) == [
+    assert list(json.loads((tmp_path / "facts" / audio_facts.FILE_NAME).read_text())["files"]) == [
         str(tmp_path / "data" / "a.wav")
     ]
 
@@ -194,27 +195,27 @@ def test_a_killed_scan_keeps_what_it_saved(tmp_path: Path) -> None:
     small = [str(write_clip(tmp_path / f"{seed}.wav", seed=seed)) for seed in range(3)]
     large = str(write_sparse_hours(tmp_path / "large.wav", hours=4))
     program = (
-        "import sys; from pathlib import Path; from trainer import audio; audio.SAVE_SECONDS = 0.0;"
-        "audio.inspect_all(sys.argv[2:], Path(sys.argv[1]), show_progress=False)"
+        "import sys; from pathlib import Path; from trainer.data import audio_facts; audio_facts.SAVE_SECONDS = 0.0;"
+        "audio_facts.inspect_all(sys.argv[2:], Path(sys.argv[1]), show_progress=False)"
     )
-    memory = tmp_path / "memory"
-    process = subprocess.Popen([sys.executable, "-c", program, str(memory), *small, large], cwd=ROOT)
+    facts = tmp_path / "facts"
+    process = subprocess.Popen([sys.executable, "-c", program, str(facts), *small, large], cwd=ROOT)
     try:
         deadline = time.monotonic() + 60
-        while len(audio._recall(memory)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        while len(audio_facts._load(facts)) < 3 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
     finally:
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    known = audio._recall(memory)
+    known = audio_facts._load(facts)
     assert {path: said for path, (_, said) in known.items()} == {path: audio.inspect(Path(path)) for path in small}
 
 
-def test_a_memory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path) -> None:
+def test_a_folder_for_facts_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(StorageError, match=r"taken/memory.*Not a directory.*--cache_dir"):
-        scan(tmp_path / "data", tmp_path / "taken" / "memory")
+    with pytest.raises(StorageError, match=r"taken/facts.*Not a directory.*--cache_dir"):
+        scan(tmp_path / "data", tmp_path / "taken" / "facts")
     # A limit on the size of files fails as a full disk does: after some of the bytes are written.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
@@ -222,13 +223,13 @@ def test_a_memory_that_cannot_be_written_is_named_with_its_flag(tmp_path: Path) 
         with pytest.raises(StorageError, match=r"full.*File too large.*--cache_dir"):
             scan(tmp_path / "data", tmp_path / "full")
         with pytest.raises(StorageError, match=r"report\.csv.*--output_dir"):
-            manifest.write_report([Fate(path="a.wav", fate="used")], tmp_path / "report.csv")
+            write_report([Fate(path="a.wav", fate="used")], tmp_path / "report.csv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "full").iterdir()) == [] and not list(tmp_path.glob("*report*"))
 
 
-def test_a_complete_memory_need_not_be_writable(tmp_path: Path) -> None:
+def test_complete_facts_need_not_be_writable(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     expected = scan(tmp_path / "data").clips[:]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,7 +276,7 @@ def test_the_report_reads_back_with_every_name_and_detail(tmp_path: Path) -> Non
         Fate(path='a "quoted", name.wav', fate="used"),
         Fate(path="é — 音楽.wav", fate="too short", detail="0.1 s, under"),
     ]
-    manifest.write_report(rows, path)
+    write_report(rows, path)
     with open(path, newline="", encoding="utf-8") as file:
         assert [Fate(**row) for row in csv.DictReader(file)] == rows  # type: ignore[arg-type]
     assert os.listdir(path.parent) == ["report.csv"]
@@ -285,7 +286,7 @@ def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_
     rows = [Fate(path=f"used {number}.wav", fate="used") for number in range(1_234)]
     rows += [Fate(path=f"short {number}.wav", fate="too short", detail="use a longer take") for number in range(500)]
     rows += [Fate(path=f"text {number}.txt", fate="no audio", detail="add it") for number in range(2)]
-    text = manifest.summary(rows)
+    text = summary(rows)
     assert "1,234  used" in text and "500  too short" in text and "2  no audio" in text
     shown = [line for line in text.splitlines() if line.startswith("  ") and ": " in line]
     assert len(shown) == 10
@@ -296,10 +297,10 @@ def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_
 def test_importing_the_manifest_and_scanning_loads_no_torch(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     program = (
-        "import sys; from pathlib import Path; from trainer import manifest;"
+        "import sys; from pathlib import Path; from trainer.data import manifest;"
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules;"
-        "manifest.scan(Path(sys.argv[1]), no_label=False, min_seconds=0.5, memory=Path(sys.argv[2]));"
+        "manifest.scan(Path(sys.argv[1]), no_label=False, min_seconds=0.5, facts_folder=Path(sys.argv[2]));"
         "assert 'torch' not in sys.modules"
     )
-    arguments = [sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "memory")]
+    arguments = [sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "facts")]
     assert subprocess.run(arguments, cwd=ROOT, timeout=60).returncode == 0

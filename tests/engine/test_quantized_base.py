@@ -28,15 +28,15 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import materialize
 from trainer.model.source import Source, open_model, source_of
 from trainer.model.trained_model import build_trained_model, merged
-from trainer.model.weights import MemoryWeights
+from trainer.model.weights import weights_in_memory
 from trainer.plan import strategies
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import batch_flags, options
+from trainer.plan.request import batch_flags, request_of
 from trainer.run.checkpoint import Saver, newest
 from trainer.spec.shapes import KNOWN
-from trainer.spec.trainable import LAYER, count
+from trainer.spec.trainable import LAYER
 from trainer.wiring import engine_settings, model_settings
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -48,8 +48,8 @@ LENGTHS = [20, 35, 12]
 def engine_of(bits: int | None, precision: str = "no", source: Source | None = None, **flags: object) -> Engine:
     flags = flags or {"lora_rank": 4}
     config = Config(dataset_path="unused", base_bits=bits, **flags)  # type: ignore[arg-type]
-    counts = count(KNOWN["debug"], config.selection)
-    return engine_for(plan_for(precision=precision, micro_batch=3, base_bits=bits, counts=counts), config, source)
+    plan = plan_for(precision=precision, micro_batch=3, base_bits=bits, selection=config.selection)
+    return engine_for(plan, config, source)
 
 
 def losses(engine: Engine, steps: int = 4, new_tokens: int = 0, first: int = 0) -> list[float]:
@@ -64,7 +64,7 @@ def rounded(source: Source, bits: int) -> Source:
     for name, weight in tensors.items():
         if LAYER.match(name) and weight.dim() == 2:
             tensors[name] = given_back(weight, bits)
-    return replace(source, weights=MemoryWeights(tensors))
+    return replace(source, weights=weights_in_memory(tensors))
 
 
 def given_back(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_a_run_is_that_beside_a_base_of_the_codes_values_in_the_bytes_of_the_pla
 
 def expected_memory(bits: int, precision: str):
     config = Config(dataset_path="unused", base_bits=bits, lora_rank=4)  # type: ignore[arg-type]
-    return plan_for(precision=precision, base_bits=bits, counts=count(KNOWN["debug"], config.selection)).memory
+    return plan_for(precision=precision, base_bits=bits, selection=config.selection).memory
 
 
 def test_a_word_is_learned_through_a_base_of_4_bits() -> None:
@@ -200,7 +200,7 @@ def planned(gib: float, gpus: int = 1, device: str = "cuda", **flags: object) ->
         host_memory_bytes=None,
         supports_bf16=device == "cuda",
     )
-    asked = options(config, frozenset(), Launch(), segment_frames=1500, deepspeed_available=True)
+    asked = request_of(config, frozenset(), Launch(), frame_rate_hz=50, deepspeed_available=True)
     return make_plan(cluster, KNOWN["large"], batch_flags(config, frozenset()), asked)
 
 
@@ -268,7 +268,7 @@ def test_a_run_without_adapters_imports_no_peft_and_one_with_them_prints_nothing
     lines = [
         "import sys, trainer.engine, trainer.exports.export, trainer.model.source",
         "print([name for name in ('peft', 'bitsandbytes') if name in sys.modules])",
-        "trainer.model.source.quiet()",
+        "trainer.model.source.quiet_libraries()",
         "import peft, bitsandbytes",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT)

@@ -37,8 +37,8 @@ def sounds(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def run_script(*words: object) -> int:
-    return script.main([str(word) for word in words])
+def run_script(*arguments: object) -> int:
+    return script.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,9 +52,9 @@ def test_each_kind_of_model_gives_sound_of_the_asked_length(kind: str, finished_
 def test_a_base_model_generates_too_and_sampling_options_change_the_sound(tmp_path: Path) -> None:
     options = {"plain": (), "cool": ("--temperature", "0.5"), "two": ("--top_k", "2"), "free": ("--guidance", "1")}
     options |= {"greedy": ("--greedy",), "seed": ("--seed", "1")}
-    for name, words in options.items():
+    for name, flags in options.items():
         assert not run_script(
-            "--model", "debug", "--prompt", "rock", "--seconds", 0.3, "--output", tmp_path / name, *words
+            "--model", "debug", "--prompt", "rock", "--seconds", 0.3, "--output", tmp_path / name, *flags
         )
     assert len({str(sounds(tmp_path / name)) for name in options}) == len(options)
 
@@ -73,9 +73,9 @@ def test_the_same_command_gives_the_same_bits_in_another_process_and_from_anothe
 
 def test_a_prompts_sound_does_not_depend_on_its_neighbours(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("fast metal\n\n  slow rock ballad  \n", encoding="utf-8")
-    words = ("--model", finished_run, "--seconds", "0.4", "--output")
-    assert not run_script(*words, tmp_path / "file", "--prompts", tmp_path / "prompts.txt")
-    assert not run_script(*words, tmp_path / "alone", "--prompt", "slow rock ballad")
+    flags = ("--model", finished_run, "--seconds", "0.4", "--output")
+    assert not run_script(*flags, tmp_path / "file", "--prompts", tmp_path / "prompts.txt")
+    assert not run_script(*flags, tmp_path / "alone", "--prompt", "slow rock ballad")
     together, alone = sounds(tmp_path / "file"), sounds(tmp_path / "alone")
     assert list(together) == ["01_fast_metal.wav", "02_slow_rock_ballad.wav"]
     assert together["02_slow_rock_ballad.wav"] == alone["01_slow_rock_ballad.wav"]
@@ -173,10 +173,10 @@ def test_refusals_say_what_would_work(finished_run: Path, tmp_path: Path, capsys
         (("--model", "debug", *one, "--device", "tpu9"), 2, ("--device tpu9", "use auto, cpu or cuda")),
         (("--model", "debug", *one, "--output", broken), 4, ("--output", "choose another folder")),
     ]
-    for words, exit_code, parts in cases:
-        assert run_script(*words) == exit_code, words
+    for arguments, exit_code, parts in cases:
+        assert run_script(*arguments) == exit_code, arguments
         message = capsys.readouterr().err
-        assert message.startswith("error: ") and all(part in message for part in parts), (words, message)
+        assert message.startswith("error: ") and all(part in message for part in parts), (arguments, message)
 
 
 def test_a_lone_language_model_works_with_its_base_named(finished_run: Path, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_language_model_of_another_size_than_the_base_is_refused(
     state = torch.load(finished_run / "lm_final.pt", weights_only=True)
     fewer = {name: tensor for name, tensor in state.items() if not name.startswith("transformer.layers.1.")}
     torch.save(fewer, tmp_path / "fewer.pt")
-    words = ("--model", tmp_path / "fewer.pt", "--base", "debug", "--prompt", "a", "--output", tmp_path / "out")
-    assert run_script(*words) == 1
+    flags = ("--model", tmp_path / "fewer.pt", "--base", "debug", "--prompt", "a", "--output", tmp_path / "out")
+    assert run_script(*flags) == 1
     assert "not a language model of the size of debug (2 layers" in capsys.readouterr().err
 
 

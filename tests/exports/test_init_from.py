@@ -18,10 +18,10 @@ from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, open_model
-from trainer.model.weights import MemoryWeights
+from trainer.model.weights import weights_in_memory
 from trainer.run.checkpoint import FlatSlice, Saver
 
-PLACES = {
+STARTS = {
     "a run": "run",
     "its newest step": "run/checkpoints/step-00000007",
     "lm_final.pt": "exported/lm_final.pt",
@@ -48,9 +48,9 @@ def trained(source: Source) -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def places(source: Source, trained: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def starts(source: Source, trained: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model in every format; the run holds an older step too, with other weights."""
-    folder = tmp_path_factory.mktemp("places")
+    folder = tmp_path_factory.mktemp("starts")
     settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0)
     export_all(source, trained.state_dict(), folder / "exported", settings)
     identity = {"codec": source.codec_identity(), "text encoder": source.text_identity()}
@@ -77,39 +77,39 @@ def logits(model: LanguageModel) -> Tensor:
         return model.eval()(inputs_BKT, text_BSD, torch.ones(2, 5))
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_each_format_gives_the_logits_of_the_model_that_was_exported(
-    source: Source, trained: LanguageModel, places: Path, place: str
+    source: Source, trained: LanguageModel, starts: Path, start: str
 ) -> None:
-    started = start_from(source, find_starting_point(str(places / place)))
+    started = start_from(source, find_starting_point(str(starts / start)))
     assert torch.equal(logits(load_language_model(started)), logits(trained))
     assert not torch.equal(logits(load_language_model(source)), logits(trained))
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_ranges_are_those_of_the_whole_tensors_and_the_frozen_models_stay(
-    source: Source, trained: LanguageModel, places: Path, place: str
+    source: Source, trained: LanguageModel, starts: Path, start: str
 ) -> None:
-    started = start_from(source, find_starting_point(str(places / place)))
+    started = start_from(source, find_starting_point(str(starts / start)))
     for name, value in trained.state_dict().items():
         assert started.weights.shape(name) == tuple(value.shape)
-        for start, stop in ((0, 3), (5, value.numel() - 1)):
-            assert torch.equal(started.weights.read(name, start, stop), value.reshape(-1)[start:stop]), name
+        for first, stop in ((0, 3), (5, value.numel() - 1)):
+            assert torch.equal(started.weights.read(name, first, stop), value.reshape(-1)[first:stop]), name
     assert set(started.weights) == set(source.weights)
     assert started.codec_identity() == source.codec_identity()
     assert started.text_identity() == source.text_identity()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
-@pytest.mark.parametrize("place", ["exported/lm_final.pt", "exported/audiocraft/state_dict.bin"])
-def test_a_pickled_files_tensors_are_looks_into_the_mapped_file(source: Source, places: Path, place: str) -> None:
-    weights = start_from(source, find_starting_point(str(places / place))).weights
+@pytest.mark.parametrize("start", ["exported/lm_final.pt", "exported/audiocraft/state_dict.bin"])
+def test_a_pickled_files_tensors_are_looks_into_the_mapped_file(source: Source, starts: Path, start: str) -> None:
+    weights = start_from(source, find_starting_point(str(starts / start))).weights
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps if line[-1] == str(places / place)]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps if line[-1] == str(starts / start)]
     for name in weights:
         if name.startswith(("decoder.", "enc_to_dec_proj.")):
             address = weights.read(name, 0, 1).data_ptr()
-            assert any(start <= address < stop for start, stop in ranges), name
+            assert any(first <= address < stop for first, stop in ranges), name
 
 
 def test_another_size_is_refused_with_both_sizes(source: Source, trained: LanguageModel, tmp_path: Path) -> None:
@@ -122,24 +122,24 @@ def test_another_size_is_refused_with_both_sizes(source: Source, trained: Langua
         start_from(source, find_starting_point(str(tmp_path)))
 
 
-def test_another_shape_or_number_of_heads_is_refused_with_both(source: Source, places: Path) -> None:
-    found = find_starting_point(str(places / "exported/huggingface"))
+def test_another_shape_or_number_of_heads_is_refused_with_both(source: Source, starts: Path) -> None:
+    point = find_starting_point(str(starts / "exported/huggingface"))
     name = "enc_to_dec_proj.weight"
-    wide = MemoryWeights({key: found.weights[key] for key in found.weights} | {name: torch.zeros(7, 9)})
+    wide = weights_in_memory({key: point.weights[key] for key in point.weights} | {name: torch.zeros(7, 9)})
     with pytest.raises(ModelError, match=rf"{name}: \(7, 9\) there, \(\d+, 512\) in the base"):
-        start_from(source, replace(found, weights=wide))
+        start_from(source, replace(point, weights=wide))
     with pytest.raises(ModelError, match=r"attention heads 3 there, \d+ in the base"):
-        start_from(source, replace(found, settings={**found.settings, "attention heads": 3}))
+        start_from(source, replace(point, settings={**point.settings, "attention heads": 3}))
 
 
-def test_a_run_beside_another_codec_is_refused(source: Source, places: Path) -> None:
-    found = find_starting_point(str(places / "run"))
+def test_a_run_beside_another_codec_is_refused(source: Source, starts: Path) -> None:
+    point = find_starting_point(str(starts / "run"))
     with pytest.raises(ModelError, match=r"another codec \(abc then, "):
-        start_from(source, replace(found, parts={**found.parts, "codec": "abc"}))
+        start_from(source, replace(point, parts={**point.parts, "codec": "abc"}))
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("name", "message"),
     [
         ("nowhere", "there is no such file or folder"),
         ("facebook/musicgen-small", "a hub id goes to --model_id"),
@@ -148,13 +148,13 @@ def test_a_run_beside_another_codec_is_refused(source: Source, places: Path) -> 
         ("broken", "is no complete checkpoint"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, given: str, message: str) -> None:
+def test_what_is_no_model_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/checkpoint.json").write_text("{")
     (tmp_path / "text.pt").write_text("no model")
     with pytest.raises(ModelError, match=f"--init_from .*{message}"):
-        find_starting_point(str(tmp_path / given) if "/" not in given else given)
+        find_starting_point(str(tmp_path / name) if "/" not in name else name)
 
 
 def test_a_run_starts_from_a_finished_one_and_resumes_without_it(finished_run: Path, tmp_path: Path) -> None:

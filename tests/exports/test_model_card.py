@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from trainer.exports.model_card import Training, adapter_card, model_card
+from trainer.exports.model_card import CardFacts, adapter_card, model_card
 from trainer.spec.trainable import selection_of
 
 
 def test_the_card_names_base_licence_and_data_but_no_path() -> None:
-    card = model_card(_training(base_model="small", dataset="/home/ann/my | songs"))
+    card = model_card(_facts(base_model="small", dataset="/home/ann/my | songs"))
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "facebook/musicgen-small" and front["license"] == "cc-by-nc-4.0"
     assert front["pipeline_tag"] == "text-to-audio"
@@ -23,28 +23,28 @@ def test_the_card_names_base_licence_and_data_but_no_path() -> None:
 
 @pytest.mark.parametrize("base_model", ["debug", "/models/mine"])
 def test_the_card_claims_no_licence_that_it_does_not_know(base_model: str) -> None:
-    front = yaml.safe_load(model_card(_training(base_model=base_model, dataset="songs")).split("---")[1])
+    front = yaml.safe_load(model_card(_facts(base_model=base_model, dataset="songs")).split("---")[1])
     assert "license" not in front and "base_model" not in front
 
 
 def test_the_card_of_a_learned_word_says_what_was_learned_and_names_only_what_is_there() -> None:
-    card = model_card(_training(base_model="small", dataset="songs", placeholder="<my-style>"))
+    card = model_card(_facts(base_model="small", dataset="songs", placeholder="<my-style>"))
     assert "`<my-style>`, for the music of 12 clips" in card and 'pipeline("text-to-audio"' in card
     assert '--prompt "<my-style> ..."' in card and '("<my-style> ...")' in card
     assert "lm_final" not in card and "audiocraft" not in card and "language model fine-tuned" not in card
 
 
 def test_the_card_names_the_weights_at_the_start_but_no_path() -> None:
-    card = model_card(_training(base_model="small", dataset="songs", started_from="/home/ann/first/lm_final.pt"))
+    card = model_card(_facts(base_model="small", dataset="songs", started_from="/home/ann/first/lm_final.pt"))
     assert 'started from the language model of "lm_final.pt"' in card and "/home" not in card
     assert "licence of the weights at the start" in card
-    assert "the start" not in model_card(_training(base_model="small", dataset="songs"))
+    assert "the start" not in model_card(_facts(base_model="small", dataset="songs"))
 
 
-def _training(
+def _facts(
     *, base_model: str, dataset: str, started_from: str | None = None, placeholder: str | None = None
-) -> Training:
-    return Training(
+) -> CardFacts:
+    return CardFacts(
         base_model=base_model,
         dataset=dataset,
         clips=12,
@@ -57,9 +57,9 @@ def _training(
 
 
 def test_a_loras_cards_say_so_and_name_the_weights_that_the_adapter_fits() -> None:
-    training = replace(_training(base_model="small", dataset="songs"), trained=selection_of(lora_rank=4))
+    training = replace(_facts(base_model="small", dataset="songs"), trained=selection_of(lora_rank=4))
     merged, adapter = model_card(training), adapter_card(training)
-    assert "trained by LoRA" in merged and "LoRA" not in model_card(_training(base_model="small", dataset="songs"))
+    assert "trained by LoRA" in merged and "LoRA" not in model_card(_facts(base_model="small", dataset="songs"))
     front = yaml.safe_load(adapter.split("---")[1])
     assert front["library_name"] == "peft" and front["base_model_relation"] == "adapter" and "lora" in front["tags"]
     assert 'from_pretrained("facebook/musicgen-small")' in adapter and "| trained | LoRA of rank 4" in adapter

@@ -24,14 +24,15 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     from tests.synthetic import HEADER
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.flags.config import Config
-    from trainer.model.source import quiet
+    from trainer.model.source import quiet_libraries
     from trainer.plan.launcher import Launch
     from trainer.plan.plan import make_plan
-    from trainer.plan.request import batch_flags, options
+    from trainer.plan.request import batch_flags, request_of
     from trainer.run.checkpoint import Saver, newest
+    from trainer.spec.shapes import FRAME_RATE_HZ
     from trainer.wiring import engine_settings
 
-    quiet()
+    quiet_libraries()
     # Bit for bit only holds where attention's backward pass adds up in one order: flash attention's, where
     # determinism is asked for without warn_only (torch, attention_backward.cu), and not cuDNN's.
     torch.use_deterministic_algorithms(True)
@@ -49,7 +50,8 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     )
     flags = {"lora_rank": 16, "base_bits": bits, "batch_size": 2, "grad_acc": 2, "strategy": strategy}
     config = Config(dataset_path="unused", compile="1" if compiled else "0", **flags)  # type: ignore[arg-type]
-    asked = options(config, frozenset(), Launch(), segment_frames=work.frames, deepspeed_available=False)
+    asked = request_of(config, frozenset(), Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=False)
+    assert asked.workload.segment_frames == work.frames
     plan = make_plan(find_cluster(Launch(), compiler=compiled), work.shape, batch_flags(config, frozenset()), asked)
     assert (plan.micro_batch, plan.accumulation, plan.mixed_precision) == (2, 2, "bf16"), plan.describe()
     cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])

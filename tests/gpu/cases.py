@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.work import Work
 
-from trainer.plan.memory import Checkpointing
+from trainer.plan.layout import Checkpointing
 from trainer.wiring import engine_settings
 
 # Compiled or not, and what is recomputed.

@@ -14,7 +14,8 @@ from audiocraft.modules.conditioners import ConditioningAttributes
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from trainer.exports.audiocraft import lm_config, lm_to_audiocraft, text_encoder_name
+from trainer.exports.audiocraft_config import lm_config, text_encoder_name
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.model.source import Source, load_text_encoder
 
 

@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from tests.interop.audiocraft_modules import require_audiocraft
-from trainer.exports import audiocraft as layout
+from trainer.exports.audiocraft_config import lm_config
+from trainer.exports.audiocraft_files import read_audiocraft
+from trainer.exports.audiocraft_names import CONDITIONER, lm_to_audiocraft
 from trainer.exports.export import ExportSettings, export_all
 from trainer.flags.config import Config
 from trainer.model.language_model import LanguageModel, load_language_model, materialize
@@ -85,12 +87,12 @@ def test_names_and_shapes_are_audiocrafts(codebooks: int, width: int, heads: int
         ours = LanguageModel(MusicgenForCausalLM._from_config(config), torch.nn.Linear(768, width))
     shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
     with FakeTensorMode():
-        converted = layout.lm_to_audiocraft({name: torch.empty(shape) for name, shape in shapes.items()})
-    given = {name: tensor.shape for name, tensor in converted.items()}
-    projection = {f"{layout.CONDITIONER}.output_proj.{part}": given for part in ("weight", "bias")}
+        converted = lm_to_audiocraft({name: torch.empty(shape) for name, shape in shapes.items()})
+    exported = {name: tensor.shape for name, tensor in converted.items()}
+    projection = {f"{CONDITIONER}.output_proj.{part}" for part in ("weight", "bias")}
     expected = lm_without_text(codebooks, width, layers, heads)
-    assert {name: shape for name, shape in given.items() if name not in projection} == expected
-    assert given.keys() == expected.keys() | projection.keys()
+    assert {name: shape for name, shape in exported.items() if name not in projection} == expected
+    assert exported.keys() == expected.keys() | projection
 
 
 def test_lm_final_loads_into_audiocrafts_language_model(
@@ -117,7 +119,7 @@ def test_a_file_that_audiocraft_wrote_reads_back_bit_for_bit(
     # As audiocraft.utils.export.export_lm writes it, which cannot run on this torch.
     package = {"best_state": theirs, "xp.cfg": OmegaConf.to_yaml(config), "exported": True}
     torch.save(package, tmp_path / "state_dict.bin")
-    read = layout.read_audiocraft(tmp_path)
+    read = read_audiocraft(tmp_path)
     ours = model.state_dict()
     assert read.state.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in read.state.items())
@@ -137,20 +139,20 @@ def test_logits_agree(source: Source, model: LanguageModel, musicgen: Any, capti
 
 def test_a_merged_lora_in_audiocraft_has_the_logits_of_base_and_adapter(source: Source, tmp_path: Path) -> None:
     config = Config(dataset_path="unused", lora_rank=4)
-    trainee = build_trained_model(source, model_settings(config))
-    materialize(trainee.model, torch.device("cpu"))
+    adapted = build_trained_model(source, model_settings(config))
+    materialize(adapted.model, torch.device("cpu"))
     draw, adapters = torch.Generator().manual_seed(6), {}
     with torch.no_grad():
-        for name, parameter in trainee.model.named_parameters():
-            parameter.copy_(trainee.start[name])
+        for name, parameter in adapted.model.named_parameters():
+            parameter.copy_(adapted.start[name])
             if ".lora_" in name:
                 adapters[name] = parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
-    how = {"card": "", "adapter_card": "", "segment_seconds": 30.0, "cfg_dropout": 0.0}
-    export_all(source, adapters, tmp_path, selection=config.selection, **how)  # type: ignore[arg-type]
+    settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0, selection=config.selection)
+    export_all(source, adapters, tmp_path, settings)
     codes_BKT = torch.randint(0, 2049, (2, 4, 40), generator=draw)
     with torch.inference_mode():
         theirs = load_exported(tmp_path / "audiocraft").lm(codes_BKT, conditions(["epic rock"] * 2))
-        ours = trainee.model.eval()(codes_BKT, *_text(source, "epic rock", rows=2), None)
+        ours = adapted.model.eval()(codes_BKT, *_text(source, "epic rock", rows=2), None)
         without = load_language_model(source).eval()(codes_BKT, *_text(source, "epic rock", rows=2), None)
     assert (ours - without).abs().max() > 0.1
     assert (ours - theirs).abs().max() < 1e-4
@@ -214,7 +216,7 @@ def test_longest_duration_is_the_segment_of_training(musicgen: Any) -> None:
 
 def test_a_short_segment_still_loads_in_audiocraft(source: Source) -> None:
     # get_pretrained raises where the longest duration is not above its default stride of 18 s
-    config = layout.lm_config(source.config, text_encoder_name="t5-small", segment_seconds=4.0, cfg_dropout=0.0)
+    config = lm_config(source.config, text_encoder_name="t5-small", segment_seconds=4.0, cfg_dropout=0.0)
     assert OmegaConf.create(config)["dataset"]["segment_duration"] == 30.0
 
 

@@ -18,7 +18,7 @@ from audiocraft.solvers.musicgen import MusicGenSolver
 from tests.interop.audiocraft_models import build_lm, conditions
 from trainer.data.batches import Examples
 from trainer.data.order import Row, valid_cells
-from trainer.exports.audiocraft import lm_from_audiocraft
+from trainer.exports.audiocraft_names import lm_from_audiocraft
 from trainer.model.delay_pattern import IGNORED
 from trainer.model.language_model import load_language_model
 from trainer.model.loss import step_loss, summed_cross_entropy

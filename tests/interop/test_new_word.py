@@ -1,4 +1,4 @@
-"""A learned word in the real audiocraft: the file and README.md's function give our logits in a fresh process."""
+"""A learned word in the real audiocraft: docs/new_word.md's function gives our logits in a fresh process."""
 
 from __future__ import annotations
 

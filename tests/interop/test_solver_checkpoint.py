@@ -15,7 +15,8 @@ from torch import nn
 
 from tests.interop.audiocraft_modules import require_audiocraft
 from trainer.errors import ModelError
-from trainer.exports.audiocraft import lm_config, read_audiocraft, text_encoder_name
+from trainer.exports.audiocraft_config import lm_config, text_encoder_name
+from trainer.exports.audiocraft_files import read_audiocraft
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.exports.pickled import load_pickled, plain_config
 from trainer.model.language_model import LanguageModel, load_language_model
@@ -113,8 +114,8 @@ def logits(model: LanguageModel) -> torch.Tensor:
 def test_a_solvers_checkpoint_gives_the_logits_of_its_best_state(
     source: Source, best: LanguageModel, checkpoint: Path
 ) -> None:
-    for given in (checkpoint, checkpoint.parent):
-        started = start_from(source, find_starting_point(str(given)))
+    for path in (checkpoint, checkpoint.parent):
+        started = start_from(source, find_starting_point(str(path)))
         assert torch.equal(logits(load_language_model(started)), logits(best))
 
 
@@ -155,7 +156,7 @@ torch.save(state, sys.argv[1])
 def test_it_is_read_where_omegaconf_is_not_installed(checkpoint: Path) -> None:
     code = (
         "import sys; sys.modules['omegaconf'] = None\n"
-        "from pathlib import Path; from trainer.exports.audiocraft import read_audiocraft\n"
+        "from pathlib import Path; from trainer.exports.audiocraft_files import read_audiocraft\n"
         f"print(read_audiocraft(Path({str(checkpoint)!r})).config.heads)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,7 +17,6 @@ from trainer.errors import ConfigError, ModelError
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.new_word import (
     TABLE,
-    Placeholder,
     TextEmbedding,
     TokenIds,
     extended_tokenizer,
@@ -29,7 +28,9 @@ from trainer.model.new_word import (
 )
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import Source, load_text_encoder, open_model
+from trainer.model.weights import weights_in_memory
 from trainer.spec.shapes import KNOWN
+from trainer.spec.trainable import NewWord, Placeholder
 
 WORD = Placeholder(word="<my-style>", vectors=3)
 CAPTIONS = ["<my-style> slow rock ballad", "metal with <my-style>", "<my-style>", None]
@@ -118,14 +119,14 @@ def test_what_the_tokenizer_knows_or_does_not_know_is_refused(source: Source) ->
         with pytest.raises(ConfigError, match=f"--placeholder {word}: the tokenizer knows {named} already"):
             extended_tokenizer(tokenizer, Placeholder(word=word, vectors=1))
     with pytest.raises(ConfigError, match="--init_word 音: the tokenizer does not know it"):
-        start_rows(source, WORD, "音")
+        start_rows(source, NewWord(placeholder=WORD, init_word="音"))
 
 
 def test_new_rows_start_from_the_mean_of_the_words_pieces(source: Source) -> None:
     table = load_text_encoder(source).get_input_embeddings().weight
     ids = source.load_tokenizer()("hi rock", add_special_tokens=False).input_ids
     assert len(ids) > 2
-    rows = start_rows(source, WORD, "hi rock")
+    rows = start_rows(source, NewWord(placeholder=WORD, init_word="hi rock"))
     assert rows.shape == (3, 512)
     assert all(torch.allclose(row, torch.stack([table[index] for index in ids]).mean(0)) for row in rows)
 
@@ -144,9 +145,9 @@ def test_t5_in_the_loop_gives_the_logits_of_cached_states_of_an_extended_t5(
     rest = (batch.text_mask_BS, batch.attention_BS)
     with torch.no_grad():
         expected = heeding_model(source)(batch.inputs_BKT, cached, *rest)
-        found = model_with(source, embedding.rows_ND)(batch.inputs_BKT, batch.text_BSD, *rest)
+        logits = model_with(source, embedding.rows_ND)(batch.inputs_BKT, batch.text_BSD, *rest)
         other = model_with(source, embedding.rows_ND + 1)(batch.inputs_BKT, batch.text_BSD, *rest)
-    assert (found - expected).abs().max() < 1e-5 < 1e-2 < (other - expected).abs().max()
+    assert (logits - expected).abs().max() < 1e-5 < 1e-2 < (other - expected).abs().max()
 
 
 def test_the_gradient_of_the_rows_is_that_of_the_loss(source: Source, embedding: TextEmbedding) -> None:
@@ -200,9 +201,7 @@ def test_a_source_with_the_word_has_all_other_rows_as_they_were(
 ) -> None:
     size = len(source.load_tokenizer())
     table = torch.randn(size + spare, 512)
-    from trainer.model.weights import MemoryWeights, ReplacedWeights
-
-    roomy = replace(source, weights=ReplacedWeights(source.weights, MemoryWeights({TABLE: table})))
+    roomy = replace(source, weights=source.weights.replaced(weights_in_memory({TABLE: table})))
     known = with_embedding(roomy, replace(embedding, text_encoder=roomy.text_identity()))
     grown = known.weights[TABLE]
     assert torch.equal(grown[size : size + 3], embedding.rows_ND)
@@ -216,9 +215,9 @@ def test_a_source_with_the_word_has_all_other_rows_as_they_were(
 def test_the_file_is_some_kilobytes_and_gives_back_what_was_written(embedding: TextEmbedding, tmp_path: Path) -> None:
     write_text_embedding(embedding, tmp_path / "word.safetensors")
     assert (tmp_path / "word.safetensors").stat().st_size < 3 * 512 * 4 + 1024
-    found = read_text_embedding(tmp_path / "word.safetensors")
-    assert torch.equal(found.rows_ND, embedding.rows_ND)
-    assert replace(found, rows_ND=embedding.rows_ND) == embedding
+    read_back = read_text_embedding(tmp_path / "word.safetensors")
+    assert torch.equal(read_back.rows_ND, embedding.rows_ND)
+    assert replace(read_back, rows_ND=embedding.rows_ND) == embedding
 
 
 def test_a_file_that_is_none_and_another_t5_are_refused(

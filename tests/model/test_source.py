@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import MusicgenMelodyConfig
 
 from tests.runs import ROOT, environ
 from trainer.errors import ModelError
@@ -76,6 +78,23 @@ def test_melody_and_stereo_are_refused_by_name_before_anything_is_fetched(name, 
         open_model(name)
 
 
+@pytest.mark.parametrize("kind", ["melody", "stereo"])
+def test_melody_and_stereo_are_refused_by_their_configuration_under_any_name(kind, tmp_path):
+    config = build_debug_model().config.to_dict()
+    if kind == "melody":
+        melody = MusicgenMelodyConfig(
+            text_encoder=config["text_encoder"],
+            audio_encoder=config["audio_encoder"],
+            decoder={name: config["decoder"][name] for name in ("num_hidden_layers", "hidden_size", "ffn_dim")},
+        )
+        melody.save_pretrained(tmp_path)
+    else:
+        config["decoder"]["audio_channels"] = 2
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{kind} models cannot be trained yet; use small, medium or large"):
+        open_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors.index.json", "model.safetensors", "config.json"])
 def test_a_file_cut_short_is_named(tmp_path, name):
     build_debug_model().save_pretrained(tmp_path, max_shard_size="20MB")
@@ -94,10 +113,10 @@ def test_a_file_cut_short_is_named(tmp_path, name):
 
 def test_the_debug_model_does_not_depend_on_the_number_of_threads():
     code = "from trainer.model.source import open_model; source = open_model('debug'); print(source.codec_identity())"
-    found = {
+    identities = {
         subprocess.run(
             [sys.executable, "-c", code], env=environ(OMP_NUM_THREADS=threads), capture_output=True, text=True, cwd=ROOT
         ).stdout
         for threads in ("1", "2")
     }
-    assert len(found) == 1 and found != {""}
+    assert len(identities) == 1 and identities != {""}

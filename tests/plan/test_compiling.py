@@ -18,9 +18,9 @@ from trainer.flags.config import parse
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import BatchFlags, Options, options
+from trainer.plan.request import BatchFlags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import KNOWN
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def cpus() -> Cluster:
 def plan(cluster: Cluster, model: str = "small", *words: str) -> Plan:
     """The plan of flags as they are typed, with micro-batches of at most 8 clips, and two of them."""
     config, typed = parse(["--dataset", "music", *words])
-    asked: Options = options(config, typed, Launch(), segment_frames=1500, deepspeed_available=True)
+    asked = request_of(config, typed, Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=True)
     return make_plan(
         cluster, KNOWN[model], BatchFlags(batch_size=8, grad_acc=2, global_batch=None, grad_acc_typed=False), asked
     )

@@ -7,7 +7,7 @@ import pytest
 from trainer.errors import ConfigError
 from trainer.flags.config import parse
 from trainer.plan.launcher import read_launch
-from trainer.plan.request import options
+from trainer.plan.request import request_of
 
 # What torchrun sets for rank 3 of 2 x 2 processes, and what `accelerate launch` adds (accelerate 1.15).
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}
@@ -104,4 +104,4 @@ def test_what_would_not_act_is_refused(environment, words):
 def test_a_flag_that_contradicts_the_configuration_is_refused(environment, flags, words):
     config, typed = parse(["--dataset", "music", *flags.split()])
     with pytest.raises(ConfigError, match=words):
-        options(config, typed, read_launch(environment), segment_frames=1500, deepspeed_available=True)
+        request_of(config, typed, read_launch(environment), frame_rate_hz=50, deepspeed_available=True)

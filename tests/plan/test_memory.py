@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from tests.plan.published_formulas import deepspeed_zero2_bytes, deepspeed_zero3_bytes, zero_paper_bytes
 from tests.plans import plan_for
 from trainer.engine.compiled import compile_layers
 from trainer.errors import MemoryShortError
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import source_of
-from trainer.plan.memory import (
-    GIB,
-    PARTS,
-    T5_HEADS,
-    T5_LAYERS,
-    T5_TOKENS,
-    Checkpointing,
-    Layout,
-    Memory,
-    deepspeed_zero2_bytes,
-    deepspeed_zero3_bytes,
-    expected_bytes,
-    zero_paper_bytes,
-)
+from trainer.plan.activations import T5_HEADS, T5_LAYERS, T5_TOKENS
+from trainer.plan.layout import Checkpointing, Layout, Workload
+from trainer.plan.memory import GIB, PARTS, Memory, expected_bytes
 from trainer.plan.plan import make_plan
-from trainer.plan.request import BatchFlags, Options
+from trainer.plan.request import BatchFlags, Request
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import KNOWN, Shape
 from trainer.spec.trainable import count, selection_of
@@ -40,19 +30,23 @@ MODELS = ("small", "medium", "large", "stereo-large", "debug")
 STRATEGIES = ("single", "ddp", "zero2", "zero3", "fsdp", "hsdp")
 
 
-def layout(strategy: str = "single", shards: int = 1, **changes: object) -> Layout:
+def layout(strategy: str = "single", world_size: int = 1, **changes: object) -> Layout:
+    """A layout on GPUs of one node, with these fields of it or of its workload changed."""
     plain = Layout(
+        workload=Workload(segment_frames=1500),
         strategy=strategy,  # type: ignore[arg-type]
-        shards=shards,
-        precision="bf16",
+        world_size=world_size,
+        on_gpu=True,
+        mixed_precision="bf16",
         micro_batch=4,
         accumulation=2,
-        frames=1500,
-        gradient_checkpointing=False,
-        offload_optimizer=False,
-        on_gpu=True,
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return changed(plain, **changes)
+
+
+def changed(plain: Layout, **changes: object) -> Layout:
+    of_workload = {name: changes.pop(name) for name in [field.name for field in fields(Workload)] if name in changes}
+    return replace(plain, workload=replace(plain.workload, **of_workload), **changes)  # type: ignore[arg-type]
 
 
 def test_the_zero_papers_states_are_its_figure_1() -> None:
@@ -90,7 +84,7 @@ def test_states_are_the_papers_where_it_describes_the_same_thing(model: str, gpu
 
 def test_states_without_sharding_are_sixteen_bytes_a_parameter() -> None:
     for name, precision in itertools.product(("single", "ddp"), ("no", "bf16")):
-        memory = expected_bytes(KNOWN["medium"], layout(name, 8, precision=precision))
+        memory = expected_bytes(KNOWN["medium"], layout(name, 8, mixed_precision=precision))
         assert memory.states == 16 * KNOWN["medium"].parameters
 
 
@@ -137,8 +131,15 @@ def expected_activations(layers: int, mode: str, checkpointing: Checkpointing, c
         "autocast": ("single", "bf16"),
         "bf16 weights": ("fsdp", "bf16"),
     }[mode]
-    asked = layout(strategy, precision=precision, micro_batch=1, frames=1, gradient_checkpointing=checkpointing)
-    return expected_bytes(shape, replace(asked, compiled=compiled)).activations
+    one_frame = layout(
+        strategy,
+        mixed_precision=precision,
+        micro_batch=1,
+        segment_frames=1,
+        gradient_checkpointing=checkpointing,
+        compiled=compiled,
+    )
+    return expected_bytes(shape, one_frame).activations
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -175,8 +176,8 @@ def test_activations_of_a_compiled_layer_are_what_autograd_keeps(mode: str, chec
 
 def all_layouts() -> list[Layout]:
     return [
-        layout(strategy, shards, precision=precision, gradient_checkpointing=checkpointing, accumulation=accumulation)
-        for strategy, shards, precision, checkpointing, accumulation in itertools.product(
+        layout(strategy, gpus, mixed_precision=precision, gradient_checkpointing=recompute, accumulation=accumulation)
+        for strategy, gpus, precision, recompute, accumulation in itertools.product(
             STRATEGIES, (1, 2, 4, 16), ("no", "bf16"), (False, True), (1, 3)
         )
     ]
@@ -184,7 +185,7 @@ def all_layouts() -> list[Layout]:
 
 def test_more_gpus_never_need_more_of_each() -> None:
     for model, one in itertools.product(MODELS, all_layouts()):
-        more = replace(one, shards=one.shards + 1)
+        more = replace(one, world_size=one.world_size + 1)
         before, after = expected_bytes(KNOWN[model], one), expected_bytes(KNOWN[model], more)
         assert all(getattr(after, part) <= getattr(before, part) for part in (*PARTS, "total", "host"))
 
@@ -192,8 +193,8 @@ def test_more_gpus_never_need_more_of_each() -> None:
 def test_more_clips_frames_and_no_recomputing_need_more() -> None:
     for model, one in itertools.product(MODELS, all_layouts()):
         memory = expected_bytes(KNOWN[model], one)
-        for change in ({"micro_batch": 5}, {"frames": 1501}):
-            assert expected_bytes(KNOWN[model], replace(one, **change)).activations > memory.activations
+        for change in ({"micro_batch": 5}, {"segment_frames": 1501}):
+            assert expected_bytes(KNOWN[model], changed(one, **change)).activations > memory.activations
         if not one.gradient_checkpointing and model != "debug":  # of 2 layers there is little to recompute
             recomputing = expected_bytes(KNOWN[model], replace(one, gradient_checkpointing=True))
             assert recomputing.activations < memory.activations / 3
@@ -223,7 +224,7 @@ def test_offloading_moves_the_optimizer_to_the_host_and_keeps_nothing_twice(stra
 def test_an_average_of_the_weights_takes_four_bytes_a_parameter_spread_as_the_moments_are(strategy: str) -> None:
     for offload in (False, True) if strategy in ("zero2", "zero3") else (False,):
         plain = expected_bytes(KNOWN["medium"], layout(strategy, 4, offload_optimizer=offload))
-        with_it = expected_bytes(KNOWN["medium"], layout(strategy, 4, offload_optimizer=offload, averages=True))
+        with_it = expected_bytes(KNOWN["medium"], layout(strategy, 4, offload_optimizer=offload, ema=True))
         part = "host" if offload else "optimizer"
         copies = 1 if strategy in ("single", "ddp") else 1 / 4
         more = getattr(with_it, part) - getattr(plain, part)
@@ -265,11 +266,11 @@ def saved_by_t5(layers: int) -> int:
 
 def test_a_learned_word_keeps_t5_and_its_activations_beside_a_model_without_optimizer_state() -> None:
     shape = KNOWN["small"]
-    with_word = layout(counts=count(shape, selection_of(new_rows=4)))
+    with_word = layout(selection=selection_of(new_rows=4))
     found, rows = expected_bytes(shape, with_word), 4 * 768
     assert (found.gradients, found.optimizer) == (4 * rows, 8 * rows)
     lora = count(shape, selection_of(lora_rank=1))
-    frozen = expected_bytes(shape, layout(counts=lora))
+    frozen = expected_bytes(shape, layout(selection=selection_of(lora_rank=1)))
     assert found.weights - 4 * rows == frozen.weights - 4 * lora.added + 4 * 110_000_000
     of_a_layer = saved_by_t5(3) - saved_by_t5(2)
     assert (found.activations - frozen.activations) / 4 == pytest.approx(T5_LAYERS * of_a_layer, rel=0.01)
@@ -288,8 +289,9 @@ def test_a_word_is_learned_with_large_where_all_of_large_cannot_be_trained(
         supports_bf16=True,
     )
     batch = BatchFlags(batch_size=4, grad_acc=2, global_batch=None, grad_acc_typed=False)
-    asked = Options(segment_frames=1500, deepspeed_available=False)
+    asked = Request(workload=Workload(segment_frames=1500), deepspeed_available=False)
     with pytest.raises(MemoryShortError):
         make_plan(cluster, KNOWN["large"], batch, asked)
-    plan = make_plan(cluster, KNOWN["large"], batch, replace(asked, selection=selection_of(new_rows=4)))
+    word = Workload(segment_frames=1500, selection=selection_of(new_rows=4))
+    plan = make_plan(cluster, KNOWN["large"], batch, replace(asked, workload=word))
     assert plan.strategy == strategy

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,10 @@ from trainer.errors import EXIT_OUT_OF_MEMORY, EXIT_USAGE, ConfigError, MemorySh
 from trainer.flags.config import Config, parse
 from trainer.plan.dry_run import cluster_of, cluster_of_listing, dry_run
 from trainer.plan.launcher import Launch
+from trainer.plan.layout import Workload
 from trainer.plan.memory import GIB, PARTS
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import BatchFlags, Options, batch_flags, options
+from trainer.plan.request import BatchFlags, Request, batch_flags, request_of
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import count as parameters_of
@@ -48,8 +49,11 @@ def batch(batch_size: int = 4, grad_acc: int = 2, global_batch: int | None = Non
     return BatchFlags(batch_size=batch_size, grad_acc=grad_acc, global_batch=global_batch, grad_acc_typed=typed)
 
 
-def asked(**changes: object) -> Options:
-    return replace(Options(segment_frames=1500), **changes)  # type: ignore[arg-type]
+def asked(**changes: object) -> Request:
+    """The request of flags by default, with these fields of it or of its workload changed."""
+    of_workload = {name: changes.pop(name) for name in [field.name for field in fields(Workload)] if name in changes}
+    workload = replace(Workload(segment_frames=1500), **of_workload)  # type: ignore[arg-type]
+    return Request(workload=workload, **changes)  # type: ignore[arg-type]
 
 
 def plan(cluster: Cluster, model: str = "small", flags: BatchFlags | None = None, **changes: object) -> Plan:
@@ -202,9 +206,9 @@ def test_a_named_strategy_is_obeyed_on_one_process_too(strategy: str) -> None:
         (gpus(2), {"strategy": "zero3", "mixed_precision": "fp16"}, ["zero3", "fp16"]),
         (gpus(2), {"strategy": "fsdp", "offload_optimizer": True}, ["fsdp", "offload", "zero2 or zero3"]),
         (gpus(2), {"offload_optimizer": True, "deepspeed_available": False}, ["pip install deepspeed"]),
-        (gpus(2), {"strategy": "fsdp", "eight_bit": True}, ["fsdp", "adamw8bit", "--strategy ddp"]),
-        (gpus(2), {"strategy": "zero2", "eight_bit": True}, ["zero2", "adamw8bit", "--strategy ddp"]),
-        (gpus(1), {"offload_optimizer": True, "eight_bit": True}, ["adamw8bit", "--offload_optimizer"]),
+        (gpus(2), {"strategy": "fsdp", "eight_bit_moments": True}, ["fsdp", "adamw8bit", "--strategy ddp"]),
+        (gpus(2), {"strategy": "zero2", "eight_bit_moments": True}, ["zero2", "adamw8bit", "--strategy ddp"]),
+        (gpus(1), {"offload_optimizer": True, "eight_bit_moments": True}, ["adamw8bit", "--offload_optimizer"]),
         (gpus(1), {"offload_optimizer": True, "mixed_precision": "fp16"}, ["--offload_optimizer 1", "fp16"]),
         (cpus(2), {"offload_optimizer": True}, ["--offload_optimizer 1 has no effect on a CPU"]),
         (cpus(1), {"mixed_precision": "fp16"}, ["fp16 needs a GPU"]),
@@ -220,7 +224,7 @@ def test_what_contradicts_the_hardware_is_refused(
 
 def test_moments_of_eight_bits_take_six_bytes_a_parameter_less_and_are_never_sharded() -> None:
     for cluster, strategy in ((gpus(1), "single"), (gpus(4), "ddp"), (cpus(2), "ddp")):
-        made = plan(cluster, "medium", eight_bit=True)
+        made = plan(cluster, "medium", eight_bit_moments=True)
         plain = plan(cluster, "medium", strategy=strategy)
         assert made.strategy == strategy
         saved = plain.memory.optimizer - made.memory.optimizer
@@ -245,8 +249,8 @@ def test_a_refusal_names_memory_by_part_and_what_would_fit() -> None:
     assert plan(gpus(6, 12), "large").world_size == 6
     assert "does not fit" in refusal(gpus(5, 12), "large")
     assert "--optimizer adamw8bit" in refusal(gpus(1, 32), "medium", offload_optimizer_typed=True)
-    assert plan(gpus(1, 32), "medium", eight_bit=True).strategy == "single"
-    assert "no --ema_decay" in refusal(gpus(1, 36), "medium", averages=True, offload_optimizer_typed=True)
+    assert plan(gpus(1, 32), "medium", eight_bit_moments=True).strategy == "single"
+    assert "no --ema_decay" in refusal(gpus(1, 36), "medium", ema=True, offload_optimizer_typed=True)
     named = refusal(gpus(2, 24), "medium", strategy="ddp")
     assert "--strategy auto" in named and "ddp, micro-batch 1" in named
     longest = refusal(gpus(1, 12), "small", segment_frames=15000, gradient_checkpointing_typed=True)
@@ -297,12 +301,12 @@ def test_the_description_names_every_part() -> None:
     assert set(PARTS) < set(values["memory"]) and values["micro_batch"] == made.micro_batch
 
 
-def asked_by(*words: str, launch: Launch | None = None) -> Options:
+def asked_by(*words: str, launch: Launch | None = None) -> Request:
     config, typed = parse(["--dataset", "music", *words])
-    return options(config, typed, launch or Launch(), segment_frames=1500, deepspeed_available=True)
+    return request_of(config, typed, launch or Launch(), frame_rate_hz=50, deepspeed_available=True)
 
 
-def test_flags_become_options() -> None:
+def test_flags_become_a_request() -> None:
     assert asked_by() == asked()
     words = "--strategy zero3 --offload_optimizer 1 --gradient_checkpointing 0 --mixed_precision bf16"
     assert asked_by(*words.split()) == asked(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tests.synthetic import HEADER, random_examples
-from trainer.plan.memory import Checkpointing
+from trainer.plan.layout import Checkpointing
 from trainer.wiring import engine_settings
 
 LENGTHS = [5, 40, 60, 33, 17, 40, 90, 12, 26]
@@ -93,8 +93,8 @@ def steps(
         nodes=nodes,
         offload=offload,
         checkpointing=checkpointing,
-        averages=ema_decay is not None,
-        eight_bit=optimizer == "adamw8bit",
+        ema=ema_decay is not None,
+        eight_bit_moments=optimizer == "adamw8bit",
         compiled=compiled,
     )
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))

@@ -44,7 +44,7 @@ def saved(tmp_path_factory) -> Path:
 def test_losses_stay_near_those_of_float32_moments_in_a_quarter_of_their_bytes(adamw, whole):
     loss, norm = differences(whole, adamw)
     assert 0 < loss <= LOSS and norm <= NORM, (loss, norm)
-    planned = plan_for("single", eight_bit=True).memory
+    planned = plan_for("single", eight_bit_moments=True).memory
     assert whole.optimizer_bytes == pytest.approx(planned.optimizer, rel=0.05)
     assert planned.optimizer < 0.26 * plan_for("single").memory.optimizer
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ranks.cases import Numbers, differences, steps
 from tests.ranks.harness import run_ranks
-from trainer.plan.memory import Checkpointing
+from trainer.plan.layout import Checkpointing
 
 STRATEGIES = ("single", "ddp", "zero2", "fsdp")
 WAYS: tuple[Checkpointing, ...] = (False, "selective", True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import datasets
 import pytest
+import soundfile
 
 from tests.ranks.launches import ends, launch, send, start, wait_until
-from tests.runs import few_clips
+from tests.runs import FEW, few_clips
 from trainer.errors import EXIT_DATA
 
 CLIPS = ("arcade_return_home", "metal_madness", "rock_feelings", "arcade_meadow")
+HELD = ("arcade_meadow", "arcade_horizon")  # clips that validate, in a folder of their own
+FOLDERS = ("data", "held")
 ONE_STEP = ("--max_steps", "1", "--strategy", "ddp")
 
 
@@ -25,13 +29,82 @@ def keys_of_parts(folder: Path, what: str) -> list[list[str]]:
     return [datasets.Dataset.from_file(str(part))["key"][:] for part in parts]
 
 
-def test_each_clip_and_caption_is_encoded_once_and_the_work_is_shared(tmp_path):
+def second_longest(folder: Path) -> Path:
+    """The sound that is the second rank's first to encode."""
+    return sorted(folder.glob("*.wav"), key=lambda path: -soundfile.info(path).duration)[1]
+
+
+def noting_what_is_looked_at() -> None:
+    """Each rank writes what it opens, lists or asks the size of below data/ and held/ into a file of its own."""
+    folders = tuple(os.path.join(os.getcwd(), name) for name in FOLDERS)
+    notes = os.open(f"seen-{os.environ['RANK']}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    stat = os.stat
+
+    def note(what: str, path: object) -> None:
+        if isinstance(path, (str, bytes, os.PathLike)):
+            whole = os.path.abspath(os.fsdecode(path))
+            if whole.startswith(folders):
+                os.write(notes, f"{what} {os.path.relpath(whole)}\n".encode())
+
+    def noting(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            note(event, arguments[0])
+
+    def noting_stat(path, *arguments, **named):  # Python audits no stat
+        if os.fspath(path) not in folders:  # which the flags' check resolves on every rank
+            note("stat", path)
+        return stat(path, *arguments, **named)
+
+    sys.addaudithook(noting)
+    os.stat = noting_stat
+
+
+def looked_at(folder: Path, rank: int) -> dict[str, list[str]]:
+    """Files and folders that a rank opened, listed, and asked the size of, each once."""
+    lines = [line.split(" ", 1) for line in (folder / f"seen-{rank}").read_text().splitlines()]
+    names = {"open": ("open",), "list": ("os.listdir", "os.scandir"), "stat": ("stat",)}
+    return {kind: sorted({path for event, path in lines if event in events}) for kind, events in names.items()}
+
+
+def test_the_work_is_shared_and_only_the_first_rank_looks_at_what_is_not_its_share(tmp_path):
     few_clips(tmp_path / "data")
-    launch(tmp_path, *ONE_STEP)
-    for what in ("codes", "text"):
+    few_clips(tmp_path / "held", HELD)
+    sounds = {f"data/{name}.wav" for name in FEW} | {f"held/{name}.wav" for name in HELD}
+    captions = {name.replace(".wav", ".txt") for name in sounds}
+    nothing = {"open": [], "list": [], "stat": []}
+    flags = (*ONE_STEP, "--validation", "held")
+
+    def run(output: str) -> list[dict[str, list[str]]]:
+        running = start(tmp_path, *flags, "--output_dir", output, change=noting_what_is_looked_at)
+        ended = ends(running, tmp_path, 120)
+        assert [code for code, _ in ended] == [0, 0], ended
+        return [looked_at(tmp_path, rank) for rank in (0, 1)]
+
+    first, other = run("models")
+    assert set(first["open"]) >= sounds | captions and {"data", "held"} <= set(first["list"])
+    for what, shares in (("codes", [1, 1, 1, 2]), ("text", [2, 3])):  # each folder is shared out by itself
         parts = keys_of_parts(tmp_path, what)
-        assert sorted(len(part) for part in parts) == [1, 2]
-        assert len({key for part in parts for key in part}) == 3
+        assert sorted(len(part) for part in parts) == shares
+        assert len({key for part in parts for key in part}) == 5
+    # The longest is the first rank's, the next the other's, and so on.
+    share = [second_longest(tmp_path / folder) for folder in FOLDERS]
+    share = [os.path.relpath(path, tmp_path) for path in share]
+    assert other == {"open": share, "list": [], "stat": share}
+    for folder in FOLDERS:
+        of_folder = {os.fsencode(tmp_path / name) for name in sounds if name.startswith(folder)}
+        assert set(paths_in_table(tmp_path, folder)) == of_folder
+
+    first, other = run("again")
+    assert other == nothing
+    assert not sounds & set(first["open"]) and captions <= set(first["open"])
+
+
+def paths_in_table(folder: Path, data: str) -> list[bytes]:
+    """The paths in the one table of clips that is of this data folder."""
+    start = os.fsencode(folder / data)
+    tables = [datasets.Dataset.from_file(str(path)) for path in (folder / "cache/scan").glob("clips-*.arrow")]
+    (found,) = [table["path_bytes"][:] for table in tables if table["path_bytes"][0].startswith(start)]
+    return found
 
 
 def slow_after_the_first_clip() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.ranks.harness import launch_rank, run_ranks
 from tests.rounding import REACH, SMALL, assert_same_training
 from tests.runs import few_clips
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.model.source import DECODER, PROJECTION, open_model
 
 pytestmark = pytest.mark.numbers

@@ -120,7 +120,7 @@ def build(folder: str, strategy: str, meeting: str) -> tuple[float, float]:
         (Path(meeting) / f"built-{os.getpid()}").touch()
         while not (Path(meeting) / "end").exists():
             time.sleep(0.01)
-        assert any(len(share.weight) for share in engine.backend.shares())
+        assert any(len(shard.weight) for shard in engine.backend.shards())
     return starts[0], min(time for times in ends for time in times)
 
 

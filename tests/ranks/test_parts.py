@@ -11,7 +11,8 @@ import pytest
 from tests.ranks.cases import GLOBAL_BATCH, LENGTHS, Numbers, differences, steps
 from tests.ranks.harness import run_ranks
 from tests.rounding import LOSS, NORM
-from trainer.plan.memory import Layout, expected_bytes
+from trainer.plan.layout import Layout, Workload
+from trainer.plan.memory import expected_bytes
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import count, selection_of
 
@@ -59,18 +60,16 @@ def test_twenty_steps_have_the_losses_of_one_process_and_move_nothing_frozen(mod
 
 def assert_bytes_as_planned(mode: str, strategy: str, found: list[Numbers]) -> None:
     """Gradients and optimizer state are held for what is trained and for nothing else, as the plan says."""
-    counts = count(KNOWN["debug"], selection_of(**MODES[mode]))
+    selection = selection_of(**MODES[mode])
+    counts = count(KNOWN["debug"], selection)
     layout = Layout(
+        workload=Workload(segment_frames=40, selection=selection),
         strategy=strategy,  # type: ignore[arg-type]
-        shards=2,
-        precision="no",
+        world_size=2,
+        on_gpu=False,
+        mixed_precision="no",
         micro_batch=4,
         accumulation=1,
-        frames=40,
-        gradient_checkpointing=False,
-        offload_optimizer=False,
-        on_gpu=False,
-        counts=counts,
     )
     memory = expected_bytes(KNOWN["debug"], layout)
     shards, optimizer = 1 if strategy == "ddp" else 2, 12 if strategy in ("zero2", "zero3") else 8

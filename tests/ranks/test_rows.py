@@ -28,17 +28,17 @@ def counted_run(folder: str) -> dict[str, Any]:
     """A run that notes which files this rank decodes, which rows it crops, which rows of the store it opens."""
     from trainer.data import audio
     from trainer.data.arrow_store import Binaries
-    from trainer.data.cache import Codes
+    from trainer.data.cache import CachedCodes
     from trainer.training import loop
 
     seen: dict[str, Any] = {"decoded": [], "crops": [], "rows": [], "order": None}
-    stream, crop, get, train = audio.stream, Codes.crop, Binaries.__getitem__, loop.train
+    stream, crop, get, train = audio.stream, CachedCodes.crop, Binaries.__getitem__, loop.train
 
     def noting_stream(path: Path, *arguments: Any) -> Any:
         seen["decoded"].append(path.name)
         return stream(path, *arguments)
 
-    def noting_crop(self: Codes, clip: int, view: int, start: int, frames: int) -> np.ndarray:
+    def noting_crop(self: CachedCodes, clip: int, view: int, start: int, frames: int) -> np.ndarray:
         seen["crops"].append((clip, view, start, frames))
         seen["codes"] = id(self._values)
         return crop(self, clip, view, start, frames)
@@ -51,7 +51,7 @@ def counted_run(folder: str) -> dict[str, Any]:
         seen["order"], seen["row_of_clip"] = run.order, run.train.codes._row_of_clip.tolist()
         return train(run, *arguments)
 
-    audio.stream, Codes.crop, Binaries.__getitem__ = noting_stream, noting_crop, noting_get  # type: ignore
+    audio.stream, CachedCodes.crop, Binaries.__getitem__ = noting_stream, noting_crop, noting_get  # type: ignore
     loop.train = noting_train  # type: ignore[assignment]
     code, output = launch_rank(folder, *FLAGS)
     assert code == 0, output

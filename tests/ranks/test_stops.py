@@ -108,10 +108,10 @@ def stuck_on_rank_1() -> None:
 
     step_of_loop = loop._step
 
-    def at_step_3(run, engine, saver, rows, batches, step, wishes):
-        if engine.ranks.rank == 1 and step == 2:
+    def at_step_3(run, engine, saver, work, requests):
+        if engine.ranks.rank == 1 and work.step == 2:
             a_disk_that_does_not_answer()
-        return step_of_loop(run, engine, saver, rows, batches, step, wishes)
+        return step_of_loop(run, engine, saver, work, requests)
 
     loop._step = at_step_3
 

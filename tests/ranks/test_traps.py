@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import socket
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from tests.ranks.launches import ends, start
+from tests.ranks.test_encoding import keys_of_parts, second_longest
 from tests.runs import few_clips
 from trainer.errors import EXIT_FAILED, EXIT_USAGE
 
@@ -91,6 +96,7 @@ def test_a_flag_that_contradicts_the_configuration_is_refused(tmp_path):
             (("--strategy", "ddp"), ("--strategy", "zero3")), "do not agree on strategy", marks=pytest.mark.full
         ),
         pytest.param((("--epochs", "2"), ()), "do not agree on epochs", marks=pytest.mark.full),
+        pytest.param((("--dataset", "other"), ()), "do not agree on dataset_path", marks=pytest.mark.full),
     ],
 )
 def test_ranks_with_different_flags_are_refused(of_rank, words, tmp_path):
@@ -104,18 +110,47 @@ def in_a_folder_of_its_own() -> None:
     os.chdir(f"machine-{os.environ['RANK']}")
 
 
-def test_ranks_with_different_datasets_are_refused(tmp_path):
-    few_clips(tmp_path / "machine-0/data")
-    few_clips(tmp_path / "machine-1/data", ("metal_madness", "rock_feelings"))
-    words = "the processes do not agree on what data holds: rank 0: 3 clips"
-    refused(tmp_path, *SHARED, change=in_a_folder_of_its_own, words=words)
+def on_another_machine() -> None:
+    """The second rank has another host name, and the working directory of its own machine."""
+    in_a_folder_of_its_own()
+    if os.environ["RANK"] == "1":
+        socket.gethostname = lambda: "the-other-host"  # type: ignore[assignment]
 
 
-def test_ranks_with_different_captions_are_refused(tmp_path):
+def two_machines(folder: Path) -> Path:
+    """A copy of the data on each of two machines; returns the file that the second has to encode."""
     for machine in ("machine-0", "machine-1"):
-        few_clips(tmp_path / machine / "data")
-    (tmp_path / "machine-1/data/metal_madness.txt").write_text("an older version")
-    refused(tmp_path, *SHARED, change=in_a_folder_of_its_own, words="the processes do not agree on what data holds")
+        few_clips(folder / machine / "data")
+    return second_longest(folder / "machine-1/data")
+
+
+def test_a_machine_that_lacks_a_file_of_its_share_is_named_with_the_file(tmp_path):
+    path = two_machines(tmp_path)
+    path.unlink()
+    words = f"{path.name} on the-other-host: cannot be opened (No such file or directory)"
+    refused(tmp_path, *SHARED, change=on_another_machine, words=words)
+
+
+@pytest.mark.full  # tests/data/test_shared_scan.py has the same without a run
+def test_a_machine_whose_file_has_another_content_of_equal_size_is_named_with_the_file(tmp_path):
+    path = two_machines(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1000:] = bytes(1000)
+    path.write_bytes(content)
+    refused(tmp_path, *SHARED, change=on_another_machine, words=f"{path.name} on the-other-host: changed since")
+
+
+def test_the_first_machines_captions_are_trained_with_and_a_full_cache_needs_no_copy_of_the_data(tmp_path):
+    path = two_machines(tmp_path)
+    path.with_suffix(".txt").write_text("an older version")
+    flags = ("--max_steps", "1", "--strategy", "ddp", *SHARED)
+    for output in ("../models", "../again"):
+        ended = ends(start(tmp_path, *flags, "--output_dir", output, change=on_another_machine), tmp_path, 120)
+        assert [code for code, _ in ended] == [0, 0], ended
+        shutil.rmtree(tmp_path / "machine-1/data", ignore_errors=True)
+    captions = {path.read_text().strip() for path in (tmp_path / "machine-0/data").glob("*.txt")}
+    keys = {hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).hexdigest() for text in captions}
+    assert {key for part in keys_of_parts(tmp_path, "text") for key in part} == keys
 
 
 def test_machines_that_share_no_folder_are_refused(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import launch_here
 from trainer.errors import ConfigError, DataError, NotFiniteError
-from trainer.run.exit_code import NAME, ExitCode
+from trainer.run.exit_code import FILE_NAME, ExitCodeFile
 from trainer.run.lock import RunLock
 from trainer.run.signals import interruptible
 
@@ -19,16 +19,16 @@ LAUNCH = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
 
 
 def code_in(folder: Path) -> str | None:
-    path = folder / NAME
+    path = folder / FILE_NAME
     return path.read_text() if path.exists() else None
 
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_a_run_that_ends_by_itself_leaves_its_code(code, tmp_path):
-    with ExitCode(str(tmp_path / "models"), first=True) as ending:
-        ending.value = code
+    with ExitCodeFile(str(tmp_path / "models"), first=True) as ending:
+        ending.code = code
     assert code_in(tmp_path / "models") == f"{code}\n"
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {NAME, ".lock"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {FILE_NAME, ".lock"}
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_a_run_that_ends_by_itself_leaves_its_code(code, tmp_path):
     ],
 )
 def test_a_run_that_fails_leaves_the_code_of_its_failure(error, code, tmp_path):
-    with pytest.raises(type(error)), ExitCode(str(tmp_path), first=True):
+    with pytest.raises(type(error)), ExitCodeFile(str(tmp_path), first=True):
         raise error
     assert code_in(tmp_path) == code
 
 
 def test_the_former_code_goes_when_a_run_starts(tmp_path):
-    (tmp_path / NAME).write_text("75\n")
-    with ExitCode(str(tmp_path), first=True):
+    (tmp_path / FILE_NAME).write_text("75\n")
+    with ExitCodeFile(str(tmp_path), first=True):
         assert code_in(tmp_path) is None
 
 
 def test_a_run_that_is_refused_the_folder_leaves_the_other_ones_code(tmp_path):
     lock = RunLock(tmp_path)
-    (tmp_path / NAME).write_text("3\n")
-    with pytest.raises(ConfigError, match="in use"), ExitCode(str(tmp_path), first=True):
+    (tmp_path / FILE_NAME).write_text("3\n")
+    with pytest.raises(ConfigError, match="in use"), ExitCodeFile(str(tmp_path), first=True):
         pass
     assert code_in(tmp_path) == "3\n"
     lock.close()
@@ -65,18 +65,18 @@ def test_a_run_that_is_refused_the_folder_leaves_the_other_ones_code(tmp_path):
 def test_the_first_failure_of_any_rank_stays(tmp_path, monkeypatch):
     for name, value in LAUNCH.items():
         monkeypatch.setenv(name, value)
-    with ExitCode(str(tmp_path), first=True) as first:
-        with pytest.raises(DataError), ExitCode(str(tmp_path), first=False):
+    with ExitCodeFile(str(tmp_path), first=True) as first:
+        with pytest.raises(DataError), ExitCodeFile(str(tmp_path), first=False):
             raise DataError("on rank 1")
-        first.value = 75
+        first.code = 75
     assert code_in(tmp_path) == "3\n"
 
 
 def test_a_rank_that_ends_well_leaves_the_code_to_the_first(tmp_path, monkeypatch):
     for name, value in LAUNCH.items():
         monkeypatch.setenv(name, value)
-    with ExitCode(str(tmp_path), first=True), ExitCode(str(tmp_path), first=False) as other:
-        other.value = 0
+    with ExitCodeFile(str(tmp_path), first=True), ExitCodeFile(str(tmp_path), first=False) as other:
+        other.code = 0
         other.__exit__(None, None, None)
         assert code_in(tmp_path) is None
 
@@ -86,9 +86,9 @@ def test_ranks_of_a_refused_launch_touch_nothing(interrupted, tmp_path, monkeypa
     lock = RunLock(tmp_path)  # of a launch with another address
     for name, value in LAUNCH.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("trainer.run.exit_code.FIRST_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.run.exit_code.HOLDER_SECONDS", 0.3)
     error = KeyboardInterrupt() if interrupted else DataError("on rank 1")
-    with pytest.raises(type(error)), ExitCode(str(tmp_path), first=False):
+    with pytest.raises(type(error)), ExitCodeFile(str(tmp_path), first=False):
         raise error
     assert code_in(tmp_path) is None
     lock.close()
@@ -97,18 +97,18 @@ def test_ranks_of_a_refused_launch_touch_nothing(interrupted, tmp_path, monkeypa
 def test_a_rank_that_fails_before_the_first_holds_the_folder_is_heard(tmp_path, monkeypatch):
     for name, value in LAUNCH.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / NAME).write_text("0\n")
+    (tmp_path / FILE_NAME).write_text("0\n")
 
     def early() -> None:
-        ExitCode(str(tmp_path), first=False).record(2, wait_seconds=5.0)
+        ExitCodeFile(str(tmp_path), first=False).record(2, wait_seconds=5.0)
 
     thread = threading.Thread(target=early)
     thread.start()
     thread.join(0.3)
     assert thread.is_alive() and code_in(tmp_path) == "0\n"
-    with ExitCode(str(tmp_path), first=True) as first:
+    with ExitCodeFile(str(tmp_path), first=True) as first:
         thread.join()
-        first.value = 75
+        first.code = 75
     assert code_in(tmp_path) == "2\n"
 
 
@@ -117,7 +117,7 @@ def test_without_hard_links_too_the_first_code_stays(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(DataError), ExitCode(str(tmp_path), first=True) as ending:
+    with pytest.raises(DataError), ExitCodeFile(str(tmp_path), first=True) as ending:
         ending.record(4)
         raise DataError("later")
     assert code_in(tmp_path) == "4\n"
@@ -144,8 +144,8 @@ def test_a_signal_at_the_very_end_does_not_keep_the_code_from_being_written(tmp_
         write_once(path, code)
 
     monkeypatch.setattr(exit_code, "write_once", late)
-    with interruptible(), ExitCode(str(tmp_path), first=True) as run:
-        run.value = 0
+    with interruptible(), ExitCodeFile(str(tmp_path), first=True) as run:
+        run.code = 0
     assert code_in(tmp_path) == "0\n"
 
 

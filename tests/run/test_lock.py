@@ -28,8 +28,8 @@ ELSEWHERE = Holder(
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lock, "FIRST_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "FIRST_HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.8)
 
 

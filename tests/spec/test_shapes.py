@@ -20,7 +20,16 @@ from transformers import (
 from trainer.errors import ConfigError
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel
-from trainer.spec.shapes import KNOWN, Shape, shape_of, shape_of_config
+from trainer.spec.shapes import (
+    KNOWN,
+    PUBLISHED_NAMES,
+    Shape,
+    hub_id_of,
+    published,
+    shape_of,
+    shape_of_config,
+    why_not_trained,
+)
 
 
 def on_meta(shape: Shape) -> nn.Module:
@@ -80,6 +89,23 @@ def test_debug_is_the_debug_model() -> None:
 
 def test_names_and_hub_ids_mean_the_same() -> None:
     assert shape_of("facebook/musicgen-stereo-large") == shape_of("stereo-large") == KNOWN["stereo-large"]
+    for name in PUBLISHED_NAMES:
+        assert hub_id_of(name) == hub_id_of(f"facebook/musicgen-{name}") == f"facebook/musicgen-{name}"
+        assert published(name) == published(f"facebook/musicgen-{name}") == KNOWN[name]
+
+
+def test_other_hub_ids_stand_for_themselves_and_folders_for_none(tmp_path: Path) -> None:
+    assert hub_id_of("someone/my-musicgen") == "someone/my-musicgen"
+    assert [hub_id_of(name) for name in ("debug", str(tmp_path), "../model", "a/b/c")] == [None] * 4
+    assert [published(name) for name in ("debug", "facebook/musicgen-debug", "someone/small")] == [None] * 3
+
+
+def test_a_model_that_is_not_trained_is_told_by_kind_with_what_to_use_instead() -> None:
+    trained = {name for name in KNOWN if why_not_trained(KNOWN[name]) is None}
+    assert trained == {"small", "medium", "large", "debug"}
+    for name in set(KNOWN) - trained:
+        kind = "melody" if "melody" in name else "stereo"
+        assert why_not_trained(KNOWN[name]) == f"{kind} models cannot be trained yet; use small, medium or large"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_each_flag_of_schedule_and_intervals_reaches_its_place(tmp_path):
         "lr": 0.25, "warmup_steps": 3, "lr_schedule": "linear", "min_lr_ratio": 0.125, "log_steps": 4,
         "validation_steps": 9, "save_step": 5, "checkpoint_minutes": 7.5,
     }  # fmt: skip
-    data = type("Data", (), {"train": run.train, "validation": None})
+    data = type("Data", (), {"train": run.train, "validation": None, "seconds": 0.0})
     made = wiring.run_of(Config(dataset_path="x", **flags), run.plan, run.order, data, {}, None, None)
     assert made.schedule == Schedule(peak=0.25, steps=6, warmup_steps=3, decay="linear", min_ratio=0.125)
     assert made.intervals == Intervals(log_steps=4, validation_steps=9, save_step=5, checkpoint_minutes=7.5)

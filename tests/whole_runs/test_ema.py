@@ -13,7 +13,7 @@ from tests.runs import launch_here, metrics
 from tests.synthetic import random_examples
 from trainer.data.order import Row, valid_cells
 from trainer.errors import NotFiniteError
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.exports.init_from import find_starting_point
 from trainer.flags.config import Config
 from trainer.run.checkpoint import EMA, WEIGHT, newest
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_average_is_refused(folder: Path, flags: tuple[s
 
 
 def test_a_step_that_is_not_finite_does_not_move_the_average() -> None:
-    engine = engine_for(plan_for(averages=True), Config(dataset_path="unused", ema_decay=0.5))
+    engine = engine_for(plan_for(ema=True), Config(dataset_path="unused", ema_decay=0.5))
     rows = [Row(clip=0, epoch=0, view=0, start=0, frames=20, drop_caption=False)]
     batch, cells = random_examples([20], ["words"]).batch(rows), valid_cells(rows, 4, 40)
     engine.step([batch], cells, step=0, learning_rate=1e-3)

@@ -20,7 +20,7 @@ from scripts import recall
 from trainer.data import dataset
 from trainer.evaluation.generation import Sampling, generate
 from trainer.evaluation.recall import codes_of
-from trainer.exports.audiocraft import lm_to_audiocraft
+from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.flags.config import config_from_dict
 from trainer.model.source import DECODER, PROJECTION, open_model
 from trainer.wiring import data_settings

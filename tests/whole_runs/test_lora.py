@@ -21,8 +21,8 @@ from tests.synthetic import random_examples
 from trainer.data.order import Row, valid_cells
 from trainer.engine import torch_backend
 from trainer.errors import CheckpointError, ConfigError, ModelError
-from trainer.exports.audiocraft import lm_to_audiocraft
-from trainer.exports.export import export_all
+from trainer.exports.audiocraft_names import lm_to_audiocraft
+from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.flags.config import Config
 from trainer.model.debug_model import build_debug_model
@@ -30,7 +30,8 @@ from trainer.model.language_model import load_language_model, materialize
 from trainer.model.lora import read_adapter
 from trainer.model.source import open_model, source_of
 from trainer.model.trained_model import build_trained_model
-from trainer.plan.memory import Layout, expected_bytes
+from trainer.plan.layout import Layout, Workload
+from trainer.plan.memory import expected_bytes
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.spec.shapes import KNOWN, Shape
 from trainer.spec.trainable import count, selection_of
@@ -84,9 +85,8 @@ def lm_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_a_step_of_save_step_is_merged_too(run: Path, tmp_path: Path) -> None:
     source, lora = open_model("debug"), selection_of(lora_rank=4)
-    export_all(
-        source, trained_weights(run, 4).weights(), tmp_path, card="", segment_seconds=30, cfg_dropout=0, selection=lora
-    )
+    settings = ExportSettings(card="", segment_seconds=30.0, cfg_dropout=0.0, selection=lora)
+    export_all(source, trained_weights(run, 4).weights(), tmp_path, settings)
     final = torch.load(tmp_path / "lm_final.pt", weights_only=True)
     assert_bit_equal(final, torch.load(run / "models/lm_4.pt", weights_only=True))
     assert_bit_equal(final, torch.load(run / "models/lm_final.pt", weights_only=True))
@@ -144,8 +144,8 @@ def test_another_frozen_base_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_a_lora_is_a_starting_point_as_a_run_as_an_adapter_and_merged(run: Path) -> None:
     source = open_model("debug")
-    places = [run / "models", run / "models/adapter", run / "models/lm_final.pt"]
-    first, *others = [load_language_model(start_from(source, find_starting_point(str(place)))) for place in places]
+    starts = [run / "models", run / "models/adapter", run / "models/lm_final.pt"]
+    first, *others = [load_language_model(start_from(source, find_starting_point(str(start)))) for start in starts]
     for other in others:
         assert_bit_equal(other.state_dict(), first.state_dict())
     assert not torch.equal(first.state_dict()["enc_to_dec_proj.weight"], torch.zeros(1))
@@ -209,7 +209,7 @@ def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"freeze": "layers.2-1"}, "'layers.2-1' is no part of the model"),
         ({"freeze": "encoder"}, "'encoder' is no part"),
@@ -217,8 +217,8 @@ def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
         ({"lora_rank": 4, "freeze": "heads"}, "--freeze has no effect with --lora_rank"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_by_the_flags(flags: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_what_cannot_be_trained_is_refused_by_the_flags(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Config(dataset_path="x", **flags)  # type: ignore[arg-type]
 
 
@@ -259,15 +259,12 @@ def test_adapters_keep_no_more_activations_than_the_plan_counts_for_the_whole_mo
     kept = [kept_bytes(layers, frames, rank, precision) for layers in (2, 4) for frames in (128, 192)]
     measured = ((kept[3] - kept[2]) - (kept[1] - kept[0])) / 2 / 64
     asked = Layout(
+        workload=Workload(segment_frames=1),
         strategy="single",
-        shards=1,
-        precision=precision,  # type: ignore[arg-type]
+        on_gpu=False,
+        mixed_precision=precision,  # type: ignore[arg-type]
         micro_batch=1,
         accumulation=1,
-        frames=1,
-        gradient_checkpointing=False,
-        offload_optimizer=False,
-        on_gpu=False,
     )
     of_layers = [expected_bytes(replace(shape, layers=layers), asked).activations for layers in (2, 4)]
     expected = (of_layers[1] - of_layers[0]) / 2
@@ -278,13 +275,13 @@ def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
     """Bytes of distinct storages that autograd keeps for the backward pass of one clip, parameters excluded."""
     source = source_of(build_debug_model(width=256, layers=layers, heads=4), name="measured")
     config = Config(dataset_path="unused", lora_rank=rank)
-    trainee = build_trained_model(source, model_settings(config))
+    adapted = build_trained_model(source, model_settings(config))
     if precision == "bf16":
-        torch_backend._shrink_frozen(trainee.model, plan_for(precision="bf16"))
-    materialize(trainee.model, torch.device("cpu"))
+        torch_backend._shrink_frozen(adapted.model, plan_for(precision="bf16"))
+    materialize(adapted.model, torch.device("cpu"))
     with torch.no_grad():
-        for name, parameter in trainee.model.named_parameters():
-            parameter.copy_(trainee.start[name])
+        for name, parameter in adapted.model.named_parameters():
+            parameter.copy_(adapted.start[name])
     codes, text = torch.randint(0, 2048, (1, 4, frames)), torch.randn(1, 1, 512)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -296,6 +293,6 @@ def kept_bytes(layers: int, frames: int, rank: int, precision: str) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        trainee.model(codes, text, torch.ones(1, 1), None, labels_BKT=codes)
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainee.model.parameters()}
+        adapted.model(codes, text, torch.ones(1, 1), None, labels_BKT=codes)
+    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.model.parameters()}
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)

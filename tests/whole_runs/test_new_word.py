@@ -25,7 +25,6 @@ from trainer.model.language_model import load_language_model
 from trainer.model.new_word import TABLE, extended_tokenizer, first_token, read_text_embedding
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder, open_model
-from trainer.model.weights import SomeWeights
 from trainer.wiring import data_settings
 
 STEPS = 12
@@ -107,7 +106,7 @@ def test_every_other_tensor_of_the_model_is_the_bases_bit_for_bit(learned: Path,
 def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
     learned: Path, source: Source, logits: Tensor, tmp_path: Path
 ) -> None:
-    write_huggingface(source, SomeWeights(source.weights, DECODER, PROJECTION), tmp_path / "base", card="")
+    write_huggingface(source, source.weights.starting_with(DECODER, PROJECTION), tmp_path / "base", card="")
     script, file = str(ROOT / "tests/word_elsewhere.py"), str(learned / "models/text_embedding.safetensors")
     command = [sys.executable, script, "transformers", str(tmp_path / "base"), file, "slow {word} rock"]
     output = str(tmp_path / "logits.pt")
@@ -119,12 +118,12 @@ def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
 def test_the_folder_gives_the_same_logits_with_the_placeholder_in_the_prompt(learned: Path, logits: Tensor) -> None:
     processor = AutoProcessor.from_pretrained(learned / "models/huggingface")
     model = MusicgenForConditionalGeneration.from_pretrained(learned / "models/huggingface")
-    found = []
+    prompted = []
     for prompt in ("slow <my-style> rock", "slow rock"):
         inputs = processor(text=[prompt], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            found.append(model(**inputs, decoder_input_ids=codes().flatten(0, 1)).logits.view_as(logits))
-    assert (found[0] - logits).abs().max() < 1e-5 < 1e-3 < (found[1] - logits).abs().max()
+            prompted.append(model(**inputs, decoder_input_ids=codes().flatten(0, 1)).logits.view_as(logits))
+    assert (prompted[0] - logits).abs().max() < 1e-5 < 1e-3 < (prompted[1] - logits).abs().max()
 
 
 def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
@@ -145,7 +144,7 @@ def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
 
 
 @pytest.mark.parametrize(
-    ("flags", "words", "code"),
+    ("flags", "message", "code"),
     [
         (("--placeholder", "<pad>", "--output_dir", "new"), "--placeholder <pad>: the tokenizer knows <pad>", 2),
         (("--init_word", "音", "--output_dir", "new"), "--init_word 音: the tokenizer does not know it", 2),
@@ -156,11 +155,11 @@ def test_generate_makes_the_same_sound_from_the_file_and_from_the_folder(
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(
-    learned: Path, flags: tuple[str, ...], words: str, code: int
+    learned: Path, flags: tuple[str, ...], message: str, code: int
 ) -> None:
     before = final_state(learned)
     word = ("--tune_text", "1", "--placeholder", "<my-style>") if "--tune_text" not in flags else ()
-    assert words in launch_here(learned, *FLAGS, "--max_steps", "99", *word, *flags, expect=code)
+    assert message in launch_here(learned, *FLAGS, "--max_steps", "99", *word, *flags, expect=code)
     assert_bit_equal(final_state(learned), before)
 
 

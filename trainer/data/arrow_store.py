@@ -63,7 +63,7 @@ class Store:
         memory = pa.BufferOutputStream()
         with pa.ipc.new_stream(memory, self.schema) as stream:
             stream.write_batch(batch)
-        with _storage_errors(self.folder, f"{len(rows)} finished rows could not be kept"):
+        with storage_errors(self.folder, f"{len(rows)} finished rows could not be kept"):
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder, _new_stem(), memory.getvalue())
 
@@ -72,7 +72,7 @@ class Store:
 
         Raises StorageError before the first row is made where the folder cannot be written.
         """
-        with _storage_errors(self.folder, "it cannot be written"):
+        with storage_errors(self.folder, "it cannot be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder / (_new_stem() + PARTIAL)) as file:
                 os.unlink(file.name)
@@ -90,7 +90,7 @@ class Store:
             self.append(waiting)
 
     def _parts(self) -> list[pa.Table]:
-        with _storage_errors(self.folder, "it cannot be read"):
+        with storage_errors(self.folder, "it cannot be read"):
             if not self.folder.is_dir():
                 return []
             names = sorted(os.listdir(self.folder))
@@ -170,7 +170,7 @@ def _offsets(chunk: pa.LargeBinaryArray) -> np.ndarray:
 
 
 @contextmanager
-def _storage_errors(folder: Path, what_failed: str) -> Iterator[None]:
+def storage_errors(folder: Path, what_failed: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -25,14 +25,14 @@ BAR_AFTER_SECONDS = 2.0
 
 
 def inspect_all(
-    paths: Sequence[str], memory: Path, *, rehash: bool = False, show_progress: bool = True
+    paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True
 ) -> dict[str, AudioFacts | AudioFault]:
     """What `inspect` returns or raises for each absolute path, in a few threads.
 
-    Results are kept in a file in the folder `memory` under path, size and modification time: an unchanged
-    file is not read again unless `rehash`. Raises StorageError if `memory` cannot be written.
+    Results are kept in a file in the folder `facts_folder` under path, size and modification time: an unchanged
+    file is not read again unless `rehash`. Raises StorageError if `facts_folder` cannot be written.
     """
-    known = _recall(memory)
+    known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
     stamps: dict[str, tuple[int, int]] = {}
     for path in dict.fromkeys(paths):
@@ -47,8 +47,8 @@ def inspect_all(
         else:
             stamps[path] = stamp
     if stamps:
-        _remember(memory, known)  # a folder that cannot be written shows now, not after an hour of reading
-        _inspect_new(stamps, known, results, memory, show_progress)
+        _save(facts_folder, known)  # a folder that cannot be written shows now, not after an hour of reading
+        _inspect_new(stamps, known, results, facts_folder, show_progress)
     return results
 
 
@@ -58,7 +58,7 @@ _Known = dict[str, tuple[tuple[int, int], AudioFacts | AudioFault]]
 
 def _inspect_new(
     stamps: dict[str, tuple[int, int]], known: _Known, results: dict[str, AudioFacts | AudioFault],
-    memory: Path, show_progress: bool,
+    facts_folder: Path, show_progress: bool,
 ) -> None:
     """Inspect the files of `stamps` into `results` and `known`; soundfile and hashing release the GIL."""
     pool = ThreadPoolExecutor(THREADS)
@@ -82,12 +82,12 @@ def _inspect_new(
                 bar.update()
             if unsaved and time.monotonic() >= save_at:
                 began = time.monotonic()
-                _remember(memory, known)
+                _save(facts_folder, known)
                 unsaved, save_at = False, time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - began))
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-        _remember(memory, known)
+        _save(facts_folder, known)
 
 
 def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
@@ -99,10 +99,10 @@ def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
         return AudioFault(fault.fate, fault.detail), lasting  # a new one: the traceback holds decoded blocks
 
 
-def _recall(memory: Path) -> _Known:
+def _load(facts_folder: Path) -> _Known:
     """What was remembered; nothing if the file is missing, damaged or from another version."""
     try:
-        stored = json.loads((memory / FILE_NAME).read_bytes())
+        stored = json.loads((facts_folder / FILE_NAME).read_bytes())
         if stored["version"] != VERSION:
             return {}
         return {
@@ -113,7 +113,7 @@ def _recall(memory: Path) -> _Known:
         return {}
 
 
-def _remember(memory: Path, known: _Known) -> None:
+def _save(facts_folder: Path, known: _Known) -> None:
     files = {}
     for path, (stamp, said) in known.items():
         values = {"fate": said.fate, "detail": said.detail} if isinstance(said, AudioFault) else asdict(said)
@@ -121,10 +121,10 @@ def _remember(memory: Path, known: _Known) -> None:
     # ASCII JSON, so that names which are no UTF-8 survive as escaped surrogates.
     content = json.dumps({"version": VERSION, "files": files}).encode("ascii")
     try:
-        memory.mkdir(parents=True, exist_ok=True)
-        write_whole(memory / FILE_NAME, content, shared=True)
+        facts_folder.mkdir(parents=True, exist_ok=True)
+        write_whole(facts_folder / FILE_NAME, content, shared=True)
     except OSError as error:
         raise StorageError(
-            f"cache folder {os.fspath(memory)!r}: what was learnt of the sound files cannot be kept there "
+            f"cache folder {os.fspath(facts_folder)!r}: what was learnt of the sound files cannot be kept there "
             f"({error.strerror}). Free some space or permit access, or choose another folder with --cache_dir"
         ) from error

@@ -1,11 +1,11 @@
-"""Micro-batches of tensors from the cached codes and text states, made ahead of their use."""
+"""Micro-batches of tensors, made from the cached codes and texts by a thread ahead of their use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,35 +17,39 @@ from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import EVERYTHING, Selection
 
-
-class Codes(Protocol):
-    """Cached codes by clip index; `frames` is (clips, views) int64."""
-
-    @property
-    def frames(self) -> np.ndarray: ...
-
-    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray: ...
+if TYPE_CHECKING:
+    from trainer.data.cache import CachedCodes
 
 
 class Text(Protocol):
-    """What the model reads of a caption: (S, D) float32, cached T5 states; or (S,) int64, ids for a T5 in the loop."""
+    """What the model reads of captions: the states that T5 made of them, or token ids where T5 itself is trained."""
 
-    def states(self, caption: str) -> np.ndarray: ...
+    def states(self, caption: str) -> np.ndarray:
+        """T5's last hidden states (S, D) float32, or token ids (S,) int64; the end token </s> is included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch on one device; see LanguageModel.forward for the four inputs. For a T5 in the loop, text_BSD
-    is token ids (B, S)."""
+    """One micro-batch, all of it on one device. T here are decoder steps, which the delay pattern makes of frames.
+
+    inputs_BKT     int64, codes in [0, V); the special token V where a codebook has none
+    labels_BKT     int64, codes in [0, V); -100 where nothing is learned: padding, fillers, the special token
+    text_BSD       float32, T5's states, zero where there is no text; token ids (B, S) int64 where T5 is trained
+    text_mask_BS   float32, 1 where there is text and 0 where there is none
+    attention_BS   bool, the text that a row may attend to; None where all rows have equally long texts, or none
+    frames         of the clips themselves, without padding and fillers
+    padded_frames  rows x steps that are computed
+    flops          model FLOPs of forward and backward of these frames and their captions, without padding
+    """
 
     inputs_BKT: Tensor
     labels_BKT: Tensor
     text_BSD: Tensor
     text_mask_BS: Tensor
     attention_BS: Tensor | None
-    frames: int  # of the clips themselves, without padding and fillers
-    padded_frames: int  # steps x rows that are computed
-    flops: int = 0  # model FLOPs of forward and backward of these frames and their captions
+    frames: int
+    padded_frames: int
+    flops: int = 0
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` applied to each tensor."""
@@ -59,17 +63,27 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; from pinned memory, the copy runs beside what the host does next."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What rows refer to: the codes and captions of one set of clips. `captions[clip]` None is a null
-    condition, `names[clip]` is its file, for messages, `shape` is of the model that reads them. `texts[clip]` are
-    those that Row.text chooses from; None where each clip is always trained with its caption. `token_ids` says that
-    `text` gives ids, `trained` what is trained, on which the FLOPs of a clip depend."""
+    """One set of clips, ready to be cut into micro-batches. Clips are numbered from 0 as `Row.clip` counts them.
 
-    codes: Codes
+    codes           EnCodec's codes of every clip
+    text            what the model reads of every caption
+    captions        of each clip; None is a null condition: the clip is trained without text
+    names           file of each clip, for messages
+    shape           sizes of the model that reads the batches
+    special_token   V, the code that stands where a codebook has no frame
+    segment_frames  the most frames of a crop
+    texts           of each clip, those among which `Row.text` chooses; None where a clip always has its caption
+    token_ids       whether `text` gives token ids, since T5 itself is trained
+    trained         the trained part of the model, on which the FLOPs of a clip depend
+    """
+
+    codes: CachedCodes
     text: Text
     captions: Sequence[str | None]
     names: Sequence[str]
@@ -87,11 +101,11 @@ class Examples:
         return self.captions[row.clip] if self.texts is None else self.texts[row.clip][row.text]
 
     def all_texts(self) -> Iterator[str]:
-        """Every caption and every text that is drawn in its place."""
+        """Every caption, and every text that is drawn in place of one."""
         return (text for texts in (self.captions, *(self.texts or ())) for text in texts if text is not None)
 
     def blank_text(self, rows: int, tokens: int) -> Tensor:
-        """Text of a micro-batch before any caption is in it: (rows, tokens, D) float32, or (rows, tokens) int64."""
+        """Zeros in the shape of a micro-batch's text: (rows, tokens, D) float32, or (rows, tokens) int64 ids."""
         if self.token_ids:
             return torch.zeros(rows, tokens, dtype=torch.int64)
         return torch.zeros(rows, tokens, self.shape.text_width)
@@ -130,9 +144,10 @@ class Examples:
         return padded
 
     def _padded_text(self, states: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text (B, S, D) or (B, S), mask (B, S) float, and what may be attended to (B, S) bool or None.
+        """Text, text mask and attention mask of a Batch.
 
-        A null row attends to its zero keys, wherever its batch-mates have text: any of them gives zero.
+        Softmax over no key at all is NaN. A row without text therefore attends to its keys of zero wherever the
+        longest text of the batch has tokens: whatever their weights, values of zero add nothing.
         """
         lengths = [0 if row is None else len(row) for row in states]
         longest = max(1, *lengths)

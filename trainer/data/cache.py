@@ -35,7 +35,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codes:
+class CachedCodes:
     """The cached codes of some clips, by their position in that list; `frames` is (clips, views) int64."""
 
     frames: np.ndarray
@@ -58,7 +58,7 @@ class Codes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class CachedText:
     """The cached T5 states of some captions."""
 
     _values: Binaries
@@ -102,27 +102,20 @@ def fill_codes(
 ) -> list[tuple[int, AudioFault]]:
     """Encode the clips whose content the store lacks; the rows whose file failed while read, and why.
 
-    clips  with the columns content, path_bytes and seconds of the manifest
-    rank   takes its share of all contents, longest first, whatever other ranks have stored meanwhile;
-           every content is some rank's, so the cache is full once all have returned
+    clips       with the columns content, path_bytes and seconds of the manifest
+    load_codec  called only if something is missing
+    rank        of `world_size`: what is encoded is its share, see `missing_codes`
 
     A file that no longer has the content it is listed under fails. Of several files with one content only the
-    first that can be read is. `load_codec` is called only if
-    something is missing. Raises StorageError where the store cannot be written.
+    first that can be read is encoded. Raises StorageError where the store cannot be written.
     """
-    rows_of = defaultdict(list)
-    for row, content in enumerate(clips["content"]):
-        rows_of[content].append(row)
-    seconds = clips["seconds"][:]
-    longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
-    present = store.keys()
-    missing = [content for content in longest_first[rank::world_size] if content not in present]
+    missing = missing_codes(store, clips, rank=rank, world_size=world_size)
     if not missing:
         return []
     codec = load_codec().to(device)
-    paths = clips["path_bytes"]
+    paths, seconds = clips["path_bytes"], clips["seconds"][:]
     faults: list[tuple[int, AudioFault]] = []
-    total = sum(seconds[rows_of[content][0]] for content in missing)
+    total = sum(seconds[rows[0]] for rows in missing.values())
     with _progress("encoding audio", total, "s", show_progress) as bar:
 
         def blocks(row: int) -> Iterator[np.ndarray]:
@@ -135,16 +128,31 @@ def fill_codes(
             if audio.content_of(path) != clips["content"][row]:
                 raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
-        store.append_all(_code_rows(codec, {key: rows_of[key] for key in missing}, blocks, views, faults))
+        store.append_all(_code_rows(codec, missing, blocks, views, faults))
     return sorted(faults, key=lambda fault: fault[0])
 
 
-def open_codes(store: Store, contents: Sequence[str]) -> Codes:
+def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
+    """What a rank has to encode: each content of its share that the store lacks, with the rows that have it.
+
+    Contents are dealt out in turn, longest first, whatever other ranks have stored meanwhile: every content is some
+    rank's, so that the store is full once all ranks have encoded theirs.
+    """
+    rows_of = defaultdict(list)
+    for row, content in enumerate(clips["content"]):
+        rows_of[content].append(row)
+    seconds = clips["seconds"][:]
+    longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
+    present = store.keys()
+    return {content: rows_of[content] for content in longest_first[rank::world_size] if content not in present}
+
+
+def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:
     """The codes of clips with these contents, in this order. Raises StorageError where some are missing."""
     rows = store.open()
     row_of_clip = _rows_of(store, rows, contents, "clips")
     codebooks = rows.integers("codebooks")[row_of_clip]
-    return Codes(
+    return CachedCodes(
         frames=rows.integers("frames")[row_of_clip],
         codebooks=int(codebooks[0]) if len(codebooks) else 0,
         _values=rows.binaries("codes"),
@@ -182,12 +190,12 @@ def fill_text(
         store.append_all(_text_rows(encoder, tokenizer, missing, device, batch_size, bar))
 
 
-def open_text(store: Store, captions: Iterable[str]) -> Text:
+def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     """The states of these captions. Raises StorageError where some are missing."""
     rows = store.open()
     distinct = sorted(set(captions))
     found = _rows_of(store, rows, [_text_key(caption) for caption in distinct], "captions")
-    return Text(
+    return CachedText(
         _values=rows.binaries("states"),
         _row_of=dict(zip(distinct, found.tolist(), strict=True)),
         _width_of_row=rows.integers("width"),

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +14,15 @@ import torch
 from trainer.data import cache, manifest
 from trainer.data.batches import Examples, Text
 from trainer.data.captions import first_caption, texts_of, with_placeholder
-from trainer.data.manifest import Columns, Fate
+from trainer.data.fates import Fate, display, summary
+from trainer.data.manifest import Columns
+from trainer.data.peers import Alone, Peers
+from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
 from trainer.errors import DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
 from trainer.spec.shapes import segment_frames
-from trainer.spec.trainable import EVERYTHING, Placeholder, Selection
+from trainer.spec.trainable import Placeholder, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +40,19 @@ class DataSettings:
 
     folder: Path
     cache_dir: Path
-    validation_share: float = 0.0
-    validation_folder: Path | None = None
-    no_label: bool = False
-    caption_lines: bool = False
-    min_seconds: float = 0.5
-    segment_seconds: float = 30.0
-    code_views: int = 4
-    word_dropout: float = 0.0
-    caption_variants: int = 8
-    placeholder: Placeholder | None = None
-    trained: Selection = EVERYTHING
-    seed: int = 0
-    rehash: bool = False
+    validation_share: float
+    validation_folder: Path | None
+    no_label: bool
+    caption_lines: bool
+    min_seconds: float
+    segment_seconds: float
+    code_views: int
+    word_dropout: float
+    caption_variants: int
+    placeholder: Placeholder | None
+    trained: Selection
+    seed: int
+    rehash: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +70,6 @@ class Dataset:
         return len(self.train.captions)
 
 
-class Peers(Protocol):
-    """The other processes, as far as sharing the work needs them (see trainer.engine.Ranks)."""
-
-    rank: int
-    world_size: int
-
-    def wait(self, what: str) -> None: ...
-
-    def gather(self, value: Any) -> list[Any]: ...
-
-    def check_equal(self, **values: object) -> None: ...
-
-
-class Alone:
-    """The view of a process without others."""
-
-    rank, world_size = 0, 1
-
-    def wait(self, what: str) -> None: ...
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def check_equal(self, **values: object) -> None: ...
-
-
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
@@ -101,7 +77,8 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     only where something is missing, and are off the device on return.
 
     Raises DataError where no clip is left to train on, or none to validate on though a share was asked for,
-    StorageError where the cache cannot be written.
+    StorageError where the cache cannot be written, ConfigError where a machine's copy of a folder differs in
+    something that it has to encode.
     """
     peers = peers or Alone()
     clips, fates = _encoded(settings, source, device, peers, settings.folder)
@@ -111,7 +88,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     if settings.validation_folder is not None:
         folder = settings.validation_folder
         held_out, other_fates = _encoded(settings, source, device, peers, folder)
-        shown = manifest.display(folder)  # the names alone may be those of the dataset
+        shown = display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
     texts = _texts(settings, train)
     captions = [*_captions(settings, train), *_captions(settings, held_out)]
@@ -142,24 +119,20 @@ def _encoded(
 
     So does one that is shorter than a frame in some view: there is nothing of it to learn.
     """
-    if peers.rank != 0:
-        peers.wait("scan")
-    scanned = manifest.scan(
+    scanned = scan_once(
         folder,
+        peers,
+        settings.cache_dir / "scan",
         no_label=settings.no_label,
         caption_lines=settings.caption_lines,
         min_seconds=settings.min_seconds,
-        memory=settings.cache_dir / "scan",
-        rehash=settings.rehash and peers.rank == 0,
-        show_progress=peers.rank == 0,
+        rehash=settings.rehash,
     )
-    if peers.rank == 0:
-        peers.wait("scan")
-    peers.wait("scanned")
     clips = scanned.columns
-    holds = f"{_count(clips)} clips, digest {_digest(clips)}"
-    peers.check_equal(**{f"what {manifest.display(folder)} holds": holds})
     store = _code_store(settings, source)
+    if scanned.several_hosts:
+        missing = cache.missing_codes(store, clips, rank=peers.rank, world_size=peers.world_size)
+        check_sizes(scanned, [row for rows in missing.values() for row in rows], peers)
     mine = cache.fill_codes(
         store,
         clips,
@@ -173,6 +146,7 @@ def _encoded(
     )
     peers.wait("codes")
     found = peers.gather([(index, fault.fate, fault.detail) for index, fault in mine])
+    check_encoded(scanned, found, peers)
     faults = {index: (fate, detail) for rank in found for index, fate, detail in rank}
     paths = clips["path"]
     changed = {
@@ -186,7 +160,7 @@ def _encoded(
         changed[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(changed.get(fate.path, fate) for fate in scanned.fates)
     if not whole.any():
-        raise DataError(f"no file of {manifest.display(folder)} could be encoded:\n{manifest.summary(fates)}")
+        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
     return _rows(clips, whole), fates
 
 

@@ -1,4 +1,7 @@
-"""The model on its devices. Only in here, accelerate, deepspeed and torch.distributed are known."""
+"""The model on its devices, one optimizer step at a time.
+
+Only this room imports accelerate, deepspeed and torch.distributed; tests/test_layers.py holds that.
+"""
 
 from trainer.engine.accelerator import build_accelerator, find_cluster, start_trackers
 from trainer.engine.engine import Engine, StepResult

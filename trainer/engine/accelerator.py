@@ -1,6 +1,8 @@
-"""The Accelerator that a plan asks for, and the proof that it is what it says.
+"""The Accelerator that a plan asks for, and the check that Accelerate made what was asked for.
 
-What ZeRO and FSDP need beside the documented way, and the few lines that make both run on CPUs, is in here.
+Warning for a new version of accelerate: what ZeRO and FSDP need besides the documented way is in this module, and so
+are the lines that let both run on CPUs. Where accelerate cannot do what it is asked, it may fall back to something else
+and say nothing. `_check_matches_plan`, Engine._check_shards and tests/ranks/test_traps.py notice that.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
 from trainer.run.output_dir import OutputDir
 
-# Two layers of `large` (67 M parameters each), its embeddings and heads.
+# The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
 ZERO_LIVE_PARAMETERS = 200_000_000
-LAYER_CLASS = "MusicgenDecoderLayer"
+LAYER_CLASS = "MusicgenDecoderLayer"  # of transformers; FSDP shards each by itself
+# What Accelerate calls the strategies that it might replace by another one.
 DISTRIBUTED_TYPE = {
     "zero2": DistributedType.DEEPSPEED,
     "zero3": DistributedType.DEEPSPEED,
@@ -48,9 +51,11 @@ DISTRIBUTED_TYPE = {
 
 
 def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
-    """What this process was started on.
+    """The hardware that this process was started on, as the plan needs it.
 
-    compiler  whether to find out if torch.compile works, which takes seconds
+    compiler  whether to find out if torch.compile works here, which takes seconds; if not, `compiles` is False
+
+    Raises ConfigError where a machine has more processes than GPUs.
     """
     cuda = torch.cuda.is_available()
     if cuda and launch.local_world_size > torch.cuda.device_count():
@@ -72,17 +77,18 @@ def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
 def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accelerator:
     """Join the other processes and build the plan's Accelerator.
 
-    Raises ConfigError where Accelerate made something else of it: another number of processes, or a strategy
-    that fell back to another; PeerLostError where the others do not come.
+    root  the folder where TensorBoard's files go
+
+    Raises ConfigError where a package is missing, or where Accelerate made something else of the plan: another number
+    of processes, or another strategy; PeerLostError where the other processes do not come.
     """
-    _check_libraries(settings)
-    timeout = timedelta(minutes=settings.timeout_minutes)
+    _check_packages(settings)
     logging: dict[str, Any] = {"log_with": list(settings.trackers) or None, "project_dir": str(root)}
     if plan.strategy != "single":
         _complete_environment()
     build = {"single": _single, "ddp": _ddp, "zero2": _zero, "zero3": _zero, "fsdp": _fsdp, "hsdp": _fsdp}
     try:
-        accelerator = build[plan.strategy](plan, timeout, logging)
+        accelerator = build[plan.strategy](plan, settings, logging)
     except dist.DistError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise PeerLostError(
@@ -90,14 +96,14 @@ def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accel
             f" (--timeout_minutes): {reason}. All need the same number of processes, address and port, and the same"
             " flags"
         ) from error
-    _check(accelerator, plan)
+    _check_matches_plan(accelerator, plan)
     return accelerator
 
 
-def _check_libraries(settings: EngineSettings) -> None:
+def _check_packages(settings: EngineSettings) -> None:
     """Raise ConfigError where an optional package that the flags ask for is missing."""
     for name in settings.trackers:
-        if importlib.util.find_spec(name) is None:  # Accelerate would leave it out without a word
+        if importlib.util.find_spec(name) is None:  # Accelerate would leave the tracker out and say nothing
             raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
     if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
@@ -110,15 +116,16 @@ def _check_libraries(settings: EngineSettings) -> None:
 def start_trackers(
     accelerator: Accelerator, settings: EngineSettings, folder: OutputDir, flags: Mapping[str, object]
 ) -> Accelerator | None:
-    """wandb and tensorboard as asked for; a resumed run continues the same wandb run. None where none is.
+    """Start the trackers that the settings name; returns where to log, or None where they name none.
 
-    flags  by name, which they show beside the run
+    A resumed run continues its wandb run. flags: the run's flags by name, which trackers show beside it. Raises
+    ConfigError where wandb refuses, for example without a login.
     """
     if not settings.trackers:
         return None
     # Accelerate logs from the first process alone: only that one needs the id, and only it may write the file.
-    number = folder.tracker_id() if accelerator.is_main_process else None
-    wandb = {"id": number, "resume": "allow", "dir": str(folder.root)}
+    wandb_id = folder.tracker_id() if accelerator.is_main_process else None
+    wandb = {"id": wandb_id, "resume": "allow", "dir": str(folder.root)}
     values = {name: value for name, value in flags.items() if value is not None}
     try:
         accelerator.init_trackers(settings.tracker_project, config=values, init_kwargs={"wandb": wandb})
@@ -128,6 +135,7 @@ def start_trackers(
 
 
 def _wandb_errors(settings: EngineSettings) -> tuple[type[Exception], ...]:
+    """wandb's own errors, where it is used: otherwise it is not imported."""
     if "wandb" not in settings.trackers:
         return ()
     import wandb
@@ -135,23 +143,24 @@ def _wandb_errors(settings: EngineSettings) -> tuple[type[Exception], ...]:
     return (wandb.Error,)
 
 
-def _single(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
+def _single(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
     return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), **logging)
 
 
-def _ddp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
+def _ddp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
     handlers = [
-        InitProcessGroupKwargs(timeout=timeout),
+        InitProcessGroupKwargs(timeout=_timeout(settings)),
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
     ]
     return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), kwargs_handlers=handlers, **logging)
 
 
-def _fsdp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
+def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
     if _on_cpu():
-        # Accelerate enables FSDP for GPUs only, and on CPUs silently falls back to DDP. These are the lines that
-        # let the same code run on gloo; a test fails when a new accelerate changes what they rely on.
-        PartialState(cpu=True, timeout=timeout)
+        # Accelerate (1.x) enables FSDP for GPUs only, and on CPUs silently falls back to DDP. These lines let the same
+        # code run on gloo. They reach into its shared state: tests/ranks/test_traps.py fails when a new accelerate
+        # changes what they rely on, or no longer needs them.
+        PartialState(cpu=True, timeout=_timeout(settings))
         PartialState._shared_state.update(distributed_type=DistributedType.MULTI_GPU, device=torch.device("cpu"))
     half = torch.bfloat16 if plan.mixed_precision == "bf16" else None
     plugin = FullyShardedDataParallelPlugin(
@@ -161,7 +170,8 @@ def _fsdp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerato
         transformer_cls_names_to_wrap=[LAYER_CLASS],
         state_dict_type="SHARDED_STATE_DICT",
         cpu_ram_efficient_loading=False,
-        # Float32 shards and float32 sums over ranks, bf16 in between.
+        # Float32 shards and float32 sums over ranks, bf16 in between. Accelerate's default sums in bf16 as well, and
+        # the losses come out in steps of bf16 (7.625, 7.6875).
         mixed_precision_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
     )
     mesh = None
@@ -171,34 +181,35 @@ def _fsdp(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerato
         mixed_precision=plan.mixed_precision,
         fsdp_plugin=plugin,
         parallelism_config=mesh,
-        kwargs_handlers=[] if _on_cpu() else [InitProcessGroupKwargs(timeout=timeout)],
+        kwargs_handlers=[] if _on_cpu() else [InitProcessGroupKwargs(timeout=_timeout(settings))],
         **logging,
     )
 
 
-def _zero(plan: Plan, timeout: timedelta, logging: dict[str, Any]) -> Accelerator:
-    import deepspeed.ops  # seconds, which the other strategies need not wait
+def _zero(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
+    import deepspeed.ops  # here, because it takes seconds that the other strategies need not wait
 
     backend = "gloo" if _on_cpu() else "nccl"
     if _on_cpu():
-        # DeepSpeed would compile a shared-memory operation, for inference only, at the first start. A process that is
-        # killed meanwhile leaves a lock file for which every later start waits without end.
+        # At the first start DeepSpeed would compile an operation for shared memory, which only inference uses. A
+        # process that is killed meanwhile leaves a lock file behind, and every later start waits for it without end.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # What a DEEPSPEED file named is in the plan already (trainer/plan/launcher.py). Accelerate would refuse to be told
-    # twice.
+    # Set where an accelerate config file has DeepSpeed settings. What they ask for is in the plan already
+    # (trainer/plan/launcher.py), and Accelerate refuses to be given both them and a configuration.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     accelerator = Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, max_grad_norm=1.0)),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, settings.max_grad_norm)),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_timeout(settings))],
         **logging,
     )
-    # Under ZeRO-3 the plugin makes transformers build every model partitioned, EnCodec too, which breaks it.
+    # Under ZeRO-3 the plugin makes transformers build every later model partitioned, and EnCodec's weight norm does not
+    # survive that. Only the trained model is to be partitioned.
     unset_hf_deepspeed_config()
     return accelerator
 
 
 def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration for a plan; nothing in it is "auto"."""
+    """DeepSpeed's configuration for a plan. Nothing in it is "auto", so that Accelerate fills in nothing."""
     zero: dict[str, Any] = {
         "stage": 2 if plan.strategy == "zero2" else 3,
         "overlap_comm": not _on_cpu(),
@@ -207,8 +218,8 @@ def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
         "allgather_bucket_size": ZERO_BUCKET_ELEMENTS,
     }
     if plan.strategy == "zero3":
-        # Every parameter is partitioned, however small, so that each rank owns one slice of each.
-        # What is gathered is given back soon: by default up to 1e9 values stay, which the plan does not count.
+        # Every parameter is partitioned, however small (threshold 0), so that each rank owns one slice of each.
+        # What is gathered is given back soon: by default up to 1e9 values stay, memory that the plan does not count.
         zero |= {
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": ZERO_BUCKET_ELEMENTS,
@@ -233,7 +244,8 @@ def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
     }
 
 
-def _check(accelerator: Accelerator, plan: Plan) -> None:
+def _check_matches_plan(accelerator: Accelerator, plan: Plan) -> None:
+    """Raise ConfigError where Accelerate found another number of processes, or took another strategy."""
     if accelerator.num_processes != plan.world_size:
         raise ConfigError(
             f"the launcher started {plan.world_size} process(es), Accelerate found {accelerator.num_processes}: {START}"
@@ -247,7 +259,7 @@ def _check(accelerator: Accelerator, plan: Plan) -> None:
 
 
 def _complete_environment() -> None:
-    """One process without a launcher becomes a group of one, for strategies that need a group."""
+    """Without a launcher, make this process a group of one: for strategies that need a process group."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -262,6 +274,11 @@ def _complete_environment() -> None:
         }
     elif dist.is_available() and not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+
+
+def _timeout(settings: EngineSettings) -> timedelta:
+    """How long a collective may wait."""
+    return timedelta(minutes=settings.timeout_minutes)
 
 
 def _on_cpu() -> bool:

@@ -1,4 +1,4 @@
-"""One optimizer step at a time, the same under every strategy: losses, gradient norm, and what all ranks agreed on."""
+"""One optimizer step at a time, with the same losses and gradient norms under every strategy and on every rank."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.data.batches import Batch
+from trainer.engine.backend import Backend
 from trainer.engine.compiled import compile_layers
-from trainer.engine.ema import Average
+from trainer.engine.ema import Ema
 from trainer.engine.matmul_rate import matmul_rate
 from trainer.engine.ranks import Ranks
 from trainer.engine.settings import EngineSettings
-from trainer.engine.shards import Read, Share
+from trainer.engine.shards import Read, Shard
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
@@ -29,57 +30,73 @@ from trainer.model.weights import Weights
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 
-# fp16's loss scale starts at 65536 and halves at each overflow: below 1 something else is wrong.
+# How often a step that overflowed under fp16 is computed again. Its loss scale starts at 65536 and is halved at each
+# overflow; once it is below 1, something else is wrong.
 FP16_ATTEMPTS = 18
-# The most that a rank may own, as a multiple of an even share.
-UNEVEN = 1.1
+# The most values that a rank may own, as a multiple of an even split over the ranks.
+MAX_UNEVENNESS = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step gave, the same on every rank.
+    """What an optimizer step gave, the same on every rank.
 
-    losses_K   mean cross entropy of each codebook over the whole step, nats
-    grad_norm  before clipping
-    wishes     which of the wishes some rank had
+    losses_K   mean cross entropy of each codebook over all valid cells of the step, in nats
+    grad_norm  norm of all gradients before clipping
+    requests   for each request that was passed to `Engine.step`: whether any rank made it
     """
 
     losses_K: tuple[float, ...]
     grad_norm: float
-    wishes: tuple[bool, ...] = ()
+    requests: tuple[bool, ...] = ()
 
     @property
     def loss(self) -> float:
+        """The mean of the codebooks' losses, in nats."""
         return sum(self.losses_K) / len(self.losses_K)
 
 
 class Engine:
-    """Owns the model, its optimizer and their devices."""
+    """Owns the model, its optimizer and their devices.
+
+    The constructor, `step`, `rehearse` and `evaluate` contain collectives: every rank must call them in the same order,
+    with its own batches.
+    """
 
     def __init__(self, accelerator: Accelerator, ranks: Ranks, source: Source, plan: Plan, settings: EngineSettings):
-        """Builds the model without weights, shards it as the plan says, and fills each rank's share from disk.
+        """Build the model, shard it as the plan says, and fill it with the weights to start from.
 
-        So no process ever holds more of the model in host memory than one tensor beside its share. AdamW's
-        betas (0.9, 0.95) and its decay of every trained parameter are MusicGen's (audiocraft 1.3.0,
-        config/solver/musicgen/musicgen_base_32khz.yaml).
+        The model is transformed in this order. The backend's constructor applies 4 to 7; ZeRO has no 4 and 5. Steps 2,
+        3 and 7 come in the order of torchtitan's parallelize.py.
+
+        1. build        on the meta device, adapters included: parameters have shapes and no memory
+        2. recompute    whole layers, for --gradient_checkpointing 1; `selective` is done by the compiler
+        3. compile      layer by layer; the compiler itself runs at a layer's first use, after all other steps
+        4. quantize     frozen linear layers, for --base_bits. After 1, because peft would copy every result of a
+                        quantized layer that it wraps; before 6, so that the unrounded base never has memory
+        5. shrink       other frozen linear layers, to the compute precision; before 6, as 4 is
+        6. materialize  give all parameters memory of any content, on the device or, where 7 cuts it up, on the host
+        7. shard        with the optimizer, by Accelerate's `prepare`
+        8. fill         each rank reads the ranges that it holds, tensor by tensor. So no process holds more of the
+                        model in host memory than one tensor besides its own shards (tests/ranks/test_host_memory.py)
         """
         trained = build_trained_model(source, settings.model)
-        model, self._start = trained.model, _reader(trained.start)
+        model, self._read_start = trained.model, _reader(trained.start)
         if plan.gradient_checkpointing is True:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
         if plan.compiled:
             compile_layers(model, plan)
         self.ranks = ranks
-        self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs a second, for MFU
+        self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs per second, for MFU
         self._reseeds = settings.has_dropout
         self._seed = settings.model.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend
-        self.backend = backend(accelerator, model, plan, settings)
-        self._check_shares(plan)
+        self.backend: Backend = backend(accelerator, model, plan, settings)
+        self._check_shards(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
-        self._fill_weights(self._start)
-        self._average = None if settings.ema_decay is None else Average(self.backend.shares(), settings.ema_decay)
+        self._fill_weights(self._read_start)
+        self._ema = None if settings.ema_decay is None else Ema(self.backend.shards(), settings.ema_decay)
 
     def step(
         self,
@@ -88,19 +105,21 @@ class Engine:
         *,
         step: int,
         learning_rate: float,
-        wishes: Sequence[bool] = (),
+        requests: Sequence[bool] = (),
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches.
 
-        cells_K  (K,) valid cells of the whole step over all ranks
-        wishes   anything a rank wants all to know after this step; they travel with the losses
+        cells_K   (K,) int64, valid cells of the whole step, over all ranks and micro-batches
+        step      counted from 0
+        requests  what this rank asks for after this step, for example to stop. They travel with the losses, so that
+                  all ranks learn of a request after the same step, without a collective of its own
 
-        Raises NotFiniteError, with every weight and moment as before, where loss or norm is not finite, and
-        MemoryShortError where the device is too small.
+        Raises NotFiniteError, with every weight and moment as before the step, where loss or norm is not finite, and
+        MemoryShortError where the device's memory does not suffice.
         """
         self.ranks.steps_begun = step + 1
         try:
-            return self._step(batches, torch.from_numpy(cells_K).to(self.device), step, learning_rate, wishes)
+            return self._step(batches, torch.from_numpy(cells_K).to(self.device), step, learning_rate, requests)
         except torch.OutOfMemoryError as error:
             rows, _, frames = batches[0].inputs_BKT.shape
             raise MemoryShortError(
@@ -109,9 +128,10 @@ class Engine:
             ) from error
 
     def rehearse(self, batch: Batch, accumulation: int) -> None:
-        """Run a step on `batch` and undo it: what does not fit fails now, before any work is lost.
+        """Run a step on `batch` and undo it, so that a lack of memory ends the run before any work is lost.
 
-        Weights do not move at a learning rate of 0, and the moments are set back to zero.
+        A learning rate of 0 leaves the weights as they are (AdamW's decay is multiplied by it too), and the moments are
+        set back to zero. Two micro-batches suffice: from the second on, gradients and activations are held at once.
         """
         cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
         self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
@@ -123,9 +143,10 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """Summed cross entropy and valid cells of each codebook, both (K,), over all ranks' batches.
+        """Summed cross entropy in nats and valid cells of each codebook, both (K,) float64, over all ranks' batches.
 
-        Of the weights that an export would hold: their average where the run keeps one.
+        They are those of the weights that an export would hold: the EMA where the run keeps one. Every rank must have
+        equally many batches.
         """
         totals = []
         with self._exported_weights():
@@ -135,27 +156,27 @@ class Engine:
                 cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
                 totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
             self.backend.model.train()
-            self.backend.evaluated()
+            self.backend.after_evaluation()
         sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
         return sums, cells
 
     def state(self) -> dict[str, FlatSlice]:
-        """This rank's share of trained weights, moments and average, by name; the values are live, not copies."""
-        pieces = {name: piece for share in self.shares() for name, piece in share.slices().items()}
-        return pieces | self.backend.extras()
+        """What this rank saves of weights, moments and EMA, by name. Live views of them: copy before the next step."""
+        slices = {name: piece for shard in self.shards() for name, piece in shard.slices().items()}
+        return slices | self.backend.extra_slices()
 
-    def shares(self) -> Iterator[Share]:
-        """This rank's share of every trained parameter, in the model's order."""
-        for share in self.backend.shares():
-            yield share if self._average is None else self._average.beside(share)
+    def shards(self) -> Iterator[Shard]:
+        """This rank's shard of every trained parameter, with its EMA, in the order of the model's parameters."""
+        for shard in self.backend.shards():
+            yield shard if self._ema is None else self._ema.attach_to(shard)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Put this rank's share of a checkpoint's weights, moments and average in place, and its count of steps.
+        """Put this rank's part of a checkpoint's weights, moments and EMA in place, and its count of steps.
 
-        What is frozen is in no checkpoint and keeps the values of the start. Raises CheckpointError where the
+        Frozen weights are in no checkpoint: they get the values to start from again. Raises CheckpointError where the
         checkpoint belongs to another model, or to a run that trained other parameters.
         """
-        shapes = {WEIGHT + share.name: share.shape for share in self.backend.shares()}
+        shapes = {WEIGHT + shard.name: shard.shape for shard in self.backend.shards()}
         saved = {key: checkpoint.shape(key) for key in checkpoint.names(WEIGHT)}
         for key in sorted(shapes.keys() | saved.keys()):
             if saved.get(key) != shapes.get(key):
@@ -163,72 +184,76 @@ class Engine:
                     f"{checkpoint.folder}: {key} has shape {saved.get(key, 'none')}, what is trained now has"
                     f" {shapes.get(key, 'none')}: resume with the --model_id and the selection of the run"
                 )
-        self._fill_weights(lambda key, *ends: (checkpoint.read if key in saved else self._start)(key, *ends))
+        self._fill_weights(lambda key, *ends: (checkpoint.read if key in saved else self._read_start)(key, *ends))
         self.backend.reset_moments(checkpoint.step)
         self.backend.load_moments(checkpoint)
-        if self._average is not None:
-            for share in self.shares():
-                share.fill([EMA + share.name], checkpoint.read)
+        if self._ema is not None:
+            for shard in self.shards():
+                shard.fill([EMA + shard.name], checkpoint.read)
 
     def peak_memory_bytes(self) -> int | None:
-        """Most device memory held at once since the start; None on a CPU."""
+        """The most device memory that was held at once since the start; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
-    def _check_shares(self, plan: Plan) -> None:
-        """Raise ConfigError where the optimizer's state is not spread as the plan says.
+    def _check_shards(self, plan: Plan) -> None:
+        """Raise ConfigError where the optimizer's state is not spread over the ranks as the plan says.
 
-        Every trained value must be owned by one rank (by one of each node, for hsdp), and none may own much more
-        than its share: rows that do not divide leave some ranks one row more.
+        A library that silently did something else would train on, with another memory need. Every trained value must be
+        owned by one rank (hsdp: by one rank of each node; ddp: by all), and no rank may own much more than an even
+        split gives it. FSDP splits a tensor by rows, and rows that do not divide leave some ranks one row more.
         """
-        shapes = [share.shape for share in self.backend.shares()]
-        held, total = sum(len(share.weight) for share in self.backend.shares()), sum(map(math.prod, shapes))
+        shapes = [shard.shape for shard in self.backend.shards()]
+        held, total = sum(len(shard.weight) for shard in self.backend.shards()), sum(map(math.prod, shapes))
         copies = {"hsdp": plan.nodes, "single": 1, "ddp": plan.world_size}.get(plan.strategy, 1)
         ranks = plan.world_size // copies
         by_rows = sum(-(-shape[0] // ranks) * math.prod(shape[1:]) for shape in shapes)
         owned = int(self.ranks.sum(torch.tensor([held], dtype=torch.int64, device=self.device)).item())
-        if owned != copies * total or held > max(UNEVEN * total / ranks, by_rows):
+        if owned != copies * total or held > max(MAX_UNEVENNESS * total / ranks, by_rows):
             raise ConfigError(
                 f"{plan.strategy} should spread {total} values {copies} time(s) over {plan.world_size} processes, but"
                 f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
             )
 
     def _fill_weights(self, read: Read) -> None:
-        for share in self.backend.shares():
-            share.fill([WEIGHT + share.name], read)
-        self.backend.publish(read)
+        for shard in self.backend.shards():
+            shard.fill([WEIGHT + shard.name], read)
+        self.backend.fill_model(read)
 
     @contextmanager
     def _exported_weights(self) -> Iterator[None]:
-        """Within the block the model computes with the average of its weights, where the run keeps one."""
-        if self._average is None:
+        """Inside the block the model computes with the EMA of its weights, where the run keeps one."""
+        if self._ema is None:
             yield
             return
-        with self._average.swapped():
-            self.backend.refresh()
+        with self._ema.swapped():
+            self.backend.refresh_model()
             yield
-        self.backend.refresh()  # not after an error: it is a collective, and the others may not come
+        # Not in a `finally`: under ZeRO this is a collective, and after an error on one rank the others do not come.
+        self.backend.refresh_model()
 
     def _step(
-        self, batches: Sequence[Batch], cells_K: Tensor, step: int, learning_rate: float, wishes: Sequence[bool]
+        self, batches: Sequence[Batch], cells_K: Tensor, step: int, learning_rate: float, requests: Sequence[bool]
     ) -> StepResult:
         for _ in range(FP16_ATTEMPTS if self.backend.scales_losses else 1):
             sums = self._backward(batches, cells_K, step)
             norm = self.backend.finish(learning_rate)
-            result = self._read(sums, cells_K, norm, wishes)
+            result = self._sum_over_ranks(sums, cells_K, norm, requests)
             if math.isfinite(result.grad_norm) and math.isfinite(result.loss):
                 self.backend.update(result.grad_norm)
-                if self._average is not None:
-                    self._average.update()
+                if self._ema is not None:
+                    self._ema.update()
                 return result
+            # Under fp16 a finite loss with a norm that is not finite is an overflow, and the step is computed again.
+            # Scalers usually go on to the next step, so that the clips of this one would be missed.
             if not self.backend.scales_losses or not math.isfinite(result.loss):
                 break
-            self.backend.update(result.grad_norm)  # does not step: the scaler saw the overflow, and lowers the scale
+            self.backend.update(result.grad_norm)  # changes no weight: the scaler saw the overflow, lowers the scale
         raise NotFiniteError(
             f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was changed"
         )
 
     def _backward(self, batches: Sequence[Batch], cells_K: Tensor, step: int) -> Tensor:
-        """Gradients of the step's loss; this rank's summed cross entropies (K,)."""
+        """Compute the gradients of the step's loss; returns this rank's summed cross entropies, (K,) float32, nats."""
         total = torch.zeros(len(cells_K), device=self.device)
         for index, batch in enumerate(batches):
             self._reseed(step, index)
@@ -239,32 +264,33 @@ class Engine:
             total += sums.detach()
         return total
 
-    def _read(self, sums: Tensor, cells_K: Tensor, norm: Tensor, wishes: Sequence[bool]) -> StepResult:
-        """Losses, norm and wishes in one collective and one read from the device."""
-        wanted = torch.tensor([float(wish) for wish in wishes], device=self.device)
-        summed = self.ranks.sum(torch.cat([sums / cells_K.clamp(min=1), wanted]))
+    def _sum_over_ranks(self, sums: Tensor, cells_K: Tensor, norm: Tensor, requests: Sequence[bool]) -> StepResult:
+        """Losses, norm and requests by one collective and one read from the device, which waits for it."""
+        asked = torch.tensor([float(request) for request in requests], device=self.device)
+        summed = self.ranks.sum(torch.cat([sums / cells_K.clamp(min=1), asked]))
         values = torch.cat([summed.double(), norm.double().reshape(1)]).tolist()
         codebooks = len(sums)
         return StepResult(
             losses_K=tuple(values[:codebooks]),
             grad_norm=values[-1],
-            wishes=tuple(value > 0 for value in values[codebooks:-1]),
+            requests=tuple(value > 0 for value in values[codebooks:-1]),
         )
 
     def _summed_losses(self, batch: Batch) -> Tensor:
+        """Summed cross entropy of each codebook, (K,) float32, in nats; see LanguageModel.forward."""
         return self.backend.model(
             batch.inputs_BKT, batch.text_BSD, batch.text_mask_BS, batch.attention_BS, labels_BKT=batch.labels_BKT
         )
 
     def _reseed(self, step: int, micro_batch: int) -> None:
-        """With dropout, draws are a function of (seed, step, micro-batch, rank): nothing to save or replay."""
+        """With dropout, make draws a function of (seed, step, micro-batch, rank): none is ever saved or replayed."""
         if self._reseeds:
             entropy = (self._seed, step, micro_batch, self.ranks.rank)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 def _reader(weights: Weights) -> Read:
-    """Ranges of flattened tensors in float32, by the names of a checkpoint."""
+    """`weights` as a function of a tensor's name in a checkpoint, in float32."""
 
     def read(key: str, start: int, stop: int) -> Tensor:
         return weights.read(key.removeprefix(WEIGHT), start, stop).float()

@@ -1,8 +1,9 @@
-"""A frozen base in 4 or 8 bits: linear layers that hold bitsandbytes' codes and multiply in the compute precision.
+"""A frozen base in 4 or 8 bits (--base_bits): linear layers that hold bitsandbytes' codes in place of their weights.
 
-4 bits are NF4 with scales that are rounded themselves (QLoRA, arXiv 2305.14314, section 3). 8 bits have a scale for
-each output, as LLM.int8() stores weights (arXiv 2208.07339, section 2.1). Only the weights are rounded: a product is
-that of a linear layer whose weight is the codes' values. Nothing here is sharded: single and ddp only.
+4 bits: NF4, whose scales are rounded too (QLoRA, arXiv 2305.14314, section 3). 8 bits: int8 with one scale per output,
+as LLM.int8() stores weights (arXiv 2208.07339, section 2.1). Only weights are rounded, never inputs: a layer computes
+what a linear layer would whose weight has the values that the codes stand for. Nothing here is sharded: single and ddp
+only.
 """
 
 from __future__ import annotations
@@ -17,29 +18,31 @@ from trainer.engine.shards import Read
 from trainer.run.checkpoint import WEIGHT
 from trainer.spec.trainable import LAYER
 
-# Values that share a scale; the scales are rounded themselves, in blocks of 256 (bitsandbytes 0.50, Linear4bit).
+# With 4 bits, so many values have one scale. Scales are rounded too, in blocks of 256 (bitsandbytes 0.50, Linear4bit).
 BLOCK = 64
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without bias whose weight is held in codes and has no gradient. Empty until it is filled.
+    """A linear layer without bias whose weight is held in codes and has no gradient. Empty until `fill` is called.
 
-    The codes are neither parameters nor buffers, so that nothing that moves, casts, broadcasts or saves the model
-    touches them. bitsandbytes' own layers are not used: under autocast, Linear4bit gives float32 for float32 inputs,
-    which doubles the activations; Linear8bitLt rounds activations too, keeps every input, and waits for the GPU in
-    each forward to look for outliers.
+    Keep the codes plain attributes. As parameters or buffers they would be broadcast by DDP, cast by Accelerate, moved
+    by to_empty and saved in checkpoints.
+
+    bitsandbytes' own layers were tried and left (docs/decisions.md): under autocast Linear4bit gives float32 for
+    float32 inputs, which doubles the activations; Linear8bitLt rounds activations too, keeps every input for the
+    backward pass, and waits for the GPU in each forward, to look for outliers.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bits: int, dtype: torch.dtype):
-        """dtype: of the products; inputs are cast to it, and outputs are of it."""
+        """dtype  the compute precision: inputs are cast to it, and outputs have it"""
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
         self._bits, self._dtype = bits, dtype
         self._codes: Tensor
-        self._scales: Any  # a float32 for each output (8 bits), or bitsandbytes' state (4 bits)
+        self._scales: Any  # bitsandbytes' state of the 4 bits; or of the 8 bits the scales, (outputs,) float32
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., inputs) to (..., outputs)."""
+        """x (..., inputs) of any float dtype, to (..., outputs) in the compute precision."""
         return _Product.apply(x.to(self._dtype), self)
 
     @torch.no_grad()
@@ -49,18 +52,18 @@ class QuantizedLinear(nn.Module):
             self._codes, self._scales = codes_of.quantize_4bit(
                 weight_OI, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
             )
-            self._scales.dtype = self._dtype  # of what is made of the codes
+            self._scales.dtype = self._dtype  # the dtype that dequantize_4bit returns
         else:
             self._codes, self._scales, _ = codes_of.int8_vectorwise_quant(weight_OI.half())
 
     def weight(self) -> Tensor:
-        """The codes' values (outputs, inputs), made anew at each call."""
+        """The values that the codes stand for, (outputs, inputs) in the compute precision; made anew at each call."""
         if self._bits == 4:
             return codes_of.dequantize_4bit(self._codes, self._scales)
         return self._codes.to(self._dtype).mul_(self._scales[:, None] / 127)
 
     def held_bytes(self) -> int:
-        """Of codes and scales; tables that all layers share in content are left out (1 KiB each)."""
+        """Bytes of codes and scales. bitsandbytes' tables, 1 KiB per layer, are left out."""
         scales = [self._scales]
         if self._bits == 4:
             scales = [self._scales.absmax, self._scales.state2.absmax]
@@ -68,7 +71,11 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x (..., I) times a layer's weight; of x alone there is a gradient, and nothing is kept for it."""
+    """x (..., I) times a layer's weight, with a gradient for x alone.
+
+    Nothing is kept for the backward pass: it makes the weight from the codes again, and needs no input because the
+    weight is frozen.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -81,10 +88,10 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_layers(model: nn.Module, *, bits: int, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
-    """Put empty layers of 4 or 8 bits in the place of the frozen linear ones of the decoder's layers.
+    """Replace the frozen linear layers inside the decoder's layers by empty ones of `bits` bits, in place.
 
-    Returns them by the names of the weights that they are to be filled with. Embeddings, heads and the text's
-    projection stay as they are, and so do adapters, which are trained.
+    Returns the new layers, by the names of the weights that they are to be filled with. Embeddings, heads and the text
+    projection stay as they are, and so do adapters, which are trained. dtype: see QuantizedLinear.
     """
     names = [name for name, module in model.named_modules() if LAYER.match(name) and _is_frozen_linear(module)]
     made = {}
@@ -98,7 +105,10 @@ def quantize_layers(model: nn.Module, *, bits: int, dtype: torch.dtype) -> dict[
 
 
 def fill(layers: dict[str, QuantizedLinear], read: Read, device: torch.device) -> None:
-    """Fill each layer with `read`'s weight of its name, one after the other: no two are held unrounded at once."""
+    """Fill each layer with the weight that `read` returns for its name.
+
+    One after the other, each rounded on `device`, so that at most one weight is held unrounded at any time.
+    """
     for name, layer in layers.items():
         shape = layer.out_features, layer.in_features
         layer.fill(read(WEIGHT + name, 0, shape[0] * shape[1]).to(device).view(shape))

@@ -1,4 +1,8 @@
-"""A rank's share of one parameter: flat float32 views of its weight, moments and average, wherever these are kept."""
+"""A shard: the part of one trained parameter that one rank holds, with the moments and the EMA of that part.
+
+Both backends describe what they hold as shards, so that loading, saving and the EMA are written once for every
+strategy.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,23 @@ from torch import Tensor
 
 from trainer.run.checkpoint import EMA, WEIGHT, FlatSlice
 
-# AdamW's two moments, float32, each of its parameter's shape.
+# AdamW's two moments, float32, each of its parameter's shape. Checkpoints store them under these names.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# read(key, start, stop): values [start, stop) of a flattened tensor, (stop - start,) float32 on the CPU. `key` is the
+# tensor's name in a checkpoint, for example weight/decoder.lm_heads.0.weight.
 Read = Callable[[str, int, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Values [start, start + len(weight)) of a parameter's flattened form, as live views.
+class Shard:
+    """Values [start, start + N) of one flattened parameter, where N is len(weight); N may be 0.
 
-    average            of the weight over the steps, where the run keeps one (trainer/engine/average.py)
-    replica, replicas  which of how many ranks with this same share this one is: each saves its part of it
+    weight    (N,) float32, a live view: writing to it changes what is trained
+    moments   (N,) float32 for each name in MOMENTS; live views, but copies with --optimizer adamw8bit
+    ema       (N,) float32, the exponential moving average of `weight` over the steps (trainer/engine/ema.py), a live
+              view; None without --ema_decay
+    replicas  how many ranks hold these same values, as under ddp, and with hsdp one per node
+    replica   which of them this rank is: each replica saves its own part of the shard, so that no value is saved twice
     """
 
     name: str
@@ -28,18 +38,18 @@ class Share:
     start: int
     weight: Tensor
     moments: dict[str, Tensor]
-    average: Tensor | None = None
+    ema: Tensor | None = None
     replica: int = 0
     replicas: int = 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The views by the names that a checkpoint gives them."""
-        average = {} if self.average is None else {EMA + self.name: self.average}
+        """Weight, moments and EMA by the names that a checkpoint gives them."""
+        ema = {} if self.ema is None else {EMA + self.name: self.ema}
         moments = {f"{kind}/{self.name}": view for kind, view in self.moments.items()}
-        return {WEIGHT + self.name: self.weight, **moments, **average}
+        return {WEIGHT + self.name: self.weight, **moments, **ema}
 
     def slices(self) -> dict[str, FlatSlice]:
-        """What this rank saves of it; all ranks together save every value once."""
+        """The part of the shard that this rank saves; all ranks together save every value exactly once."""
         length = len(self.weight)
         first, last = (length * index // self.replicas for index in (self.replica, self.replica + 1))
         return {
@@ -49,7 +59,7 @@ class Share:
 
     @torch.no_grad()
     def fill(self, keys: Iterable[str], read: Read) -> None:
-        """Copy read(key, start, stop) into the views of `keys`."""
+        """Copy what `read` returns for each key of `keys` into the tensor of that name."""
         views = self.tensors()
         for key in keys:
             if len(self.weight):

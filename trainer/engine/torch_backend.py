@@ -1,4 +1,4 @@
-"""Strategies by torch alone: one process, DDP, FSDP2 full shard and hybrid shard; float32 weights everywhere."""
+"""The strategies of torch itself: single, ddp, fsdp (FSDP2, full shard) and hsdp (FSDP2, one full copy per node)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainer.engine import adamw_8bit
-from trainer.engine.settings import EngineSettings
-from trainer.engine.shards import MOMENTS, Read, Share
+from trainer.engine.settings import ADAMW_BETAS, COMPUTE_DTYPE, EngineSettings
+from trainer.engine.shards import MOMENTS, Read, Shard
 from trainer.model.language_model import LanguageModel, materialize
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
@@ -23,21 +23,25 @@ from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
 if TYPE_CHECKING:
     from trainer.engine.quantized_base import QuantizedLinear
 
-COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Values whose squares are summed in float32 before the sums are added in float64.
+# On a CPU, so many squares are summed in float32, and these sums are added in float64; see _squared_norm.
 NORM_ROW = 1024
 
 
 class TorchBackend:
-    """Owns the wrapped model and AdamW. Gradients are averaged over ranks, so the loss is scaled by their number."""
+    """Owns the wrapped model and AdamW; see Backend for what the methods promise.
+
+    Trained weights are float32 under every one of these strategies. Forward and backward run in the compute precision:
+    under autocast, or for fsdp and hsdp by FSDP2's own policy (trainer/engine/accelerator.py).
+    """
 
     def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, settings: EngineSettings):
+        """The order of the steps is explained in Engine.__init__."""
         self._accelerator = accelerator
         self._sharded = plan.strategy in ("fsdp", "hsdp")
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
         self._max_grad_norm = settings.max_grad_norm
-        self.loss_scale = float(plan.world_size)
-        self._quantized = _quantized(model, plan, settings)
+        self._loss_scale = float(plan.world_size)
+        self._quantized = _quantize_frozen(model, plan, settings)
         _shrink_frozen(model, plan)
         materialize(model, torch.device("cpu") if self._sharded else accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,18 +50,18 @@ class TorchBackend:
             adamw_8bit.eight_bit_adamw(trained, settings.weight_decay)
             if self._eight_bit
             else torch.optim.AdamW(
-                trained, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+                trained, lr=0.0, betas=ADAMW_BETAS, weight_decay=settings.weight_decay, fused=True
             )
         )
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
-        # Taken once: between an FSDP module's forward and backward its parameters are others, whole ones.
+        # Taken once, now: between forward and backward an FSDP module's parameters are other tensors, whole ones.
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         self.reset_moments(0)
 
     def reset_moments(self, steps: int) -> None:
-        """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
+        """Set the moments to zero and the count of steps to `steps`; gradients go too."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._eight_bit:
             adamw_8bit.reset(self._optimizer.optimizer, steps)
@@ -69,35 +73,38 @@ class TorchBackend:
             }
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add this micro-batch's gradients. Sharded gradients are reduced at once, so that they stay sharded."""
-        self._accelerator.backward(loss * self.loss_scale)
+        """Add this micro-batch's gradients. fsdp and hsdp reduce them here, see `accumulating`."""
+        self._accelerator.backward(loss * self._loss_scale)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: DDP sums over ranks at the last one only."""
+        """DDP reduces gradients over the ranks at the step's last micro-batch only, which saves traffic.
+
+        fsdp and hsdp reduce at every one: waiting would keep whole gradients on each GPU, 12 GiB for `large`.
+        """
         return nullcontext() if last or self._sharded else self._accelerator.no_sync(self.model)
 
-    def evaluated(self) -> None:
-        """Shard again what a forward without a backward left whole."""
+    def after_evaluation(self) -> None:
+        """Shard again what FSDP left gathered after a forward, for a backward pass that did not come."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
     @torch.no_grad()
     def finish(self, learning_rate: float) -> Tensor:
-        """The gradients' norm. They are clipped and the weights changed in `update`, once the norm is seen."""
+        """The gradients' norm; clipping and the optimizer's step are left to `update`, once the norm is known."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._accelerator.unscale_gradients()
         square = _squared_norm(self._gradients(), self._accelerator.device)
         if self._sharded:
-            dist.all_reduce(square)
+            dist.all_reduce(square)  # over all ranks, so that hsdp counts each shard once per replica
             square /= self._replicas
         return square.sqrt()
 
     @torch.no_grad()
     def update(self, norm: float) -> None:
-        """Step with gradients scaled to `max_grad_norm` where their norm is above it."""
-        divisor = (norm + 1e-6) / self._max_grad_norm  # torch.nn.utils.clip_grad_norm_
+        """Clip the gradients to `max_grad_norm` and let AdamW step."""
+        divisor = (norm + 1e-6) / self._max_grad_norm  # as torch.nn.utils.clip_grad_norm_ has it
         if divisor > 1:
             self._divide(divisor)
         self._optimizer.step()
@@ -105,29 +112,34 @@ class TorchBackend:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _divide(self, divisor: float) -> None:
-        """Divide the gradients: in AdamW's own pass over them, where that is fused and its divisor is free."""
+        """Divide all gradients by `divisor`.
+
+        torch's fused AdamW divides by its attribute `grad_scale`, made for loss scales, while it reads the gradients:
+        that saves a pass over them. Sharded gradients, fp16 (whose scaler uses the attribute) and bitsandbytes' AdamW
+        (which has none) take the extra pass.
+        """
         if self._eight_bit or self._sharded or self.scales_losses:
             torch._foreach_div_(self._gradients(), divisor)
         else:
             self._optimizer.optimizer.grad_scale = torch.full((), divisor, device=self._accelerator.device)
 
     def _gradients(self) -> list[Tensor]:
-        """The values of this rank's gradients, flat."""
+        """This rank's gradients, flat, without empty ones."""
         gradients = (_local(p.grad) for _, p in self._parameters if p.grad is not None)
         return [gradient for gradient in gradients if len(gradient)]
 
     @property
     def scales_losses(self) -> bool:
-        """fp16: a step that overflowed is repeated at a lower scale, which `update` sets."""
+        """True under fp16: a step that overflowed is computed again at a lower loss scale, which `update` sets."""
         return self._accelerator.scaler is not None
 
-    def shares(self) -> Iterator[Share]:
-        """This rank's share of every trained parameter, in the model's order."""
+    def shards(self) -> Iterator[Shard]:
+        """This rank's shard of every trained parameter; weights are live views, and so are moments of float32."""
         for name, parameter in self._parameters:
             state = self._optimizer.state[parameter]
             moments = adamw_8bit.moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
-            start, replica, replicas = _place(parameter)
-            yield Share(
+            start, replica, replicas = _position(parameter)
+            yield Shard(
                 name=name,
                 shape=tuple(parameter.shape),
                 start=start,
@@ -138,46 +150,46 @@ class TorchBackend:
             )
 
     @torch.no_grad()
-    def publish(self, read: Read) -> None:
-        """Fill what no share holds, the frozen parameters; the trained ones are their shares."""
+    def fill_model(self, read: Read) -> None:
+        """Fill the frozen parameters, which are in no shard. Trained parameters are their shards."""
         if self._quantized:
             from trainer.engine import quantized_base
 
             quantized_base.fill(self._quantized, read, self._accelerator.device)
         for name, parameter in self._frozen:
-            local, (start, _, _) = _local(parameter), _place(parameter)
+            local, (start, _, _) = _local(parameter), _position(parameter)
             if len(local):
                 local.copy_(read(WEIGHT + name, start, start + len(local)))
 
     def load_moments(self, checkpoint: Checkpoint) -> None:
-        """Put this rank's share of a checkpoint's moments in place."""
+        """Put this rank's shards of a checkpoint's moments in place."""
         stored = frozenset(checkpoint.names()) if self._eight_bit else frozenset()
-        for share, (name, parameter) in zip(self.shares(), self._parameters, strict=True):
+        for shard, (name, parameter) in zip(self.shards(), self._parameters, strict=True):
             if self._eight_bit:
                 adamw_8bit.fill(name, self._optimizer.state[parameter], checkpoint.read, stored)
             else:
-                share.fill([f"{kind}/{name}" for kind in MOMENTS], checkpoint.read)
+                shard.fill([f"{kind}/{name}" for kind in MOMENTS], checkpoint.read)
 
-    def extras(self) -> dict[str, FlatSlice]:
-        """What a checkpoint holds besides the shares, saved by one rank."""
+    def extra_slices(self) -> dict[str, FlatSlice]:
+        """With 8-bit moments, the scales of their blocks, from rank 0; all ranks have the same."""
         first = not dist.is_initialized() or dist.get_rank() == 0
         if not (self._eight_bit and first):
             return {}
         states = {name: self._optimizer.state[parameter] for name, parameter in self._parameters}
         return {key: piece for name, state in states.items() for key, piece in adamw_8bit.scales(name, state).items()}
 
-    def refresh(self) -> None:
-        """Nothing to do: the float32 shares are the weights."""
+    def refresh_model(self) -> None:
+        """Nothing to do: the model computes with the shards' own memory."""
 
     def gradient_bytes(self) -> int:
-        """Bytes of gradients that this rank holds."""
+        """Bytes of gradients that this rank holds between the last backward and `update`."""
         held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
         return sum(_local(gradient).numel() * gradient.element_size() for gradient in held)
 
     def optimizer_bytes(self) -> int:
         """Bytes of moments that this rank holds."""
         states = [self._optimizer.state[parameter] for _, parameter in self._parameters]
-        others = ("step", "qmap1", "qmap2")  # tables that all parameters share
+        others = ("step", "qmap1", "qmap2")  # bitsandbytes' tables exist once for all parameters
         held = [_local(value) for state in states for key, value in state.items() if key not in others]
         return sum(values.numel() * values.element_size() for values in held)
 
@@ -188,33 +200,34 @@ class TorchBackend:
         return codes + sum(_local(parameter).numel() * parameter.element_size() for parameter in held)
 
 
-def _quantized(model: LanguageModel, plan: Plan, settings: EngineSettings) -> dict[str, QuantizedLinear]:
-    """The frozen linear layers that --base_bits replaced in the model, by their weights' names; none without it."""
+def _quantize_frozen(model: LanguageModel, plan: Plan, settings: EngineSettings) -> dict[str, QuantizedLinear]:
+    """Replace the model's frozen linear layers as --base_bits says; returns the new ones by their weights' names."""
     if settings.base_bits is None:
         return {}
     from trainer.engine import quantized_base  # bitsandbytes takes seconds, and is an optional dependency
 
-    return quantized_base.quantize_layers(model, bits=settings.base_bits, dtype=COMPUTE[plan.mixed_precision])
+    return quantized_base.quantize_layers(model, bits=settings.base_bits, dtype=COMPUTE_DTYPE[plan.mixed_precision])
 
 
 def _shrink_frozen(model: LanguageModel, plan: Plan) -> None:
-    """Hold frozen linear layers in the compute precision, in which they are used anyway: the same numbers."""
+    """Hold frozen linear layers in the compute precision. Autocast would cast them at every use, to equal numbers."""
     if plan.mixed_precision == "no":
         return
     for module in model.modules():
         if isinstance(module, nn.Linear):
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(COMPUTE[plan.mixed_precision])
+                    parameter.data = parameter.data.to(COMPUTE_DTYPE[plan.mixed_precision])
 
 
 def _squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of the squares of flat float32 gradients, as a float64 scalar.
+    """The sum of the squares of flat float32 gradients, as a float64 scalar on `device`.
 
-    Summed in float32 alone the norm of a few million values is off by some 1e-6, differently for every way of sharding
-    (measured on a CPU, 2026-11-22: 4e-6 and more). A GPU sums in float64 as it reads, all gradients in a few kernels.
-    A CPU would make a float64 copy of them first: there float32 sums of short rows are added in float64 (1e-8, in a
-    twentieth of the copy's time).
+    Do not sum in float32 alone: the norm of a few million values is then off by some 1e-6, and differently for every
+    way of sharding (measured on a CPU, 2026-11-22: 4e-6 and more), so that strategies would disagree. A GPU sums in
+    float64 while it reads, all gradients in a few kernels. A CPU would first make a float64 copy of them; so there
+    short rows are summed in float32, and the rows' sums in float64. That is off by 1e-8, in a twentieth of the copy's
+    time.
     """
     if not gradients:
         return torch.zeros((), dtype=torch.float64, device=device)
@@ -231,20 +244,24 @@ def _squared_norm_by_rows(values: Tensor) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The flat values that this rank holds, as a view."""
+    """The values of `tensor` that this rank holds, flat, as a live view."""
     tensor = tensor.detach()
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).view(-1)
 
 
-def _place(parameter: Tensor) -> tuple[int, int, int]:
-    """Where the local values start in the flattened parameter, and which replica of how many they are."""
+def _position(parameter: Tensor) -> tuple[int, int, int]:
+    """The index in the flattened parameter at which this rank's values start; which replica they are, and of how many.
+
+    FSDP2 cuts the first dimension into blocks of rows as torch.chunk does: all of the same size, the last ones shorter
+    or empty. hsdp's mesh has two dimensions, replicas first.
+    """
     if not isinstance(parameter, DTensor):
         group = dist.is_initialized()
         return 0, dist.get_rank() if group else 0, dist.get_world_size() if group else 1
     mesh = parameter.device_mesh
     shard_dim = mesh.ndim - 1
     shards, shard = mesh.size(shard_dim), mesh.get_local_rank(shard_dim)
-    rows_each = -(-parameter.shape[0] // shards)  # torch.chunk's blocks of rows
+    rows_each = -(-parameter.shape[0] // shards)
     start = min(shard * rows_each, parameter.shape[0]) * (parameter.numel() // parameter.shape[0])
     replicas = mesh.size(0) if mesh.ndim == 2 else 1
     return start, mesh.get_local_rank(0) if mesh.ndim == 2 else 0, replicas

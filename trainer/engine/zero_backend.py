@@ -1,4 +1,13 @@
-"""ZeRO-2 and ZeRO-3 by DeepSpeed: float32 masters in flat partitions, computed in float32 or in its own bf16 mode."""
+"""zero2 and zero3 by DeepSpeed.
+
+DeepSpeed keeps the trained weights twice: float32 masters, flattened and cut into one partition per rank, which the
+optimizer changes; and the copies that the model computes with, in float32 or bf16, whole (stage 2) or cut (stage 3).
+
+Warning for a new version of DeepSpeed: it has no public interface for parts of this. Tested with the versions in
+constraints.txt are its attributes _hp_mapping, ds_tensor, single_partition_of_fp32_groups,
+fp32_partitioned_groups_flat, grad_position, averaged_gradients, and the methods update_lp_params and
+set_gradient_accumulation_boundary. tests/ranks notices wrong numbers and counts of bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +19,38 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.engine.settings import EngineSettings
-from trainer.engine.shards import MOMENTS, Read, Share
+from trainer.engine.settings import ADAMW_BETAS, EngineSettings
+from trainer.engine.shards import MOMENTS, Read, Shard
 from trainer.model.language_model import LanguageModel, materialize
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import WEIGHT, Checkpoint, FlatSlice
 
 
 class ZeroBackend:
-    """Owns DeepSpeed's engine, which averages over ranks, clips, and steps by itself once told the last micro-batch."""
+    """Owns DeepSpeed's engine; see Backend for what the methods promise."""
 
-    scales_losses = False
+    scales_losses = False  # the plan refuses fp16 under the sharded strategies
 
     def __init__(self, accelerator: Accelerator, model: LanguageModel, plan: Plan, settings: EngineSettings):
+        """The order of the steps is explained in Engine.__init__."""
         self._stage = 2 if plan.strategy == "zero2" else 3
         self._rank, self._world_size = accelerator.process_index, plan.world_size
         self._device = accelerator.device
-        self.loss_scale = float(plan.world_size)
+        self._loss_scale = float(plan.world_size)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         materialize(model, accelerator.device if self._stage == 2 else torch.device("cpu"))
         table = model.decoder.model.decoder.embed_positions.weights
         optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=0.0,
-            betas=(0.9, 0.95),
+            betas=ADAMW_BETAS,
             weight_decay=settings.weight_decay,
             fused=not plan.offload_optimizer,
         )
-        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = settings.max_grad_norm
         self._engine: Any
         self._engine, _ = accelerator.prepare(model, optimizer)
         self.model = self._engine
-        # DeepSpeed hangs attributes of its own on them (ds_tensor, _hp_mapping).
+        # Any, because DeepSpeed adds attributes of its own to parameters (ds_tensor, _hp_mapping).
         self._parameters: list[tuple[str, Any]] = list(model.named_parameters())
         self._zero = self._engine.optimizer
         if plan.mixed_precision == "bf16":
@@ -49,7 +58,7 @@ class ZeroBackend:
         self.reset_moments(0)
 
     def reset_moments(self, steps: int) -> None:
-        """Moments of zero after `steps` optimizer steps, allocated now, so that memory is known before step 1."""
+        """Set the moments to zero and the count of steps to `steps`."""
         for flat in self._flats():
             self._zero.optimizer.state[flat] = {
                 "step": torch.tensor(float(steps), device=flat.device),
@@ -57,36 +66,42 @@ class ZeroBackend:
             }
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Nothing to do: the boundary is told to DeepSpeed in `backward`."""
+        """Nothing to do: `backward` tells DeepSpeed which micro-batch is the last."""
         return nullcontext()
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add this micro-batch's gradients, reduced into the partitions."""
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self.loss_scale, scale_wrt_gas=False)
+        """Add this micro-batch's gradients, reduced into the partitions.
 
-    def evaluated(self) -> None:
+        Not by accelerator.backward, inside which DeepSpeed would step by itself. Here we tell it which micro-batch is
+        the last, and `finish` sets the learning rate and steps: so a short last step may have fewer micro-batches than
+        DeepSpeed was configured for, the rate is that of the step, and the norm is read before the next step begins.
+        scale_wrt_gas=False because the loss is a sum over the micro-batches: it must not be divided by their number.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._loss_scale, scale_wrt_gas=False)
+
+    def after_evaluation(self) -> None:
         """Nothing to do: DeepSpeed's hooks release what a forward gathered."""
 
     def finish(self, learning_rate: float) -> Tensor:
-        """Clip and step; returns the norm before clipping. A norm that is not finite changes nothing."""
+        """Clip and step; returns the norm before clipping. DeepSpeed skips a step whose norm is not finite."""
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         return torch.as_tensor(float(self._engine.get_global_grad_norm()), device=self._device)
 
     def update(self, norm: float) -> None:
-        """Nothing to do: DeepSpeed has stepped in `finish`, unless it saw an overflow."""
+        """Nothing to do: DeepSpeed has stepped in `finish`."""
 
-    def shares(self) -> Iterator[Share]:
-        """This rank's share of every trained parameter, in the model's order."""
-        place = self._place_in_stage2 if self._stage == 2 else self._place_in_stage3
+    def shards(self) -> Iterator[Shard]:
+        """This rank's shard of every trained parameter: live views of the float32 masters and moments."""
+        find = self._find_in_stage2 if self._stage == 2 else self._find_in_stage3
         for name, parameter in self._parameters:
             if not parameter.requires_grad:
                 continue
-            start, flat, offset, length = place(parameter, self._shapes[name])
+            start, flat, offset, length = find(parameter, self._shapes[name])
             state = self._zero.optimizer.state[flat]
-            yield Share(
+            yield Shard(
                 name=name,
                 shape=self._shapes[name],
                 start=start,
@@ -95,10 +110,10 @@ class ZeroBackend:
             )
 
     @torch.no_grad()
-    def publish(self, read: Read) -> None:
-        """Give the computing copies the masters' values: whole parameters under ZeRO-2, slices under ZeRO-3.
+    def fill_model(self, read: Read) -> None:
+        """Fill the copies that the model computes with: whole parameters under ZeRO-2, this rank's cut under ZeRO-3.
 
-        Frozen parameters have no master, and get theirs here.
+        The copies of frozen parameters too, which have no master.
         """
         for name, parameter in self._parameters:
             numel = torch.Size(self._shapes[name]).numel()
@@ -111,30 +126,30 @@ class ZeroBackend:
                     parameter.ds_tensor.view(-1)[: stop - start].copy_(read(WEIGHT + name, start, stop))
 
     def load_moments(self, checkpoint: Checkpoint) -> None:
-        """Put this rank's share of a checkpoint's moments in place."""
-        for share in self.shares():
-            share.fill([f"{kind}/{share.name}" for kind in MOMENTS], checkpoint.read)
+        """Put this rank's shards of a checkpoint's moments in place."""
+        for shard in self.shards():
+            shard.fill([f"{kind}/{shard.name}" for kind in MOMENTS], checkpoint.read)
 
-    def extras(self) -> dict[str, FlatSlice]:
-        """Nothing is saved besides the shares."""
+    def extra_slices(self) -> dict[str, FlatSlice]:
+        """Nothing is saved besides the shards."""
         return {}
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Give the computing copies the masters' values, which were changed in place."""
+    def refresh_model(self) -> None:
+        """Copy the masters into what the model computes with; a collective under ZeRO-2."""
         if self._stage == 2:
             self._zero.update_lp_params()
             return
-        for (_, parameter), share in zip(self._parameters, self.shares(), strict=True):
-            parameter.ds_tensor.view(-1)[: len(share.weight)].copy_(share.weight)
+        for (_, parameter), shard in zip(self._parameters, self.shards(), strict=True):
+            parameter.ds_tensor.view(-1)[: len(shard.weight)].copy_(shard.weight)
 
     def weight_bytes(self) -> int:
-        """Bytes of the computing copies."""
+        """Bytes of the copies that the model computes with."""
         held = [p.ds_tensor if self._stage == 3 else p for _, p in self._parameters]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def gradient_bytes(self) -> int:
-        """Bytes of partitioned gradients, between backward and step."""
+        """Bytes of this rank's partitions of the gradients, between the last backward and `finish`."""
         groups = [group for group in self._zero.averaged_gradients.values() if group]
         return sum(part.numel() * part.element_size() for group in groups for part in group)
 
@@ -143,17 +158,23 @@ class ZeroBackend:
         return sum(flat.numel() * flat.element_size() * (1 + len(MOMENTS)) for flat in self._flats())
 
     def _flats(self) -> list[Tensor]:
+        """This rank's flat float32 masters, one per group of parameters."""
         zero = self._zero
         return zero.single_partition_of_fp32_groups if self._stage == 2 else zero.fp32_partitioned_groups_flat
 
-    def _place_in_stage2(self, parameter: Any, shape: tuple[int, ...]) -> tuple[int, Tensor, int, int]:
+    def _find_in_stage2(self, parameter: Any, shape: tuple[int, ...]) -> tuple[int, Tensor, int, int]:
+        """Where this rank's part of a parameter lies: (start, flat, offset, length).
+
+        Values [start, start + length) of the flattened parameter are values [offset, offset + length) of `flat`.
+        """
         mapping = parameter._hp_mapping
-        if mapping is None:  # it lies in other ranks' partitions
+        if mapping is None:  # all of it lies in other ranks' partitions
             return 0, self._flats()[0], 0, 0
         here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
         return here.start, self._flats()[mapping.param_group_index], there.start, there.numel
 
-    def _place_in_stage3(self, parameter: Any, shape: tuple[int, ...]) -> tuple[int, Tensor, int, int]:
+    def _find_in_stage3(self, parameter: Any, shape: tuple[int, ...]) -> tuple[int, Tensor, int, int]:
+        """As _find_in_stage2. ZeRO-3 cuts every parameter by itself into equal parts, the last one padded."""
         group, offset, padded = self._zero.grad_position[self._zero.get_param_id(parameter)]
         numel = torch.Size(shape).numel()
         start = min(self._rank * padded, numel)
@@ -161,10 +182,13 @@ class ZeroBackend:
 
 
 def _add_positions_in_float32(model: LanguageModel, table: Tensor) -> None:
-    """Keep the sinusoids in float32 beside bf16 weights, and cast their sum with the embeddings.
+    """Keep the table of sinusoidal positions in float32 beside bf16 weights.
 
-    DeepSpeed casts buffers too, which costs positions up to 2e-3; a float32 table alone would promote every
-    hidden state.
+    In its bf16 mode DeepSpeed casts buffers too, which moves positions by up to 2e-3. A float32 table alone would make
+    every hidden state float32; so the sum of embeddings and positions is cast where the first layer receives it, and
+    the text states, which are float32 as well, where the model receives them.
+
+    table  (positions, D) float32 on the model's device
     """
     decoder = model.decoder.model.decoder
     decoder.embed_positions.register_buffer("weights", table, persistent=False)
@@ -173,7 +197,6 @@ def _add_positions_in_float32(model: LanguageModel, table: Tensor) -> None:
 
 
 def _cast_text(model: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A hook before the model's forward: its floating-point inputs in bf16."""
     cast = [x.to(torch.bfloat16) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     return tuple(cast), named
-
-

@@ -1,4 +1,7 @@
-"""How many codes of its own training clips a model reproduces from their captions, before and after the training."""
+"""How many codes of its training clips a model reproduces from their captions, before and after the training.
+
+It shows whether a run has learned its clips by heart.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,13 @@ from trainer.model.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Codes of one clip that a model was trained on, and how many of them it reproduces, before and after."""
+    """One training clip.
+
+    clip           its name
+    caption        the prompt; "" where it has none
+    codes          how many codes of it are trained
+    before, after  how many of those codes each model generates at their places
+    """
 
     clip: str
     caption: str
@@ -30,27 +39,27 @@ class Recall:
 def measure(
     data: Dataset, base: Source, trained: Source, device: torch.device, *, most_clips: int, wav: Path | None
 ) -> list[Recall]:
-    """The recall of the first clips by name that fit the segment, `most_clips` of them.
+    """The recall of `most_clips` clips, the first by name among those that fit the segment.
 
     base, trained  the model before and after the training
-    wav            a folder for each clip's own codes and the generated ones as sound; None writes none
+    wav            a folder to write each clip's own codes and the generated ones to, as sound; None writes none
 
     Raises DataError where no clip fits the segment.
     """
     clips = whole_clips(data)[:most_clips]
-    true = {clip: codes_of(data, clip) for clip in clips}
-    after = generated(trained, data, true, device)
-    before = generated(base, data, true, device)
+    clip_codes = {clip: codes_of(data, clip) for clip in clips}
+    after = generated_codes(trained, data, clip_codes, device)
+    before = generated_codes(base, data, clip_codes, device)
     if wav is not None:
         model = load_for_generation(trained, device)
-        write_sounds(wav, model, data, {"0_true": true, "1_before": before, "2_after": after})
+        write_sounds(wav, model, data, {"0_true": clip_codes, "1_before": before, "2_after": after})
     return [
         Recall(
             clip=data.train.names[clip],
             caption=data.train.captions[clip] or "",
-            codes=int(trained_cells(true[clip], data.train.segment_frames).sum()),
-            before=equal_codes(before[clip], true[clip], data.train.segment_frames),
-            after=equal_codes(after[clip], true[clip], data.train.segment_frames),
+            codes=int(trained_cells(clip_codes[clip], data.train.segment_frames).sum()),
+            before=equal_codes(before[clip], clip_codes[clip], data.train.segment_frames),
+            after=equal_codes(after[clip], clip_codes[clip], data.train.segment_frames),
         )
         for clip in clips
     ]
@@ -71,18 +80,23 @@ def codes_of(data: Dataset, clip: int) -> Tensor:
 
 
 def trained_cells(codes_KT: Tensor, segment_frames: int) -> Tensor:
-    """Bool (K, T): false for the diagonal tail that falls off where the clip fills the segment."""
+    """Which codes of a clip are trained, bool (K, T): all but the tail that the delays push out of a full segment."""
     codebooks, frames = codes_KT.shape
     return torch.arange(frames)[None] < segment_frames - torch.arange(codebooks)[:, None]
 
 
-def equal_codes(generated_KT: Tensor, true_KT: Tensor, segment_frames: int) -> int:
-    """How many trained cells agree."""
-    return int(((generated_KT == true_KT) & trained_cells(true_KT, segment_frames)).sum())
+def equal_codes(generated_KT: Tensor, clip_KT: Tensor, segment_frames: int) -> int:
+    """How many of the clip's trained codes were generated; both (K, T) int64."""
+    return int(((generated_KT == clip_KT) & trained_cells(clip_KT, segment_frames)).sum())
 
 
-def generated(source: Source, data: Dataset, true: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
-    """Greedy codes for each clip's caption, as long as the clip."""
+def generated_codes(
+    source: Source, data: Dataset, clip_codes: dict[int, Tensor], device: torch.device
+) -> dict[int, Tensor]:
+    """Codes (K, T) that the model generates greedily for each clip's caption, as long as the clip, by clip.
+
+    clip_codes  the clips' own codes (K, T) by clip
+    """
     model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
     return {
         clip: generate(
@@ -92,14 +106,17 @@ def generated(source: Source, data: Dataset, true: dict[int, Tensor], device: to
             frames=codes.shape[1],
             sampling=Sampling(guidance=1.0, greedy=True),
         ).codes_KT
-        for clip, codes in tqdm(true.items(), desc=f"generating with {source.name}", leave=False)
+        for clip, codes in tqdm(clip_codes.items(), desc=f"generating with {source.name}", leave=False)
     }
 
 
 def write_sounds(
     folder: Path, model: MusicgenForConditionalGeneration, data: Dataset, versions: dict[str, dict[int, Tensor]]
 ) -> None:
-    """Each clip's codes in each version as NUMBER_CLIP_VERSION.wav, which sort side by side."""
+    """Write each clip's codes in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together.
+
+    versions  by name: codes (K, T) by clip
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rate = model.config.audio_encoder.sampling_rate
     for version, codes in versions.items():

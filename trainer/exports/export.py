@@ -1,6 +1,7 @@
 """The trained model as files that transformers, audiocraft and our own scripts load.
 
-Every file and folder is written beside its place and renamed when it is complete (trainer/atomic.py).
+Every file and folder is complete or still the former one: it is written under another name, and renamed when it is
+complete (trainer/atomic.py).
 """
 
 from __future__ import annotations
@@ -20,29 +21,20 @@ from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
-from trainer.exports.audiocraft import (
-    CODEC_FILE,
-    CONFIG,
-    LM_FILE,
-    STATE,
-    codec_config,
-    codec_to_audiocraft,
-    lm_config,
-    lm_to_audiocraft,
-    plain_names,
-    text_encoder_name,
-)
+from trainer.exports.audiocraft_config import CONFIG, codec_config, lm_config, text_encoder_name
+from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
+from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
 from trainer.model.trained_model import merged
-from trainer.model.weights import SomeWeights, under
+from trainer.model.weights import under
 from trainer.spec.trainable import EVERYTHING, Lora, Selection
 
-# transformers holds one shard twice while it writes it.
+# Of one file of huggingface/. transformers holds a file's tensors twice while it writes it.
 MAX_SHARD_SIZE = "4GB"
-# What audiocraft's loaders expect of a file's other entries; the version is that of the layout.
+# The other entries that audiocraft's own exports have; the version is the one whose layout is written.
 PACKAGE = {"version": "1.3.0", "exported": True}
 TEXT_EMBEDDING = "encoder.embed_tokens.weight"
 
@@ -54,8 +46,9 @@ class ExportSettings:
     card             README.md of huggingface/
     segment_seconds  of the training crops
     cfg_dropout      share of captions that were dropped
-    selection        what the run trained
-    base_model       what adapter/, which is written for LoRA, names as its base; adapter_card is its README.md
+    selection        which parameters the run trained
+    adapter_card     README.md of adapter/, which is written where the run trained a LoRA
+    base_model       the base that adapter/ names
     """
 
     card: str
@@ -69,11 +62,12 @@ class ExportSettings:
 def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
     """Write lm_final.pt, huggingface/ and audiocraft/ into `output_dir`, each replaced by a complete new one.
 
-    trained  what a run with these settings trained, by name, on any device; of a whole LanguageModel, prefixes of
-             wrappers are allowed
+    source   the model that the run started with
+    trained  the parameters that the run trained, by name, on any device; where those are all of a LanguageModel,
+             prefixes of wrappers are allowed
 
-    Never holds more than one float32 copy of the language model besides `weights`.
-    Raises StorageError, saying what of the export is valid, and ModelError where the weights do not fit.
+    Holds one float32 copy of the language model at most, besides `trained`. Raises StorageError, saying what of the
+    export is valid, and ModelError where the weights do not fit the source.
     """
     weights = merged(source, trained, settings.selection)
     writers: dict[str, Callable[[Path], None]] = {
@@ -103,17 +97,22 @@ def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, 
 def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, card: str) -> None:
     """Write text_embedding.safetensors, and huggingface/ with a tokenizer and a T5 that know the learned word.
 
-    The language model is the source's, so there is no lm_final.pt and no audiocraft/. Raises StorageError, ModelError.
+    The language model is the source's, so that there is no lm_final.pt and no audiocraft/ to write.
+    card  README.md of huggingface/
+
+    Raises StorageError and ModelError.
     """
     write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
-    known = with_embedding(source, embedding)
-    write_huggingface(known, SomeWeights(known.weights, DECODER, PROJECTION), output_dir / "huggingface", card)
+    extended = with_embedding(source, embedding)
+    write_huggingface(extended, extended.weights.starting_with(DECODER, PROJECTION), output_dir / "huggingface", card)
 
 
 def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write lm_final.pt or lm_<step>.pt, for `model.lm.load_state_dict(torch.load(path))` in audiocraft.
 
-    Float32, on the CPU. Raises StorageError, which leaves a former file as it was.
+    weights  of a whole LanguageModel; written in float32
+
+    Raises StorageError, which leaves a former file as it was.
     """
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +121,7 @@ def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str, card: str) -> None:
-    """Write an adapter in peft's own format, and `card` as README.md. Raises StorageError."""
+    """Write an adapter as peft writes it (see save_adapter), and `card` as README.md. Raises StorageError."""
     with _new_folder(folder) as partial:
         (partial / "README.md").write_text(card, encoding="utf-8")
         save_adapter(partial, adapters, lora, base_model)
@@ -131,8 +130,12 @@ def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base
 def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Path, card: str) -> None:
     """Write what MusicgenForConditionalGeneration, MusicgenProcessor and the text-to-audio pipeline load.
 
-    T5, EnCodec and the configuration are the source's (its dropout too), the rest is `weights`; float32 in
-    safetensors. `card` becomes README.md. Raises StorageError and ModelError.
+    Everything is float32 and in safetensors. T5, EnCodec and the configuration are the source's: the decoder's dropout
+    there is the base model's, not the run's.
+    weights  of a whole LanguageModel
+    card     becomes README.md
+
+    Raises StorageError and ModelError.
     """
     with _new_folder(folder) as partial:
         processor = MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer())
@@ -151,9 +154,12 @@ def write_audiocraft(
 ) -> None:
     """Write what audiocraft's `MusicGen.get_pretrained(folder)` loads: language model and the whole EnCodec.
 
-    A T5 that audiocraft would not find under its name on the hub is written into the folder as well. It is
-    found where the folder is the working directory, which the folder's README.md says.
-    segment_seconds, cfg_dropout: see `lm_config`. Raises StorageError and ModelError.
+    A T5 that audiocraft would not find under its name on the hub is written into the folder as well. audiocraft finds
+    it only where the folder is the working directory, which the folder's README.md says.
+    weights                       of a whole LanguageModel
+    segment_seconds, cfg_dropout  see `lm_config`
+
+    Raises StorageError and ModelError.
     """
     name = text_encoder_name(source.config)
     config = lm_config(
@@ -175,7 +181,7 @@ def write_audiocraft(
 def _assembled(source: Source, weights: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
     with torch.device("meta"):
         model = MusicgenForConditionalGeneration(copy.deepcopy(source.config))
-    tensors = {plain: weights[given].detach().float().cpu() for plain, given in plain_names(weights).items()}
+    tensors = {plain: weights[name].detach().float().cpu() for plain, name in plain_names(weights).items()}
     for prefix in (CODEC, TEXT_ENCODER):
         frozen = under(source.weights, prefix)
         tensors |= {
@@ -203,7 +209,7 @@ def _save(value: object, path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(value, file)
-    except RuntimeError as error:  # torch's answer to a write that was cut short
+    except RuntimeError as error:  # what torch.save raises where the disk takes a part of a write only
         raise OSError(f"the file could not be written whole ({error})") from error
 
 

@@ -1,7 +1,7 @@
-"""What `--init_from` names: a language model to start from, in place of the base model's own.
+"""The language model that `--init_from` names, from which a run starts in place of the base model's own.
 
-The base (`--model_id`) still gives configuration, T5, EnCodec and tokenizer. Nothing is copied here: each tensor is
-read from where it lies, by the ranges that each process needs.
+The base (`--model_id`) still gives the configuration, T5, EnCodec and the tokenizer. No tensor is copied here: each is
+read later from where it lies, in the ranges that each process needs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from transformers import AutoConfig, MusicgenConfig
 
 from trainer.errors import CheckpointError, ModelError
-from trainer.exports.audiocraft import LM_FILE, SOLVER_FILE, read_audiocraft
+from trainer.exports.audiocraft_files import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
 from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged
-from trainer.model.weights import INDEX_FILES, SINGLE_FILES, MemoryWeights, ReplacedWeights, WeightFiles, Weights
+from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.spec.trainable import EVERYTHING, Selection, selection_of_flags
 
@@ -30,12 +30,14 @@ FINAL = "lm_final.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class StartingPoint:
-    """A language model under our names, found in `path`.
+    """A language model, or the trained parameters of one, found in `path`.
 
-    settings  what the numbers depend on and no shape tells, where the files say it: name to value
-    parts     digests of the frozen models that it was trained beside, where the files say them
-    trained   which parameters `weights` holds, those that a run trained
-    frozen    the probe of the language model that holds the others; None where it is not known
+    weights   by the names of `LanguageModel`, or by peft's names where they are adapters
+    settings  what the model's numbers depend on and no tensor's shape tells, by name, as far as the files say it
+    parts     digests of the EnCodec and the T5 that it was trained beside, by name, as far as the files say them
+    trained   which parameters `weights` holds: those that its run trained
+    frozen    Source.probe of the model that holds the other parameters; None where `weights` holds all, or where the
+              files do not say it
     """
 
     path: Path
@@ -49,14 +51,14 @@ class StartingPoint:
 def find_starting_point(path: str) -> StartingPoint:
     """The language model in `path`, one of KINDS; of a run its newest checkpoint, or its export if none is left.
 
-    No tensor is read. Raises ModelError where there is none, and where it is damaged.
+    No tensor is copied. Raises ModelError where there is none, and where it is damaged.
     """
-    place = Path(path).expanduser()
+    location = Path(path).expanduser()
     try:
-        if place.is_file():
-            return _audiocraft(place)
-        if place.is_dir():
-            return _in_folder(place)
+        if location.is_file():
+            return _audiocraft(location)
+        if location.is_dir():
+            return _in_folder(location)
     except (ModelError, CheckpointError) as error:
         raise ModelError(f"--init_from {path}: {error}") from error
     raise ModelError(
@@ -64,23 +66,23 @@ def find_starting_point(path: str) -> StartingPoint:
     )
 
 
-def start_from(source: Source, found: StartingPoint) -> Source:
-    """`source` with the language model of `found` in place of its own; all else stays the source's.
+def start_from(source: Source, point: StartingPoint) -> Source:
+    """`source` with the language model of `point` in place of its own; all else stays the source's.
 
     Raises ModelError where its shapes or settings are not the source's, and where it was trained beside another
     EnCodec or T5.
     """
-    found = _completed(source, found)
-    _check_fits(source, found)
-    started = replace(source, weights=ReplacedWeights(source.weights, found.weights))
-    _check_parts(started, found)
+    point = _completed(source, point)
+    _check_fits(source, point)
+    started = replace(source, weights=source.weights.replaced(point.weights))
+    _check_parts(started, point)
     return started
 
 
 def _in_folder(folder: Path) -> StartingPoint:
     if (folder / ADAPTER_CONFIG).is_file():
         lora, tensors = read_adapter(folder)
-        return StartingPoint(path=folder, weights=MemoryWeights(tensors), trained=Selection(lora=lora))
+        return StartingPoint(path=folder, weights=weights_in_memory(tensors), trained=Selection(lora=lora))
     if (folder / "checkpoint.json").is_file():
         return _checkpoint(Checkpoint(folder))
     for checkpoints in (folder / "checkpoints", folder):
@@ -96,9 +98,9 @@ def _in_folder(folder: Path) -> StartingPoint:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
-    then = checkpoint.run.identity
-    parts = {name: then[name] for name in ("codec", "text encoder") if name in then}
-    weights, frozen = checkpoint.weights(), then.get("frozen weights")
+    identity = checkpoint.run.identity
+    parts = {name: identity[name] for name in ("codec", "text encoder") if name in identity}
+    weights, frozen = checkpoint.weights(), identity.get("frozen weights")
     if frozen is None:
         return StartingPoint(path=checkpoint.folder, weights=weights, parts=parts)
     trained = selection_of_flags(checkpoint.run.flags)
@@ -111,12 +113,12 @@ def _checkpoint(checkpoint: Checkpoint) -> StartingPoint:
 
 
 def _audiocraft(file: Path) -> StartingPoint:
-    read = read_audiocraft(file)
-    config = read.config
+    model = read_audiocraft(file)
+    config = model.config
     settings: dict[str, object] = {}
     if config is not None:
         settings = {"attention heads": config.heads, "activation": config.activation, "delays": config.delays}
-    return StartingPoint(path=file, weights=MemoryWeights(read.state), settings=settings)
+    return StartingPoint(path=file, weights=weights_in_memory(model.state), settings=settings)
 
 
 def _huggingface(folder: Path) -> StartingPoint:
@@ -126,7 +128,7 @@ def _huggingface(folder: Path) -> StartingPoint:
         raise ModelError(f"{folder} holds no readable config.json ({error})") from error
     if not isinstance(config, MusicgenConfig):
         raise ModelError(f"{folder} holds a {config.model_type} model, not a MusicGen")
-    return StartingPoint(path=folder, weights=WeightFiles(folder), settings=_settings(config))
+    return StartingPoint(path=folder, weights=weights_in_folder(folder), settings=_settings(config))
 
 
 def _settings(config: MusicgenConfig) -> dict[str, object]:
@@ -138,40 +140,40 @@ def _settings(config: MusicgenConfig) -> dict[str, object]:
     }
 
 
-def _completed(source: Source, found: StartingPoint) -> StartingPoint:
+def _completed(source: Source, point: StartingPoint) -> StartingPoint:
     """The starting point with the parameters that its run did not train, which are the source's."""
-    if found.trained.everything:
-        return found
-    if found.frozen not in (None, source.probe()):
+    if point.trained.everything:
+        return point
+    if point.frozen not in (None, source.probe()):
         raise ModelError(
-            f"--init_from {found.path} holds what was trained ({found.trained.describe()}), not the frozen rest, which"
+            f"--init_from {point.path} holds what was trained ({point.trained.describe()}), not the frozen rest, which"
             f" is not that of --model_id {source.name}: give the run's {FINAL} or an lm_*.pt, which are whole"
         )
-    return replace(found, weights=merged(source, found.weights, found.trained), trained=EVERYTHING, frozen=None)
+    return replace(point, weights=merged(source, point.weights, point.trained), trained=EVERYTHING, frozen=None)
 
 
-def _check_fits(source: Source, found: StartingPoint) -> None:
-    wanted, given = _shapes(source.weights), _shapes(found.weights)
-    words = f"--init_from {found.path} does not fit --model_id {source.name}"
+def _check_fits(source: Source, point: StartingPoint) -> None:
+    shapes, wanted = _shapes(point.weights), _shapes(source.weights)
+    mismatch = f"--init_from {point.path} does not fit --model_id {source.name}"
     advice = "give --model_id the model that it was trained from"
-    if given != wanted:
-        name = min(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if shapes != wanted:
+        name = min(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
         raise ModelError(
-            f"{words}: it has {_size(given)}, the base has {_size(wanted)} ({name}: {_shape(given, name)} there,"
+            f"{mismatch}: it has {_size(shapes)}, the base has {_size(wanted)} ({name}: {_shape(shapes, name)} there,"
             f" {_shape(wanted, name)} in the base); {advice}"
         )
     for name, value in _settings(source.config).items():
-        if found.settings.get(name, value) != value:
-            raise ModelError(f"{words}: {name} {found.settings[name]} there, {value} in the base; {advice}")
+        if point.settings.get(name, value) != value:
+            raise ModelError(f"{mismatch}: {name} {point.settings[name]} there, {value} in the base; {advice}")
 
 
-def _check_parts(source: Source, found: StartingPoint) -> None:
-    """The weights mean something only beside the EnCodec and T5 that they were trained beside."""
+def _check_parts(source: Source, point: StartingPoint) -> None:
+    """Refuse a language model that was trained beside another EnCodec or T5: its codes and texts mean other things."""
     now = {"codec": source.codec_identity(), "text encoder": source.text_identity()}
-    for name, digest in found.parts.items():
+    for name, digest in point.parts.items():
         if digest != now[name]:
             raise ModelError(
-                f"--init_from {found.path} was trained beside another {name} ({digest} then, {now[name]} in --model_id"
+                f"--init_from {point.path} was trained beside another {name} ({digest} then, {now[name]} in --model_id"
                 f" {source.name}): give --model_id the model that it was trained from. If they are known to be alike,"
                 f" give the run's {FINAL}, of which this is not asked"
             )
@@ -182,7 +184,7 @@ def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A language model's size in words, from its tensors."""
+    """A language model's size as text, from the names and shapes of its tensors."""
     layers = len({name.split(".")[4] for name in shapes if ".layers." in name})
     codebooks = len([name for name in shapes if ".embed_tokens." in name])
     width = shapes.get("decoder.model.decoder.layer_norm.weight", (0,))[0]

@@ -1,15 +1,17 @@
-"""The README.md of an exported model: what it was made from and how, how to load it, under which licence."""
+"""The README.md of an exported model: what it was made from and how, how it is loaded, and under which licence it is.
+
+Names of folders on the user's machine are private: of a path only the last part is published.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from trainer.model.source import SHORT_NAMES
+from trainer.spec.shapes import HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
 
 CITATION = """@article{copet2023simple,
@@ -37,13 +39,14 @@ model = MusicGen.get_pretrained("models/audiocraft")
 class CardFacts:
     """What the model card tells about how a model came to be.
 
-    base_model       what --model_id said
-    started_from     what --init_from said; only its last part is published
-    dataset          folder or dataset id; only its last part is published
-    hours            of audio, the sum over the clips
-    trained          which parameters moved
+    base_model       as --model_id named it
+    dataset          folder or dataset id
+    clips, hours     number of training clips, and hours of audio in them together
+    steps            optimizer steps
+    hyperparameters  value by flag or quantity, in the order of the table
+    started_from     as --init_from named it; None where the run started from the base model
+    trained          which parameters were trained
     placeholder      the new word, where nothing but its embeddings was trained
-    hyperparameters  flag or quantity to its value, in the order of the table
     """
 
     base_model: str
@@ -58,7 +61,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """A Hugging Face model card (README.md): front matter in YAML, then Markdown."""
+    """The card of a whole model, as Hugging Face's hub reads it: front matter in YAML, then Markdown."""
     prompt = "..." if facts.placeholder is None else f"{facts.placeholder} ..."
     return f"""{_front(facts, "transformers", "finetune")}
 
@@ -114,7 +117,7 @@ def _what_it_is(facts: CardFacts) -> str:
 
 
 def adapter_card(facts: CardFacts) -> str:
-    """The card of the adapter of a LoRA, which is of use on its base alone."""
+    """The card of a LoRA's adapter, which can only be used with the model that it was trained on."""
     base = name_of_base(facts.base_model)
     if facts.started_from is not None:
         base = Path(facts.started_from).name
@@ -152,17 +155,21 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 
 
 def name_of_base(model_id: str) -> str:
-    """A hub id, or the last part of a folder."""
-    return hub_id(model_id) or Path(model_id).name
+    """The hub id of what --model_id names, or the last part of a folder's path."""
+    return hub_id_of(model_id) or Path(model_id).name
 
 
 def _front(facts: CardFacts, library: str, relation: str) -> str:
-    """The front matter."""
-    known = hub_id(facts.base_model)
+    """The front matter, in YAML between lines of dashes.
+
+    library   the library that loads the model
+    relation  of the model to its base, as the hub calls it
+    """
+    base = hub_id_of(facts.base_model)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
-    if known is not None:
-        front |= {"base_model": known, "base_model_relation": relation}
+    if base is not None:
+        front |= {"base_model": base, "base_model_relation": relation}
     if _of_meta(facts.base_model):
         front["license"] = "cc-by-nc-4.0"
     return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
@@ -183,14 +190,8 @@ def _part(trained: Selection) -> str:
     return "" if trained.everything else " Parts of the language model were frozen."
 
 
-def hub_id(model_id: str) -> str | None:
-    """facebook/musicgen-small for small; None for debug and for folders."""
-    if model_id in SHORT_NAMES:
-        return f"facebook/musicgen-{model_id}"
-    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
-
-
 def _cell(value: object) -> str:
+    """A value as text that breaks no table: on one line, bars escaped."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
@@ -201,14 +202,14 @@ def _start(started_from: str | None) -> str:
 
 
 def _of_meta(base_model: str) -> bool:
-    return (hub_id(base_model) or "").startswith("facebook/musicgen-")
+    return (hub_id_of(base_model) or "").startswith(HUB_PREFIX)
 
 
 def _licence(facts: CardFacts) -> str:
-    of_base = _licence_of_base(facts.base_model, _of_meta(facts.base_model))
+    licence = _licence_of_base(facts.base_model, _of_meta(facts.base_model))
     if facts.started_from is None:
-        return of_base
-    return f"{of_base} The licence of the weights at the start holds as well."
+        return licence
+    return f"{licence} The licence of the weights at the start holds as well."
 
 
 def _licence_of_base(base_model: str, meta: bool) -> str:

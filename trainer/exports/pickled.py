@@ -1,8 +1,9 @@
-"""Files of torch.save that others made: tensors and plain values, never code.
+"""Reads files that others wrote with torch.save: tensors and plain values, and never any code of the file.
 
-audiocraft's solver keeps omegaconf's configuration objects beside the tensors, and under FSDP torch's sharded
-tensors. Such classes are known here by name alone: an inert stand-in takes the place of each, so that nothing is
-imported, called or built, whether or not omegaconf is installed. A file that names anything else is refused.
+A pickle may name any class or function, which is called when the file is loaded. audiocraft's solver keeps omegaconf's
+configuration objects beside the tensors, and under FSDP torch's sharded tensors. Such classes are known here by name
+alone: an inert stand-in takes the place of each, so that nothing that the file names is imported, called or built,
+whether or not omegaconf is installed. A file that names anything else is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from trainer.errors import ModelError
 
-# What audiocraft 1.3.0's solvers pickle besides tensors (solvers/base.py, optim/ema.py; flashy 0.0.2, state.py).
+# Names of the classes and functions that audiocraft 1.3.0's solvers pickle besides tensors. Source: audiocraft 1.3.0,
+# solvers/base.py and optim/ema.py; flashy 0.0.2, state.py.
 INERT = re.compile(
     r"omegaconf\.\w+\.\w+"
     r"|pathlib\.(Pure)?(Posix|Windows)?Path"
@@ -28,14 +30,17 @@ INERT = re.compile(
     r"|numpy\.(_?core\.multiarray\.scalar|dtype)"
     r"|torch\.distributed\.(_shard\.[\w.]+|remote_device\._remote_device)"
 )
-# Under FSDP; a class inside a class is pickled as a call of getattr.
+# These two only where a solver trained with FSDP: a class inside a class is pickled as a call of getattr.
 SHARDED, GETATTR = "torch.distributed._shard.sharded_tensor.api.ShardedTensor", "builtins.getattr"
-DICTIONARY = "collections.defaultdict"  # of ModuleDictEMA
+DICTIONARY = "collections.defaultdict"  # in what audiocraft's ModuleDictEMA saves
 READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, UnpicklingError)
 
 
 class Inert:
-    """Stands where a file names a class: takes any arguments and does nothing; `state` is what it was to hold."""
+    """Stands where a file names a class. It takes any arguments and does nothing.
+
+    state  what the file would have set as the object's attributes
+    """
 
     state: Any = None
 
@@ -47,7 +52,7 @@ class Inert:
 
 
 class InertTensor(torch.Tensor):
-    """The same for a class of tensors; it holds no values, and nothing can be computed with it."""
+    """Stands where a file names a class of tensors. It holds no values, and nothing can be computed with it."""
 
     @classmethod
     def __torch_dispatch__(cls, *arguments: object) -> None:
@@ -58,10 +63,11 @@ class InertTensor(torch.Tensor):
 
 
 def load_pickled(file: Path) -> dict[str, Any]:
-    """What torch.save wrote to `file`, a dictionary; its tensors are looks into the mapped file, on the CPU.
+    """The dictionary that torch.save wrote to `file`; its tensors are views of the mapped file, on the CPU.
 
-    Raises ModelError where there is no such file, where it is truncated or no dictionary, or where it names a
-    class or function besides those of INERT, which is never imported.
+    Files of before torch 1.6, which are no zip archives, cannot be mapped and are read whole. Raises ModelError where
+    there is no such file, where it is truncated or holds no dictionary, or where it names a class or function besides
+    those of INERT; such a one is never imported.
     """
     if not file.is_file():
         raise ModelError(f"there is no {file}")
@@ -79,9 +85,9 @@ def load_pickled(file: Path) -> dict[str, Any]:
 
 
 def plain_config(node: object) -> Any:
-    """The dictionaries, lists and values that a stand-in for an omegaconf configuration was to hold.
+    """The dictionaries, lists and values of an omegaconf configuration for which `node` is the stand-in.
 
-    A reference to another value (`${name}`) stays the text that it is.
+    A reference to another value (`${name}`) is not followed: it stays the text that it is.
     """
     if not isinstance(node, Inert):
         return node
@@ -96,18 +102,18 @@ def plain_config(node: object) -> Any:
 
 def _refuse_others(file: Path, named: list[str]) -> None:
     known = {DICTIONARY, GETATTR} if SHARDED in named else {DICTIONARY}
-    others = sorted(name for name in named if not INERT.fullmatch(name) and name not in known)
-    if others:
+    refused = sorted(name for name in named if not INERT.fullmatch(name) and name not in known)
+    if refused:
         raise ModelError(
-            f"{file} cannot be read: it names {', '.join(others[:4])}, and what is no tensor, number or text could run"
+            f"{file} cannot be read: it names {', '.join(refused[:4])}, and what is no tensor, number or text could run"
             " code when loaded. Save the tensors alone: torch.save(model.state_dict(), path)"
         )
 
 
 def _stand_ins(named: list[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    # torch lets items be set in a dict only, not in one of a subclass.
-    others: dict[str, Callable[..., Any]] = {DICTIONARY: _dictionary, GETATTR: _attribute, SHARDED: InertTensor}
-    return [(others.get(name, Inert), name) for name in named]
+    # A defaultdict becomes a plain dict: torch's weights_only unpickler sets no items of a dict's subclass.
+    special: dict[str, Callable[..., Any]] = {DICTIONARY: _dictionary, GETATTR: _attribute, SHARDED: InertTensor}
+    return [(special.get(name, Inert), name) for name in named]
 
 
 def _dictionary(*arguments: object) -> dict[object, object]:

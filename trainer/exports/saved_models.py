@@ -1,19 +1,15 @@
-"""Any model that a run wrote, or that one can start from, as a Source: what `--model` of our scripts takes."""
+"""The model that `--model` of a script names, as a Source: whatever a run wrote, and every base model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    EncodecConfig,
     EncodecFeatureExtractor,
     GenerationConfig,
     MusicgenConfig,
@@ -22,17 +18,17 @@ from transformers import (
 )
 
 from trainer.errors import ModelError
-from trainer.exports.audiocraft import CODEC_FILE, CONFIG, LM_FILE, STATE, codec_from_audiocraft, read_audiocraft
-from trainer.exports.pickled import load_pickled
+from trainer.exports.audiocraft_config import CONFIG
+from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
-from trainer.model.weights import MemoryWeights, current_name
+from trainer.model.weights import current_name, weights_in_memory
 
 RUN_CONFIG = "config.json"
 LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
 
 
 def open_saved(model: str, *, base: str | None = None) -> Source:
-    """The model that `--model` names, none of its language model's tensors copied to a device yet.
+    """The model that `--model` names; the tensors of its language model stay on disk until they are used.
 
     model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, or what open_model
            takes: a folder, a hub id, a short name, debug
@@ -92,7 +88,7 @@ def _base_of_run(path: Path) -> str:
 
 
 def _with_language_model(path: Path, base: str) -> Source:
-    """The base with the language model of an audiocraft file in place of its own."""
+    """The model `base` with the language model of a file or folder of audiocraft in place of its own."""
     state = read_audiocraft(path).state
     source = _open(base, "--base")
     own = {name for name in source.weights if name.startswith((DECODER, PROJECTION))}
@@ -102,16 +98,15 @@ def _with_language_model(path: Path, base: str) -> Source:
             f"{path} is not a language model of the size of {base} ({source.decoder_shape()}): give --base the"
             " model that it was trained from"
         )
-    rest = {name: source.weights[name] for name in source.weights if name not in own}
-    return replace(source, name=str(path), weights=MemoryWeights(rest | state))
+    return replace(source, name=str(path), weights=source.weights.replaced(weights_in_memory(state)))
 
 
 def _open_audiocraft(folder: Path) -> Source:
-    """The model of a folder with audiocraft's two files; its T5 is a folder inside, or the one of that name."""
+    """The model of a folder with audiocraft's two files. Its T5 is a folder inside, or that of the hub by its name."""
     package = read_audiocraft(folder / LM_FILE)
     if package.config is None:
         raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
-    codec_config, codec = _codec(folder / CODEC_FILE)
+    codec_config, codec = read_codec(folder / CODEC_FILE)
     encoder, location = _text_encoder(folder, package.config.text_encoder)
     embedding = package.state["decoder.model.decoder.embed_tokens.0.weight"]
     codes = embedding.shape[0] - 1
@@ -139,7 +134,7 @@ def _open_audiocraft(folder: Path) -> Source:
             text_encoder=encoder.config.to_dict(), audio_encoder=codec_config.to_dict(), decoder=decoder.to_dict()
         ),
         generation_config=GenerationConfig(bos_token_id=codes, pad_token_id=codes, decoder_start_token_id=codes),
-        weights=MemoryWeights(weights),
+        weights=weights_in_memory(weights),
         load_tokenizer=lambda: AutoTokenizer.from_pretrained(location),
         load_feature_extractor=lambda: EncodecFeatureExtractor(
             feature_size=1, sampling_rate=rate, padding_value=0.0, padding_side="left"
@@ -148,7 +143,7 @@ def _open_audiocraft(folder: Path) -> Source:
 
 
 def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
-    """T5 and where its tokenizer is."""
+    """T5 in float32, and the folder or hub id of its tokenizer."""
     location = str(folder / name) if (folder / name).is_dir() else name
     try:
         return T5EncoderModel.from_pretrained(location, dtype=torch.float32), location
@@ -157,55 +152,3 @@ def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:
             f"{folder} needs the T5 {name}, which is neither a folder in it nor could be fetched"
             f" ({str(error).splitlines()[0]}): add --base with a MusicGen that has it"
         ) from error
-
-
-def _codec(file: Path) -> tuple[EncodecConfig, dict[str, Tensor]]:
-    package = load_pickled(file)
-    if STATE not in package:
-        raise ModelError(f"{file} does not hold EnCodec itself: add --base with the model whose EnCodec it is")
-    tree = _tree(package, file)
-    try:
-        config = _codec_config(tree)
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{file}: its {CONFIG} describes no EnCodec ({error!r})") from error
-    return config, codec_from_audiocraft(package[STATE])
-
-
-def _codec_config(tree: Mapping[str, Any]) -> EncodecConfig:
-    """The inverse of audiocraft_format.codec_config."""
-    seanet, quantizer = tree["seanet"], tree["rvq"]
-    config = EncodecConfig(
-        sampling_rate=tree["sample_rate"],
-        audio_channels=tree["channels"],
-        normalize=tree["encodec"]["renormalize"],
-        use_causal_conv=seanet["causal"],
-        hidden_size=seanet["dimension"],
-        num_filters=seanet["n_filters"],
-        num_residual_layers=seanet["n_residual_layers"],
-        upsampling_ratios=list(seanet["ratios"]),
-        norm_type=seanet["norm"],
-        kernel_size=seanet["kernel_size"],
-        last_kernel_size=seanet["last_kernel_size"],
-        residual_kernel_size=seanet["residual_kernel_size"],
-        dilation_growth_rate=seanet["dilation_base"],
-        pad_mode=seanet["pad_mode"],
-        use_conv_shortcut=not seanet["true_skip"],
-        compress=seanet["compress"],
-        num_lstm_layers=seanet["lstm"],
-        trim_right_ratio=seanet["decoder"]["trim_right_ratio"],
-        codebook_size=quantizer["bins"],
-        chunk_length_s=None,
-        overlap=None,
-    )
-    # EncodecConfig knows its number of codebooks as a bandwidth in kbit/s only.
-    bits = (config.codebook_size - 1).bit_length()
-    config.target_bandwidths = [quantizer["n_q"] * config.frame_rate * bits / 1000]
-    assert config.num_quantizers == quantizer["n_q"]
-    return config
-
-
-def _tree(package: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(package[CONFIG])
-    except (KeyError, AttributeError, yaml.YAMLError) as error:
-        raise ModelError(f"{file} has no readable {CONFIG} ({error!r})") from error

@@ -15,7 +15,7 @@ from trainer.flags.flag import Flag, Value, checked_values
 from trainer.spec.trainable import (
     ALL_LAYERS,
     FREEZABLE,
-    TARGET_WORDS,
+    TARGETS_IN_WORDS,
     NewWord,
     Placeholder,
     Selection,
@@ -56,7 +56,8 @@ class Config:
         int, data("Offsets inside a codec frame at which each file is encoded.", least=1, most=640)
     ] = 4
     word_dropout: Annotated[
-        float, data("Share of a caption's words that are left out while training.", least=0, below=1)
+        float,
+        data("Share of a caption's words left out while training; Meta trained with 0.3.", least=0, below=1),
     ] = 0.0
     caption_variants: Annotated[
         int, data("With --word_dropout: variants of each caption; each epoch draws one.", least=1, most=1000)
@@ -71,8 +72,8 @@ class Config:
     model_id: Annotated[
         str,
         model(
-            "small, medium, large, melody, stereo-small and so on; a Hugging Face id; a local folder; or "
-            "debug, a tiny model with random weights."
+            "small, medium or large; a Hugging Face id; a local folder; or debug, a tiny model with random weights. "
+            "Melody and stereo models are refused."
         ),
     ] = "small"
     init_from: Annotated[
@@ -82,7 +83,7 @@ class Config:
             "or file of the same size; none: those of --model_id."
         ),
     ] = None
-    dropout: Annotated[float, model("Dropout of the decoder while training.", least=0, below=1)] = 0.0
+    dropout: Annotated[float, model("Dropout of the decoder; audiocraft trains with 0 too.", least=0, below=1)] = 0.0
     freeze: Annotated[
         str | None,
         model(f"Parts that are not trained, a list of {FREEZABLE}; layers are counted from 0; none: all are trained."),
@@ -97,7 +98,7 @@ class Config:
         float, model("With --lora_rank: dropout of the adapters' inputs while training.", least=0, below=1)
     ] = 0.0
     lora_targets: Annotated[
-        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGET_WORDS}.")
+        str, model(f"With --lora_rank: linear layers that get an adapter, a list of {TARGETS_IN_WORDS}.")
     ] = ALL_LAYERS
     base_bits: Annotated[
         Literal[4, 8] | None,
@@ -122,11 +123,11 @@ class Config:
     optimizer: Annotated[
         Literal["adamw", "adamw8bit"],
         optimisation(
-            "adamw8bit: AdamW with moments of 8 bits (bitsandbytes), 6 bytes a parameter less; on one GPU or with "
+            "adamw8bit: AdamW with moments of 8 bits (bitsandbytes), 6 bytes per parameter less; on one GPU or with "
             "--strategy ddp."
         ),
     ] = "adamw"
-    lr: Annotated[float, optimisation("Peak learning rate of AdamW.", above=0)] = 1e-5
+    lr: Annotated[float, optimisation("Peak learning rate of AdamW (betas 0.9, 0.95).", above=0)] = 1e-5
     lr_schedule: Annotated[
         Literal["cosine", "linear", "constant"], optimisation("Course of the learning rate after the warmup.")
     ] = "cosine"
@@ -136,22 +137,23 @@ class Config:
     min_lr_ratio: Annotated[
         float, optimisation("Learning rate at the end, as a share of --lr.", least=0, most=1)
     ] = 0.0
-    weight_decay: Annotated[float, optimisation("Weight decay of AdamW.", least=0)] = 1e-5
+    weight_decay: Annotated[float, optimisation("Weight decay of every parameter.", least=0)] = 1e-5
     max_grad_norm: Annotated[
         float, optimisation("Gradients with a larger norm are scaled down to this norm.", above=0)
     ] = 1.0
     ema_decay: Annotated[
         float | None,
         optimisation(
-            "Keep an average of the weights, which this share of is kept at each step (0.999: over some 1000 steps); "
-            "exports and validation use it; none: no average.",
+            "Keep an average of the weights: each step keeps this share of it (0.999: over some 1000 steps) and adds "
+            "the rest from the weights; exports and validation use the average; none: no average.",
             above=0,
             below=1,
         ),
     ] = None
     epochs: Annotated[int, optimisation("Passes over the dataset.", least=1)] = 100
     max_steps: Annotated[
-        int | None, optimisation("Stop after this many steps, even if epochs are left.", least=1)
+        int | None,
+        optimisation("Stop after this many steps, even if epochs are left; the schedule ends there too.", least=1),
     ] = None
     batch_size: Annotated[
         int, optimisation("Clips per device and micro-batch, at most: fewer if memory is short.", least=1)
@@ -176,32 +178,42 @@ class Config:
         hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),
     ] = "auto"
     offload_optimizer: Annotated[
-        bool, hardware("Keep optimizer state in host memory: less GPU memory, slower steps.")
+        bool, hardware("Keep optimizer state in host memory (zero2, zero3): less GPU memory, slower steps.")
     ] = False
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
-        hardware("Precision of the computation; auto: bf16 where the GPU has it, else no."),
+        hardware(
+            "Precision of the computation; auto: bf16 where the GPU has it, else no. Trained weights and the loss stay "
+            "float32."
+        ),
     ] = "auto"
     gradient_checkpointing: Annotated[
         Literal["0", "1", "selective"],
         hardware(
-            "Recompute activations in the backward pass: less memory, slower steps; selective: only what is cheap, of"
-            " compiled layers."
+            "1: recompute activations in the backward pass: less memory, slower steps, same numbers; selective: only "
+            "what is cheap, of compiled layers: about 0.6 of the memory, some percent slower. Where the flag is not "
+            "given, the plan chooses what the memory needs."
         ),
     ] = "0"
     compile: Annotated[
         Literal["auto", "0", "1"],
-        hardware("Compile the decoder's layers with torch.compile; auto: on a GPU, if it works there."),
+        hardware(
+            "1: compile the decoder's layers with torch.compile: the first step takes up to a minute longer, later "
+            "ones less; auto: on a GPU where that works, not with zero3; 0: never."
+        ),
     ] = "auto"
     timeout_minutes: Annotated[
-        float, hardware("Minutes that a process waits for the others before it gives up.", above=0)
+        float,
+        hardware("Minutes that a process may be silent, or a collective wait, before the run ends.", above=0),
     ] = 10.0
-    dry_run: Annotated[bool, hardware("Print the plan for this run and stop; no GPU is touched.")] = False
+    dry_run: Annotated[
+        bool, hardware("Print the plan for this run and stop; no GPU is touched and the dataset is not read.")
+    ] = False
     gpus: Annotated[
-        int | None, hardware("With --dry_run 1: plan for this many GPUs a node; none: those found.", least=1)
+        int | None, hardware("With --dry_run 1: plan for this many GPUs per machine; none: those found.", least=1)
     ] = None
     nodes: Annotated[
-        int | None, hardware("With --dry_run 1: plan for this many nodes; none: one.", least=1)
+        int | None, hardware("With --dry_run 1: plan for this many machines; none: one.", least=1)
     ] = None
     gpu_memory_gib: Annotated[
         float | None,
@@ -229,9 +241,13 @@ class Config:
         ),
     ] = "auto"
 
-    use_wandb: Annotated[bool, logging("Log to Weights & Biases.")] = False
+    use_wandb: Annotated[
+        bool, logging("Log to Weights & Biases; with WANDB_MODE=offline the run's end prints how to upload.")
+    ] = False
     wandb_project: Annotated[str, logging("Project on Weights & Biases.")] = "musicgen-trainer"
-    use_tensorboard: Annotated[bool, logging("Log to TensorBoard, in output_dir.")] = False
+    use_tensorboard: Annotated[
+        bool, logging("Log to TensorBoard, in output_dir; bash scripts/setup.sh tensorboard installs it.")
+    ] = False
     log_steps: Annotated[int, logging("Steps between log lines.", least=1)] = 1
     validation_steps: Annotated[
         int | None, logging("Steps between validations; none: once an epoch.", least=1)
@@ -241,7 +257,7 @@ class Config:
         for name, value in checked_values(Config, dataclasses.asdict(self)).items():
             object.__setattr__(self, name, value)  # a whole number given for a float is now a float
         refuse_contradicting_values(self)
-        assert self.selection  # which refuses a list that it does not understand
+        _ = self.selection  # raises ConfigError for a list of parts or layers that it does not understand
 
     @property
     def selection(self) -> Selection:

@@ -1,7 +1,7 @@
 """Flags declared by an annotated dataclass: what each one takes, and the check of its values.
 
 `lr: Annotated[float, Flag("training", "Learning rate.", above=0)] = 1e-5` is all that declares a flag;
-trainer/command_line.py reads it.
+trainer/flags/command_line.py reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag's section in the help, its help with the unit, its other names, and the range of its numbers."""
+    """A flag's section in the help, its help with the unit, its other names, and the range of its numbers.
+
+    A number x is allowed where least <= x, above < x, x <= most and x < below, as far as these are given.
+    """
 
     group: str
     help: str

@@ -1,8 +1,8 @@
-"""`--model_id debug`: a small MusicGen of random weights and the real classes, built in memory in a second.
+"""`--model_id debug`: a small MusicGen with random weights, built in memory in a second from transformers' own classes.
 
-It stands in for the published models wherever none can be downloaded: same codec rate (32 kHz, 50 Hz,
-4 codebooks of 2048), same text conditioning, same key names. It cannot make music, but it can learn to
-reproduce codes, which is what the tests and the demo need.
+It stands in for the published models wherever none can be downloaded: same codec rate (32 kHz, 50 Hz, 4 codebooks of
+2048 codes), same text conditioning, same names of tensors. It cannot make music, but it can learn to reproduce codes,
+which is what the tests and the demo need.
 """
 
 from __future__ import annotations
@@ -28,110 +28,19 @@ SEED = 20231122
 # T5-small's width: audiocraft loads a text encoder only under a name whose width it knows.
 TEXT_WIDTH = 512
 TEXT_ENCODER_NAME = "t5-small"
-# Characters, and the words of our example captions, so that a caption is about as long as T5 makes it.
+# The words of our example captions, each a token of its own as in T5's vocabulary, so that a caption has about as many
+# tokens as it has for the published models. Other words are spelled in single characters.
 WORDS = [
-    "a",
-    "and",
-    "or",
-    "with",
-    "without",
-    "the",
-    "of",
-    "no",
-    "in",
-    "on",
-    "over",
-    "by",
-    "for",
-    "to",
-    "from",
-    "very",
-    "music",
-    "song",
-    "tune",
-    "theme",
-    "title",
-    "track",
-    "loop",
-    "instrumental",
-    "solo",
-    "melody",
-    "hook",
-    "chords",
-    "riffing",
-    "beat",
-    "rhythm",
-    "bass",
-    "arcade",
-    "game",
-    "video",
-    "boss",
-    "battle",
-    "shooter",
-    "chiptune",
-    "techno",
-    "rock",
-    "metal",
-    "ballad",
-    "power",
-    "symphonic",
-    "heavy",
-    "electronic",
-    "drum",
-    "drums",
-    "machine",
-    "guitar",
-    "guitars",
-    "synth",
-    "strings",
-    "piano",
-    "lead",
-    "arpeggios",
-    "electric",
-    "clean",
-    "distorted",
-    "double",
-    "energetic",
-    "upbeat",
-    "playful",
-    "gentle",
-    "happy",
-    "cheerful",
-    "optimistic",
-    "tense",
-    "epic",
-    "heroic",
-    "slow",
-    "fast",
-    "emotional",
-    "simple",
-    "aggressive",
-    "melancholic",
-    "driving",
-    "restless",
-    "bouncy",
-    "bright",
-    "light",
-    "catchy",
-    "steady",
-    "galloping",
-    "pounding",
-    "like",
-    "toy",
-    "ending",
-    "ambient",
-    "jazz",
-    "house",
-    "hip",
-    "hop",
-    "lofi",
-    "orchestral",
-    "choir",
-    "vocal",
-    "bpm",
-    "minor",
-    "major",
-]
+    "a", "and", "or", "with", "without", "the", "of", "no", "in", "on", "over", "by", "for", "to", "from", "very",
+    "music", "song", "tune", "theme", "title", "track", "loop", "instrumental", "solo", "melody", "hook", "chords",
+    "riffing", "beat", "rhythm", "bass", "arcade", "game", "video", "boss", "battle", "shooter", "chiptune",
+    "techno", "rock", "metal", "ballad", "power", "symphonic", "heavy", "electronic", "drum", "drums", "machine",
+    "guitar", "guitars", "synth", "strings", "piano", "lead", "arpeggios", "electric", "clean", "distorted",
+    "double", "energetic", "upbeat", "playful", "gentle", "happy", "cheerful", "optimistic", "tense", "epic",
+    "heroic", "slow", "fast", "emotional", "simple", "aggressive", "melancholic", "driving", "restless", "bouncy",
+    "bright", "light", "catchy", "steady", "galloping", "pounding", "like", "toy", "ending", "ambient", "jazz",
+    "house", "hip", "hop", "lofi", "orchestral", "choir", "vocal", "bpm", "minor", "major",
+]  # fmt: skip
 
 
 def build_debug_model(
@@ -139,8 +48,9 @@ def build_debug_model(
 ) -> MusicgenForConditionalGeneration:
     """A MusicgenForConditionalGeneration in eval mode, float32, the same weights at every call.
 
-    width, layers, heads: of the decoder. dropout: what its config says; 0.1 is what the published
-    configs contain, so that the trainer's own setting is exercised.
+    width, layers, heads  of the decoder
+    dropout               what the decoder's configuration says. The published ones say 0.1, and a run must replace it
+                          by its own setting, so the debug model says the same
     """
     config = MusicgenConfig(
         text_encoder=_text_config().to_dict(),
@@ -164,11 +74,11 @@ def build_debug_model(
 
 
 def debug_tokenizer() -> T5Tokenizer:
-    """A Unigram tokenizer over printable ASCII and some words of music, with T5's special tokens."""
+    """A tokenizer of T5's kind (Unigram) and with its special tokens, over printable ASCII characters and WORDS."""
     characters = [chr(code) for code in range(33, 127)]
     pieces = ["▁", *characters, *(f"▁{word}" for word in dict.fromkeys(WORDS))]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    # Longer pieces score better than the characters that they are made of.
+    # Log probabilities: a word must score better than its characters do together, or it would be spelled.
     vocabulary += [(piece, -4.0 if len(piece) > 1 else -8.0) for piece in pieces]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
@@ -179,7 +89,7 @@ def debug_feature_extractor() -> EncodecFeatureExtractor:
 
 
 def codec_config(*, filters: int = 8, width: int = 32) -> EncodecConfig:
-    """EnCodec as MusicGen has it, 32 kHz, 50 Hz, 4 codebooks; the published one has 64 filters and width 128."""
+    """MusicGen's EnCodec: 32 kHz, 50 Hz, 4 codebooks of 2048 codes. The published one has 64 filters and width 128."""
     return EncodecConfig(
         sampling_rate=32_000,
         audio_channels=1,
@@ -230,7 +140,11 @@ def _decoder_config(width: int, layers: int, heads: int, dropout: float) -> Musi
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order: with several threads the codebooks, and with them the codec's identity, would differ."""
+    """Compute with one thread, so that sums have one order.
+
+    With several threads the codebooks would differ in their last bits from machine to machine, and with them the
+    codec's identity, by which cached codes are found again.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -241,10 +155,10 @@ def _one_thread() -> Iterator[None]:
 
 @torch.no_grad()
 def set_codebooks(codec: EncodecModel) -> None:
-    """Draw each stage's codebook from a Gaussian with the mean and deviation of that stage's residuals.
+    """Draw each stage's codebook from a Gaussian with the mean and deviation of the residuals that the stage gets.
 
-    Zero codebooks, which is how EncodecModel starts, map every sound to code 0. The residuals are those
-    of ten seconds of a fixed noisy, gliding tone.
+    EncodecModel starts with codebooks of zeros, which map every sound to code 0. The residuals are those of ten seconds
+    of a noisy, gliding tone, drawn from torch's global generator.
     """
     residual_DT = codec.encoder(_test_sound(codec.config.sampling_rate))[0]
     for layer in codec.quantizer.layers:
@@ -255,6 +169,7 @@ def set_codebooks(codec: EncodecModel) -> None:
 
 
 def _test_sound(sample_rate_hz: int, seconds: float = 10.0) -> Tensor:
+    """Samples (1, 1, seconds x rate) float32, about -1 to 1."""
     time = torch.arange(int(seconds * sample_rate_hz)) / sample_rate_hz
     glide = torch.sin(2 * torch.pi * (110 + 80 * time) * time) * (0.5 + 0.5 * torch.sin(3 * time))
     return (0.4 * glide + 0.2 * torch.randn(time.shape))[None, None]

@@ -1,11 +1,11 @@
-"""MusicGen's delay pattern, as decoder inputs and labels."""
+"""MusicGen's delay pattern: codebook k comes k steps late, so that its code may depend on the frame's other codes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-IGNORED = -100
+IGNORED = -100  # a label that adds nothing to the loss: the default of torch's cross_entropy
 
 
 def delay(codes_BKT: Tensor, fill: int) -> Tensor:
@@ -24,14 +24,14 @@ def delay(codes_BKT: Tensor, fill: int) -> Tensor:
 
 
 def inputs_and_labels(codes_BKT: Tensor, special: int) -> tuple[Tensor, Tensor]:
-    """What the decoder reads at each step, and what it shall predict there.
+    """What the decoder reads at each step, and what it is to predict there.
 
     codes_BKT  (B, K, T) int64 in [0, special]; frames behind a clip's end hold `special`
-    returns    inputs (B, K, T) int64: the delayed codes one step late, `special` first
+    returns    inputs (B, K, T) int64: the delayed codes one step later, with `special` at the first step
                labels (B, K, T) int64: the delayed codes; IGNORED where there is no code
 
-    T steps for T frames: `special` is read, never predicted, and codebook k's last k frames are not
-    trained. Source: audiocraft 1.3.0, LMModel.compute_predictions with keep_only_valid_steps, and
+    There are T steps for T frames, so codebook k's last k frames fall off and are not trained. `special` is read and
+    never predicted. Source: audiocraft 1.3.0, LMModel.compute_predictions with keep_only_valid_steps, and
     MusicGenSolver with tokens.padding_with_special_token for padded audio.
     """
     delayed = delay(codes_BKT, special)
@@ -40,5 +40,9 @@ def inputs_and_labels(codes_BKT: Tensor, special: int) -> tuple[Tensor, Tensor]:
 
 
 def steps_of(frames: int, codebooks: int, segment_frames: int) -> int:
-    """Decoder steps that a clip of `frames` frames needs: its diagonal tail too, where the segment has room."""
+    """Decoder steps that a clip of `frames` frames needs.
+
+    The delays add a tail of `codebooks` - 1 steps, as far as the segment has room. Without it the last codes of the
+    later codebooks would not be trained, and a clip's ending with them.
+    """
     return min(frames + codebooks - 1, segment_frames)

@@ -1,4 +1,7 @@
-"""MusicGen's trained part, under the key names that `MusicgenForConditionalGeneration` gives its tensors."""
+"""MusicGen's language model: the decoder and the projection of text states, which is what a run trains and saves.
+
+Its tensors have the names that they have in transformers' `MusicgenForConditionalGeneration`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from trainer.model.source import Source
 
 
 class LanguageModel(nn.Module):
-    """MusicGen's trained part: codes and text states in, logits of the next codes out."""
+    """Codes and text states in, logits of the next codes out, or their cross entropy."""
 
     def __init__(self, decoder: MusicgenForCausalLM, enc_to_dec_proj: nn.Linear):
         super().__init__()
@@ -29,22 +32,23 @@ class LanguageModel(nn.Module):
         attention_BS: Tensor | None = None,
         labels_BKT: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, K, T, V) of each step's codes; given labels, the summed cross entropy (K,) instead.
+        """Logits (B, K, T, V) of each step's codes; where labels are given, the summed cross entropy (K,) instead.
 
-        inputs_BKT    int64 in [0, V]: the delayed codes, one step late; V is the special token
-        text_BSD      float32: T5's last hidden states, any value where the mask is 0
-        text_mask_BS  float32, 1 for a text token; a row of zeros is a null condition, whose keys and
-                      values become exactly 0, and with them its cross-attention
-        attention_BS  bool, the tokens that may be attended to; None where rows need no mask. Every row
-                      must allow one token: softmax over none is NaN
-        labels_BKT    int64 in [0, V), or IGNORED. The loss is computed in here so that no wrapper around
+        inputs_BKT    (B, K, T) int64 in [0, V]: the delayed codes, one step late; V is the special token
+        text_BSD      (B, S, D) float32: T5's last hidden states, any value where the mask is 0
+        text_mask_BS  (B, S) float32: 1 for a text token, 0 for padding. A row of zeros is a null condition: its keys
+                      and values become exactly 0, and with them what cross-attention adds
+        attention_BS  (B, S) bool: the text tokens that may be attended to; None where no row needs a mask. Every row
+                      must allow one token, because softmax over none is NaN
+        labels_BKT    (B, K, T) int64 in [0, V), or IGNORED. The loss is computed in here so that no wrapper around
                       this module sees, copies or casts the logits
 
         Source: audiocraft 1.3.0, T5Conditioner.forward masks after the projection, because of its bias.
         """
         text_BSD = self.enc_to_dec_proj(text_BSD) * text_mask_BS[..., None]
         steps = inputs_BKT.shape[-1]
-        # Four axes: transformers then uses the mask as it is, without reading it on the host.
+        # With four axes transformers uses the mask as it is. It would read one with two axes on the host, which waits
+        # for the GPU.
         mask = None if attention_BS is None else attention_BS[:, None, None, :].expand(-1, 1, steps, -1)
         hidden_BTD = self.decoder.model(
             input_ids=inputs_BKT.flatten(0, 1),
@@ -55,15 +59,17 @@ class LanguageModel(nn.Module):
         heads = self.decoder.lm_heads
         if labels_BKT is None:
             return torch.stack([head(hidden_BTD) for head in heads], dim=1)
-        # Head by head: stacked logits would be copied once more here, and filled with zeros in the backward pass.
+        # Head by head: stacking would copy all logits, and their gradient would first be filled with zeros.
         return torch.stack([codebook_cross_entropy(head(hidden_BTD), labels_BKT[:, k]) for k, head in enumerate(heads)])
 
 
 def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
-    """The trained part on the meta device, in training mode: shapes, no memory.
+    """The language model on the meta device, which has shapes and no memory, in training mode.
 
-    dropout  probability in [0, 1) after embeddings and residual blocks; the published configs say 0.1,
-             audiocraft trains with 0. Other dropouts and layer drop are 0.
+    dropout  probability in [0, 1) after embeddings and residual blocks. The published configurations say 0.1, and
+             audiocraft trains with 0. Dropout of attention and activations, and layer drop, are 0
+
+    Raises ModelError where the source lacks a tensor of it or has one of another shape.
     """
     config = copy.deepcopy(source.config.decoder)
     config.dropout = dropout
@@ -80,7 +86,11 @@ def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageMod
 
 
 def materialize(model: LanguageModel, device: torch.device) -> None:
-    """Give a model from the meta device memory of any content, and its table of positions."""
+    """Give a model from the meta device memory on `device`.
+
+    Parameters have any content afterwards. The sinusoidal positions, which are no parameter, are computed here: on the
+    CPU, so that every device has the same ones.
+    """
     model.to_empty(device=device)
     positions = model.decoder.model.decoder.embed_positions
     with torch.device("cpu"):
@@ -90,7 +100,7 @@ def materialize(model: LanguageModel, device: torch.device) -> None:
 
 
 def load_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
-    """The trained part in float32 on the CPU, in training mode; see `empty_language_model`."""
+    """The language model in float32 on the CPU, in training mode; see `empty_language_model`."""
     model = empty_language_model(source, dropout=dropout)
     materialize(model, torch.device("cpu"))
     with torch.no_grad():

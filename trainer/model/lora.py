@@ -1,4 +1,7 @@
-"""LoRA by peft: adapters in the model, their start, peft's own files, and base and adapter as one model."""
+"""LoRA: adapters in a model and their first values, peft's files of them, and base and adapters merged.
+
+peft puts the adapters in and computes with them. Source: LoRA, arXiv 2106.09685.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,107 +20,75 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
-from trainer.model.weights import Weights
+from trainer.model.weights import Computed, StoredTensor, Weights
 from trainer.spec.trainable import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-# In a model with adapters, as peft names them, a target X holds these; in its files, "default" is left out.
+# How peft names what it puts into a model: the weight X.weight of a layer with an adapter becomes
+# X.base_layer.weight, and X.lora_A.default.weight (rank, inputs) and X.lora_B.default.weight (outputs, rank) stand
+# beside it. In peft's files ".default" is left out, and each name begins with PEFT_PREFIX.
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."
 
 
-class AdaptedWeights(Weights):
-    """Where a model with adapters starts: `base` under peft's names, and adapters that change nothing yet.
+def adapted(base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> Weights:
+    """The first values of a model with adapters: `base` under peft's names, and adapters that change nothing yet.
 
-    shapes  of every parameter of the model with adapters
+    shapes  of every parameter of the model with adapters, by peft's names
+    seed    of the adapters' first values
 
-    The first matrix is uniform in +-1 / sqrt(inputs), a function of seed and name; the second is zero. Source: peft
-    0.21, LoraLayer.reset_lora_parameters.
+    An adapter's first matrix is uniform in +-1 / sqrt(inputs), float32, and a function of seed and name, so that every
+    process makes the same one. The second is zero. Source: peft 0.21, LoraLayer.reset_lora_parameters.
     """
-
-    def __init__(self, base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int):
-        self._base = base
-        self._shapes = shapes
-        self._seed = seed
-
-    def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith(UP):
-            return torch.zeros(shape)
-        if not name.endswith(DOWN):
-            return self._base[name.replace(BASE, ".")]
-        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name.endswith((DOWN, UP)):
-            return self[name].reshape(-1)[start:stop]
-        return self._base.read(name.replace(BASE, "."), start, stop)
+    stored: dict[str, StoredTensor] = {}
+    for name, shape in shapes.items():
+        if name.endswith(DOWN):
+            stored[name] = Computed(shape=shape, compute=partial(_first_values, name, shape, seed))
+        elif name.endswith(UP):
+            stored[name] = Computed(shape=shape, compute=partial(torch.zeros, shape))
+        else:
+            stored[name] = base.stored[name.replace(BASE, ".")]
+    return Weights(stored)
 
 
-class MergedWeights(Weights):
-    """`base` with `scale` x second matrix x first matrix added to each weight that has an adapter, in float32."""
+def with_adapters_merged(base: Weights, adapters: Weights, scale: float) -> Weights:
+    """`base` with `scale` x second matrix x first matrix added to each weight that has an adapter, in float32.
 
-    def __init__(self, base: Weights, adapters: Mapping[str, Tensor], scale: float):
-        self._base = base
-        self._adapters = adapters
-        self._adapted = {name.removesuffix(UP) + ".weight" for name in adapters if name.endswith(UP)}
-        self._scale = scale
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._adapted:
-            return self._base[name]
+    adapters  by peft's names; each merged weight is computed when it is asked for
+    """
+    stored = dict(base.stored)
+    for name, tensor in base.stored.items():
         stem = name.removesuffix(".weight")
-        down, up = self._adapters[stem + DOWN].float(), self._adapters[stem + UP].float()
-        return torch.addmm(self._base[name].float(), up, down, alpha=self._scale)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._base)
-
-    def __len__(self) -> int:
-        return len(self._base)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name in self._adapted:
-            return self[name].reshape(-1)[start:stop]
-        return self._base.read(name, start, stop)
+        if name != stem and stem + UP in adapters:
+            down, up = adapters.stored[stem + DOWN], adapters.stored[stem + UP]
+            stored[name] = Computed(shape=tensor.shape, compute=partial(_sum, tensor, down, up, scale))
+    return Weights(stored)
 
 
 def add_adapters(model: nn.Module, lora: Lora) -> None:
-    """Put adapters without memory into a model on the meta device; they alone are trained from now on."""
-    # A second or more to import, with bitsandbytes where it is installed; most runs have no adapters.
+    """Put adapters into a model on the meta device, and make them all that is trained of it."""
+    # peft takes a second or more to import, since it imports bitsandbytes where that is installed.
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(_config(lora), model, low_cpu_mem_usage=True)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            # Autocast and the sharded strategies cast already; a float32 copy of every input would be kept besides.
+            # peft would cast every input to the adapter's dtype and keep that copy for the backward pass. Autocast and
+            # the sharded strategies cast already.
             module.cast_input_dtype_enabled = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith((DOWN, UP)))
 
 
 def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str) -> None:
-    """Write what `PeftModel.from_pretrained(MusicgenForConditionalGeneration, folder)` loads.
+    """Write what `PeftModel.from_pretrained(model, folder)` loads, for a MusicgenForConditionalGeneration.
 
-    adapters  by their names in the model
+    adapters    by their names in the model, see DOWN and UP
+    base_model  the name or folder that peft's configuration gives as the adapter's base
     """
     tensors = {PEFT_PREFIX + name.replace(".default.", "."): adapters[name].contiguous() for name in adapters}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -126,10 +98,11 @@ def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_
 
 
 def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """An adapter's settings, and its tensors by their names in the model; the inverse of `save_adapter`.
+    """An adapter's settings, and its tensors by their names in the model: the inverse of `save_adapter`.
 
-    Takes those of a MusicgenForConditionalGeneration and of its decoder alone. Raises ModelError where the folder
-    cannot be read, and for kinds of adapters that are more than a product of two matrices.
+    Takes adapters of a whole MusicgenForConditionalGeneration and of its decoder alone. Dropout, which is of no use
+    after training, is not read. Raises ModelError where the folder cannot be read, and for an adapter that is more
+    than the product of two matrices.
     """
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -141,11 +114,22 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     names = {stored: _name_in_model(stored) for stored in tensors}
     unknown = [stored for stored, name in names.items() if not name.endswith((DOWN, UP))]
     if settings.get("peft_type") != "LORA" or special or unknown:
-        what = ", ".join([str(settings.get("peft_type")), *special, *unknown[:3]])
-        raise ModelError(f"{folder} is no plain LoRA ({what}): merge it in peft, and give the merged model's folder")
-    found = {name: tensors[stored] for stored, name in names.items()}
-    targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in found if name.endswith(UP)})
-    return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), found
+        reasons = ", ".join([str(settings.get("peft_type")), *special, *unknown[:3]])
+        raise ModelError(f"{folder} is no plain LoRA ({reasons}): merge it in peft, and give the merged model's folder")
+    adapters = {name: tensors[stored] for stored, name in names.items()}
+    targets = sorted({name.removesuffix(UP).rpartition(".")[2] for name in adapters if name.endswith(UP)})
+    return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), adapters
+
+
+def _first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
+
+
+def _sum(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:
+    """Weight (O, I) + scale x up (O, R) x down (R, I), float32."""
+    return torch.addmm(weight.whole().float(), up.whole().float(), down.whole().float(), alpha=scale)
 
 
 def _name_in_model(stored: str) -> str:

@@ -1,7 +1,8 @@
-"""A new word for T5: a placeholder that stands for learned rows of its input embedding, and the file that holds them.
+"""A new word for T5: the tokenizer that knows it, the rows of T5's input embedding that are learned, and their file.
 
-The rows are tokens of their own behind the tokenizer's last one. T5's other rows, and all else, are the base model's.
-Source: textual inversion, arXiv 2208.01618, with several vectors a word as in its section 5.
+The word, a placeholder as <my-style>, becomes one or more new tokens behind the tokenizer's last one, each with a row
+of its own. T5's other rows, and all else, stay the base model's.
+Source: textual inversion, arXiv 2208.01618, with several vectors per word as in its section 5.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trainer.atomic import write_whole
 from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.model.source import TEXT_ENCODER, Source
-from trainer.model.weights import MemoryWeights, ReplacedWeights, Weights
+from trainer.model.weights import Weights, weights_in_memory
 from trainer.spec.trainable import TEXT_ROWS, NewWord, Placeholder
 
 FILE = "text_embedding.safetensors"
@@ -33,10 +34,11 @@ METADATA = ("placeholder", "tokens", "base_model", "text_encoder")
 
 @dataclass(frozen=True, kw_only=True)
 class TextEmbedding:
-    """Learned rows: (N, D) float32, in the order of the placeholder's tokens.
+    """A learned word.
 
-    base_model    what it was learned with, by name
-    text_encoder  the digest of the T5 that it was learned in (Source.text_identity)
+    rows_ND       (N, D) float32, rows of T5's input embedding, in the order of the placeholder's tokens
+    base_model    the name of the model that they were learned with
+    text_encoder  the digest of the T5 that they were learned with (Source.text_identity); they mean nothing to another
     """
 
     placeholder: Placeholder
@@ -46,23 +48,23 @@ class TextEmbedding:
 
 
 class TokenIds:
-    """What a T5 in the loop reads of some texts, each tokenized once."""
+    """The token ids of some texts, each tokenized once: what is cached where T5 runs in the training loop."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]):
         self._ids_of = {text: _ids(tokenizer, text) for text in texts}
 
     def states(self, caption: str) -> np.ndarray:
-        """Token ids (S,) int64, </s> included. KeyError for another text."""
+        """Token ids of a caption, (S,) int64, </s> included. Raises KeyError for a text that was not given."""
         return self._ids_of[caption]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """All of them: no text is cut, T5's positions are relative."""
+    """All of a text's ids: T5's positions are relative, so that no text is too long."""
     return np.array(tokenizer(text, truncation=False, verbose=False).input_ids, dtype=np.int64)
 
 
 def introduction(source: Source, new_word: NewWord, learning_rate: float) -> str:
-    """What a run is about to learn, and whether its learning rate can move it, in words.
+    """A message to the user: what the run is about to learn, and whether its learning rate can move it.
 
     Raises ConfigError where the tokenizer knows --placeholder already, or knows --init_word not at all.
     """
@@ -78,9 +80,10 @@ def introduction(source: Source, new_word: NewWord, learning_rate: float) -> str
 
 
 def embedding_of(source: Source, placeholder: Placeholder, trained: Weights) -> TextEmbedding:
-    """What a run that learns a word has learned, from its checkpoint's tensors.
+    """What a run has learned of a word.
 
-    source  the model that the run started with
+    source   the model that the run started with
+    trained  the tensors of the run's checkpoint
     """
     digest = source.text_identity()
     return TextEmbedding(
@@ -91,8 +94,9 @@ def embedding_of(source: Source, placeholder: Placeholder, trained: Weights) -> 
 def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> PreTrainedTokenizerBase:
     """A tokenizer that reads the placeholder, wherever it stands in a text, as its new tokens.
 
-    They follow the last token that `tokenizer` has, and all other text gives the tokens that it gave. What is saved
-    of it reads the placeholder too. Raises ConfigError where the placeholder is known already.
+    They follow the last token that `tokenizer` has, and all other text gives the tokens that it gave before. The
+    tokenizer that save_pretrained writes reads the placeholder too. Raises ConfigError where `tokenizer` knows the
+    placeholder already.
     """
     known = tokenizer.get_vocab()
     taken = [name for name in (placeholder.word, *placeholder.tokens) if name in known]
@@ -103,7 +107,7 @@ def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placehol
     former = backend.normalizer
     backend.normalizer = spelled if former is None else normalizers.Sequence([spelled, former])
     backend.add_tokens([AddedToken(name) for name in placeholder.tokens])
-    # T5Tokenizer itself would build its own normalizer again when it is loaded.
+    # Not a T5Tokenizer: that builds its own normalizer when it is loaded, which does not know the placeholder.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=tokenizer.model_max_length,
@@ -118,9 +122,9 @@ def first_token(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) ->
 
 
 def start_rows(source: Source, new_word: NewWord) -> Tensor:
-    """Where the new rows start: (N, D) float32, each the mean of T5's rows of the pieces of the word's `init_word`.
+    """The new rows' first values, (N, D) float32: each is the mean of T5's rows of the tokens of `new_word.init_word`.
 
-    Raises ConfigError where the tokenizer does not know it.
+    Raises ConfigError where the tokenizer does not know that word.
     """
     tokenizer, init_word = source.load_tokenizer(), new_word.init_word
     pieces = tokenizer(init_word, add_special_tokens=False).input_ids
@@ -134,8 +138,9 @@ def start_rows(source: Source, new_word: NewWord) -> Tensor:
 def with_embedding(source: Source, embedding: TextEmbedding) -> Source:
     """`source` with the learned word: its tokenizer reads the placeholder, its T5 has the rows.
 
-    T5's table grows only where it has no rows left behind the tokenizer's last token (the published one has 28).
-    Raises ModelError where the rows are of another T5, ConfigError where the tokenizer knows the placeholder.
+    T5's embedding grows only by the rows that it lacks: behind the tokenizer's last token the published one has 28 that
+    no token uses. Raises ModelError where the word was learned with another T5, ConfigError where the tokenizer knows
+    the placeholder already.
     """
     if embedding.text_encoder != source.text_identity():
         raise ModelError(
@@ -153,13 +158,13 @@ def with_embedding(source: Source, embedding: TextEmbedding) -> Source:
     return replace(
         source,
         config=config,
-        weights=ReplacedWeights(source.weights, MemoryWeights({TABLE: grown})),
+        weights=source.weights.replaced(weights_in_memory({TABLE: grown})),
         load_tokenizer=lambda: tokenizer,
     )
 
 
 def write_text_embedding(embedding: TextEmbedding, path: Path) -> None:
-    """Write the rows and what they belong to, some KB of safetensors. Raises StorageError."""
+    """Write a learned word as safetensors of some KB, complete or not at all. Raises StorageError."""
     placeholder = embedding.placeholder
     values = (placeholder.word, " ".join(placeholder.tokens), embedding.base_model, embedding.text_encoder)
     rows = embedding.rows_ND.detach().to("cpu", torch.float32).contiguous()
@@ -170,7 +175,7 @@ def write_text_embedding(embedding: TextEmbedding, path: Path) -> None:
 
 
 def read_text_embedding(path: Path) -> TextEmbedding:
-    """What `write_text_embedding` wrote. Raises ModelError where the file is none such."""
+    """The inverse of `write_text_embedding`. Raises ModelError where the file is of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             word, tokens, base_model, text_encoder = ((file.metadata() or {})[name] for name in METADATA)

@@ -1,4 +1,4 @@
-"""T5 in the training loop: the frozen MusicGen from token ids on, in which only the rows of new tokens learn."""
+"""The model of --tune_text: T5 and the language model, both frozen, and the embeddings of new tokens, which learn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from trainer.model.language_model import LanguageModel
 
 
 class TextTunedModel(LanguageModel):
-    """LanguageModel behind T5. `text_rows` (N, D) float32 is all that is trained; N tokens from `first_token` on."""
+    """A LanguageModel that reads token ids and computes T5's states of them itself.
+
+    `text_rows` (N, D) float32 is all that is trained: T5's input embeddings of the N tokens from `first_token` on.
+    """
 
     def __init__(self, model: LanguageModel, text_encoder: T5EncoderModel, first_token: int, vectors: int):
         super().__init__(model.decoder, model.enc_to_dec_proj)
@@ -19,7 +22,8 @@ class TextTunedModel(LanguageModel):
         width = text_encoder.config.hidden_size
         self.text_rows = nn.Parameter(torch.empty(vectors, width, device=model.enc_to_dec_proj.weight.device))
         self.first_token = first_token
-        # Not a part of this module: it stays whole, float32 and in eval mode, whatever wraps, shards or casts the rest.
+        # In a tuple, where torch does not find it: T5 is no part of this module, and stays whole, float32 and in eval
+        # mode, whatever wraps, shards, casts or saves the rest.
         self._outside = (text_encoder.eval().requires_grad_(False),)
 
     def forward(
@@ -30,18 +34,23 @@ class TextTunedModel(LanguageModel):
         attention_BS: Tensor | None = None,
         labels_BKT: Tensor | None = None,
     ) -> Tensor:
-        """As LanguageModel.forward, with token ids (B, S) int64 for `text_BSD`, any valid one where the mask is 0."""
+        """As LanguageModel.forward, but `text_BSD` is (B, S) int64: token ids, any valid one where the mask is 0."""
         states_BSD = self.text_states(text_BSD, attention_BS).to(self.enc_to_dec_proj.weight.dtype)
         return super().forward(inputs_BKT, states_BSD, text_mask_BS, attention_BS, labels_BKT)
 
     def text_states(self, tokens_BS: Tensor, attention_BS: Tensor | None) -> Tensor:
-        """T5's last hidden states (B, S, D) float32, in float32 under autocast too: T5 overflows in float16."""
+        """T5's last hidden states (B, S, D) float32, computed in float32 under autocast too: T5 overflows in float16.
+
+        tokens_BS     (B, S) int64
+        attention_BS  (B, S) bool, False for padding; None where no row needs a mask
+        """
         (encoder,) = self._outside
         if encoder.device != tokens_BS.device:
-            encoder.to(tokens_BS.device)  # once: nothing that moves the rest knows of it
+            encoder.to(tokens_BS.device)  # once, here: what moves the rest of the model does not know of T5
         is_new_BS = (tokens_BS >= self.first_token) & (tokens_BS < self.first_token + len(self.text_rows))
         with torch.autocast(tokens_BS.device.type, enabled=False):
-            # The table is only read: a row of it cannot move, not by weight decay either.
+            # T5's own table is only read and the new rows are a parameter of their own, so that neither gradients nor
+            # weight decay can move a known token.
             known_BSD = encoder.get_input_embeddings()(tokens_BS.masked_fill(is_new_BS, 0))
             new_BS = (tokens_BS - self.first_token).masked_fill(~is_new_BS, 0)
             new_BSD = functional.embedding(new_BS, self.text_rows.float())

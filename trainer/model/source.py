@@ -1,8 +1,7 @@
-"""A MusicGen by name, folder or `debug`, and its parts, each loaded on its own and only when needed.
+"""The MusicGen that `--model_id` names (a short name, a hub id, a folder, `debug`), and its parts.
 
-The trained part is `LanguageModel`: decoder and text projection under the key names that
-`MusicgenForConditionalGeneration` gives them. T5 and EnCodec are needed to fill the cache and to export,
-never while training.
+Each part is loaded on its own and only when it is needed. T5 and EnCodec are needed to fill the cache and to export;
+while training only T5 is, and only for --tune_text.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
-from trainer.model.weights import MemoryWeights, WeightFiles, Weights, current_name, fingerprint, under
-from trainer.spec.shapes import Shape, shape_of_config
+from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
+from trainer.spec.shapes import PUBLISHED_NAMES, Shape, hub_id_of, published, shape_of_config, why_not_trained
 
-MONO_NAMES = ("small", "medium", "large", "melody", "melody-large")
-SHORT_NAMES = (*MONO_NAMES, *(f"stereo-{name}" for name in MONO_NAMES))
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-# What shapes the codes and no tensor's name or shape tells.
+# Settings on which EnCodec's codes depend and which no tensor's name or shape tells. They are part of the identity of a
+# cache: another list makes every cache be filled anew.
 CODEC_SETTINGS = (
     *("sampling_rate", "upsampling_ratios", "num_quantizers", "use_causal_conv", "use_conv_shortcut"),
     *("normalize", "pad_mode", "dilation_growth_rate", "trim_right_ratio"),
@@ -51,7 +49,11 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the parts of one model come from; opening it has read its configuration and no tensor."""
+    """One model: its configuration, and where its tensors and its processor come from. Opening it reads no tensor.
+
+    name     as --model_id gave it
+    weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`
+    """
 
     name: str
     config: MusicgenConfig
@@ -70,12 +72,12 @@ class Source:
 
     @property
     def special_token(self) -> int:
-        """The code that fills cells of the delay pattern without a frame: 2048, an input only."""
+        """The code that the decoder reads where the delay pattern has no frame: 2048. It is never predicted."""
         return self.config.decoder.pad_token_id
 
     @property
     def frame_samples(self) -> int:
-        """Audio samples of one frame: 640 at 32 kHz and 50 Hz."""
+        """Audio samples per frame: 640 at 32 kHz and 50 Hz."""
         return self.config.audio_encoder.hop_length
 
     @property
@@ -87,12 +89,16 @@ class Source:
         return self.sample_rate_hz / self.frame_samples
 
     def decoder_shape(self) -> str:
-        """The decoder's size in words, for messages and for the checkpoint."""
+        """The decoder's size as text, for messages and for the checkpoint's identity."""
         decoder = self.config.decoder
         return f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.num_codebooks} codebooks"
 
     def probe(self) -> str:
-        """A digest of shape, first and last values of each trained tensor: cheap, and different for other weights."""
+        """A digest of name, shape, first and last eight values of each tensor of the language model.
+
+        It reads little, and training changes those values, so that it tells other weights apart. A checkpoint that
+        holds a part of the model is tied to the frozen rest by it: computed otherwise, such runs cannot be resumed.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(name for name in self.weights if name.startswith((DECODER, PROJECTION))):
             size = math.prod(self.weights.shape(name))
@@ -101,14 +107,14 @@ class Source:
         return digest.hexdigest()
 
     def codec_identity(self) -> str:
-        """Digest of everything that a clip's codes depend on besides its samples."""
+        """Digest of everything that a clip's codes depend on besides its audio samples: EnCodec and its settings."""
         return self._codec_identity
 
     def text_identity(self) -> str:
-        """Digest of everything that a caption's states depend on besides its words."""
+        """Digest of everything that a caption's states depend on besides its text: T5 and how its tokenizer splits."""
         return self._text_identity
 
-    # Computed once: for T5 it takes a pass over hundreds of megabytes.
+    # Computed once: for T5 it reads hundreds of megabytes.
     @cached_property
     def _codec_identity(self) -> str:
         config = self.config.audio_encoder
@@ -121,7 +127,9 @@ class Source:
 
 
 def open_model(model_id: str) -> Source:
-    """The model that `--model_id` names: debug, a short name, a hub id, or a local folder.
+    """The model that `--model_id` names. A hub id is downloaded unless it is in the local cache.
+
+    model_id  debug, a short name as `small`, a hub id, or a local folder
 
     Raises ModelError where there is none, where it is no MusicGen, and for melody and stereo models.
     """
@@ -134,29 +142,32 @@ def open_model(model_id: str) -> Source:
         name=model_id,
         config=config,
         generation_config=_generation_config(folder, config),
-        weights=WeightFiles(folder),
+        weights=weights_in_folder(folder),
         load_tokenizer=lambda: _tokenizer_of(folder, model_id),
         load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
     )
 
 
 def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
-    """A Source over a model in memory, with the debug tokenizer."""
+    """A Source over a model in memory, with the debug model's tokenizer and feature extractor."""
     return Source(
         name=name,
         config=model.config,
         generation_config=model.generation_config,
-        weights=MemoryWeights(
-            {key: value.detach() for key, value in model.state_dict().items() if current_name(key)}
+        weights=weights_in_memory(
+            {name: value.detach() for name, value in model.state_dict().items() if current_name(name)}
         ),
         load_tokenizer=debug_tokenizer,
         load_feature_extractor=debug_feature_extractor,
     )
 
 
-def quiet() -> None:
-    """Keep libraries from printing what is no news here: transformers token 2048 outside the vocabulary and saving
-    bars, bitsandbytes, when peft imports it, that it lacks a fast product for CPUs, which nothing here asks for."""
+def quiet_libraries() -> None:
+    """Keep libraries from printing what is no news here.
+
+    transformers warns that token 2048 is outside the vocabulary, which is how MusicGen is made, and draws progress bars
+    of saving. bitsandbytes says, when peft imports it, that it lacks a fast product for CPUs, which nothing here uses.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -179,6 +190,7 @@ def load_text_encoder(source: Source) -> T5EncoderModel:
 
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, in float32 where they are of a float dtype: the tensors may lie in a mapped file or belong to a model."""
     return {
         name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
         for name, tensor in tensors.items()
@@ -186,7 +198,7 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -> None:
-    """Put `tensors` in place of the module's own, which may be on the meta device."""
+    """Put `tensors` in place of the module's own. Raises ModelError where names or shapes differ."""
     try:
         module.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
@@ -201,11 +213,16 @@ def _folder_of(model_id: str) -> Path:
         return path
     if path.is_absolute() or model_id.startswith((".", "~")):
         raise ModelError(f"--model_id {model_id}: there is no such folder")
-    hub_id = f"facebook/musicgen-{model_id}" if model_id in SHORT_NAMES else model_id
-    for kind in ("melody", "stereo"):  # known by their names, before gigabytes are fetched
-        if hub_id.startswith("facebook/musicgen-") and kind in hub_id:
-            raise ModelError(f"--model_id {model_id}: {kind} models cannot be trained yet; use small, medium or large")
-    return _download(hub_id, model_id)
+    shape = published(model_id)
+    if shape is not None:  # known by its name, before gigabytes are fetched
+        _refuse_untrained(model_id, shape)
+    return _download(hub_id_of(model_id) or model_id, model_id)
+
+
+def _refuse_untrained(model_id: str, shape: Shape) -> None:
+    reason = why_not_trained(shape)
+    if reason is not None:
+        raise ModelError(f"--model_id {model_id}: {reason}")
 
 
 def _download(hub_id: str, model_id: str) -> Path:
@@ -220,7 +237,7 @@ def _download(hub_id: str, model_id: str) -> Path:
         return folder
     except HFValidationError as error:
         raise ModelError(
-            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(SHORT_NAMES)}, debug"
+            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(PUBLISHED_NAMES)}, debug"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = "HF_HUB_OFFLINE is set and it is not in the local cache" if offline else str(error).splitlines()[0]
@@ -235,12 +252,10 @@ def _config_of(folder: Path, model_id: str) -> MusicgenConfig:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
-    if config.model_type == "musicgen_melody":
-        raise ModelError(f"--model_id {model_id}: melody models cannot be trained yet; use small, medium or large")
+    if config.model_type in ("musicgen", "musicgen_melody"):
+        _refuse_untrained(model_id, shape_of_config(model_id, config.to_dict()))
     if not isinstance(config, MusicgenConfig):
         raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
-    if config.decoder.audio_channels != 1:
-        raise ModelError(f"--model_id {model_id}: stereo models cannot be trained yet; use the mono model")
     codec = config.audio_encoder
     if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
         raise ModelError(f"--model_id {model_id}: only EnCodec as MusicGen has it (facebook/encodec_32khz) is known")
@@ -261,7 +276,10 @@ def _tokenizer_of(folder: Path, model_id: str) -> PreTrainedTokenizerBase:
 
 
 def _require_processor(folder: Path, model_id: str) -> None:
-    """The tokenizer is looked for by file: without one transformers makes T5's with no words in it."""
+    """Raise ModelError where the folder lacks a tokenizer or a feature extractor.
+
+    The tokenizer is looked for by file: without one AutoTokenizer raises nothing and makes T5's, with no words in it.
+    """
     lacking = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
     try:
         AutoFeatureExtractor.from_pretrained(folder)

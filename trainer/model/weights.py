@@ -1,12 +1,19 @@
-"""The tensors of a model folder by name, each read from disk when it is asked for and not before."""
+"""The tensors of a model by name, each of which is read from where it lies only when it is asked for.
+
+A model's tensors may take more memory than the host has, and a process of a sharded run needs only ranges of most of
+them. So whatever puts weights together (replacing, choosing, merging adapters) passes on where each tensor lies and
+reads none.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -20,190 +27,123 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-class Weights(Mapping[str, Tensor]):
-    """Tensors by name, of which shapes and ranges can be had without the rest."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredTensor(ABC):
+    """Where one tensor lies. Its shape is known without reading it."""
+
+    shape: tuple[int, ...]
 
     @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Values [start, stop) of the flattened tensor, (stop - start,), in its own dtype, without the others."""
+
+    def whole(self) -> Tensor:
+        """The whole tensor in its own dtype."""
+        return self.read(0, math.prod(self.shape)).reshape(self.shape)
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name. `weights[name]` reads the whole tensor, at every look-up anew."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]):
+        self.stored = dict(stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored[name].whole()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored  # Mapping's own answer would read the tensor
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-
-    @abstractmethod
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Values [start, stop) of the flattened tensor, in its own dtype."""
-
-
-class MemoryWeights(Weights):
-    """Weights over tensors in memory."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return self.stored[name].shape
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._tensors[name].detach().reshape(-1)[start:stop]
+        """Values [start, stop) of the flattened tensor, (stop - start,), in its own dtype, without the others."""
+        return self.stored[name].read(start, stop)
+
+    def starting_with(self, *prefixes: str) -> Weights:
+        """The tensors whose names start with one of `prefixes`, under their whole names."""
+        return Weights({name: tensor for name, tensor in self.stored.items() if name.startswith(prefixes)})
+
+    def replaced(self, others: Weights) -> Weights:
+        """These names, with the tensors of `others` where it has the same name; its other names are left out."""
+        return Weights({name: others.stored.get(name, tensor) for name, tensor in self.stored.items()})
 
 
-class ReplacedWeights(Weights):
-    """`weights` in which `others` stand in place of the tensors of the same names."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InMemory(StoredTensor):
+    """A tensor in memory or in the memory map of a pickled file. `whole` is the tensor itself, not a copy."""
 
-    def __init__(self, weights: Weights, others: Weights):
-        self._weights = weights
-        self._others = others
-        self._replaced = frozenset(weights) & frozenset(others)
+    tensor: Tensor
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._of(name)[name]
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.tensor.detach().reshape(-1)[start:stop]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._of(name).shape(name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._of(name).read(name, start, stop)
-
-    def _of(self, name: str) -> Weights:
-        return self._others if name in self._replaced else self._weights
+    def whole(self) -> Tensor:
+        return self.tensor
 
 
-class MoreWeights(Weights):
-    """`weights`, and `others` under names of their own."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Computed(StoredTensor):
+    """A tensor that a function without arguments makes, the same at every call; of a range the whole is made."""
 
-    def __init__(self, weights: Weights, others: Weights):
-        self._weights = weights
-        self._others = others
+    compute: Callable[[], Tensor]
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._of(name)[name]
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.compute().reshape(-1)[start:stop]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self._weights, *self._others))
-
-    def __len__(self) -> int:
-        return len(self._weights) + len(self._others)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._of(name).shape(name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._of(name).read(name, start, stop)
-
-    def _of(self, name: str) -> Weights:
-        return self._others if name in self._others else self._weights
+    def whole(self) -> Tensor:
+        return self.compute()
 
 
-class SomeWeights(Weights):
-    """Those of `weights` whose names start with one of `prefixes`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InSafetensors(StoredTensor):
+    """A tensor of a safetensors file. Each look-up maps the file anew, while the tensor that it gives is alive."""
 
-    def __init__(self, weights: Weights, *prefixes: str):
-        self._weights = weights
-        self._names = [name for name in weights if name.startswith(prefixes)]
+    path: Path
+    name: str
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name]
+    def read(self, start: int, stop: int) -> Tensor:
+        if not self.shape:  # safetensors slices no scalar
+            return self.whole().reshape(-1)[start:stop]
+        row = math.prod(self.shape[1:])
+        first, last = start // row, -(-stop // row)
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_slice(self.name)[first:last].reshape(-1)[start - first * row : stop - first * row]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._weights.shape(name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._weights.read(name, start, stop)
+    def whole(self) -> Tensor:
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
 
 
-class WeightFiles(Weights):
-    """Read-only mapping from tensor name to tensor over the weight files of a Hugging Face folder.
+def weights_in_memory(tensors: Mapping[str, Tensor]) -> Weights:
+    """Weights over tensors that are in memory already."""
+    return Weights({name: InMemory(shape=tuple(tensor.shape), tensor=tensor) for name, tensor in tensors.items()})
 
-    Takes one file or an index with shards, safetensors before pickled ones; the latter are read with
-    weights_only, so that no code in them can run. Names are those of the installed transformers
-    (see `current_name`). Every look-up reads from a memory map: keep what you need.
+
+def weights_in_folder(folder: Path) -> Weights:
+    """The tensors in the weight files of a Hugging Face folder; opening them reads names and shapes only.
+
+    Takes one file or an index with shards, safetensors before pickled ones. Pickled files are read with weights_only,
+    so that no code in them can run, and mapped, so that no tensor is copied. Names are those of the installed
+    transformers (see `current_name`).
 
     Raises ModelError where the folder holds no weights or a file cannot be read.
     """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._file_of: dict[str, tuple[Path, str]] = {}
-        self._pickled: dict[Path, dict[str, Tensor]] = {}
-        for path in _weight_files(folder):
-            for stored in self._names_in(path):
-                name = current_name(stored)
-                if name is not None:
-                    self._file_of[name] = (path, stored)
-
-    def __getitem__(self, name: str) -> Tensor:
-        path, stored = self._file_of[name]
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(stored)
-        return self._load_pickled(path)[stored]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        path, stored = self._file_of[name]
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return tuple(file.get_slice(stored).get_shape())
-        return tuple(self._load_pickled(path)[stored].shape)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        path, stored = self._file_of[name]
-        if path.suffix != ".safetensors":
-            return self._load_pickled(path)[stored].reshape(-1)[start:stop]
-        with safe_open(path, framework="pt") as file:
-            whole = file.get_slice(stored)
-            shape = whole.get_shape()
-            if not shape:  # safetensors slices no scalar
-                return file.get_tensor(stored).reshape(-1)[start:stop]
-            row = torch.Size(shape[1:]).numel()
-            first, last = start // row, -(-stop // row)
-            return whole[first:last].reshape(-1)[start - first * row : stop - first * row]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-    def _names_in(self, path: Path) -> list[str]:
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, framework="pt") as file:
-                    return list(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
-        return list(self._load_pickled(path))
-
-    def _load_pickled(self, path: Path) -> dict[str, Tensor]:
-        if path not in self._pickled:
-            try:
-                self._pickled[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except UnpicklingError as error:
-                raise ModelError(
-                    f"{path} cannot be read: it holds other things than tensors, which could run code when loaded."
-                    " Download the model again, best as safetensors"
-                ) from error
-            except (RuntimeError, OSError, ValueError, EOFError) as error:
-                raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
-        return self._pickled[path]
+    stored: dict[str, StoredTensor] = {}
+    for path in _weight_files(folder):
+        for name, tensor in (_in_safetensors(path) if path.suffix == ".safetensors" else _in_pickled(path)).items():
+            now = current_name(name)
+            if now is not None:
+                stored[now] = tensor
+    return Weights(stored)
 
 
 def current_name(stored: str) -> str | None:
@@ -219,18 +159,44 @@ def current_name(stored: str) -> str | None:
 
 
 def under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, which is cut off."""
+    """The tensors whose names start with `prefix`, which is cut off; reads them all."""
     return {name[len(prefix) :]: weights[name] for name in weights if name.startswith(prefix)}
 
 
 def fingerprint(weights: Mapping[str, Tensor], prefix: str, *, also: str = "") -> str:
-    """Hex digest (blake2b, 128 bit) of the tensors under `prefix`, names and dtypes included, and `also`."""
+    """Hex digest (blake2b, 128 bit) of the tensors under `prefix`, names and dtypes included, and of the text `also`.
+
+    The digest is part of a cache's and a run's identity: if it is computed otherwise, caches are filled anew and runs
+    cannot be resumed.
+    """
     digest = hashlib.blake2b(also.encode(), digest_size=16)
     for name in sorted(name for name in weights if name.startswith(prefix)):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _in_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
+    return {name: InSafetensors(shape=shape, path=path, name=name) for name, shape in shapes.items()}
+
+
+def _in_pickled(path: Path) -> dict[str, StoredTensor]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{path} cannot be read: it holds other things than tensors, which could run code when loaded."
+            " Download the model again, best as safetensors"
+        ) from error
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
+    return dict(weights_in_memory({name: value for name, value in values.items() if isinstance(value, Tensor)}).stored)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`--dry_run 1`: the plan for the GPUs found here, or for imagined ones, without torch and without touching any."""
+"""`--dry_run 1`: print the plan for the GPUs found here or for imagined ones, without torch and without using a GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainer.errors import EXIT_DONE
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
-from trainer.plan.plan import make_plan
-from trainer.plan.request import batch_flags, options
+from trainer.plan.plan import Plan, make_plan
+from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import Shape, segment_frames, shape_of
+from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, why_not_trained
 from trainer.spec.trainable import count
 
-IMAGINED_GPU_GIB = 24
-BF16_CAPABILITY = 8.0  # Ampere
+IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and no flag describes one
+BF16_CAPABILITY = 8.0  # the least compute capability with bf16: Ampere
 QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
 
 
@@ -28,30 +28,34 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
     Raises ConfigError or MemoryShortError where there is no such run.
     """
     shape = shape_of(config.model_id)
-    cluster, source = cluster_of(config, found_cluster())
-    plan = make_plan(
-        cluster,
-        shape,
-        batch_flags(config, typed),
-        options(
-            config,
-            typed,
-            Launch(),
-            segment_frames=segment_frames(config.segment_seconds),
-            deepspeed_available=_deepspeed_available(config),
-        ),
-    )
+    cluster, origin = cluster_of(config, found_cluster())
+    plan = plan_of(config, typed, cluster, shape)
     trained = count(shape, config.selection).trained
     count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
-    print(f"{shape.name}: {count_in_words} parameters to train, on {source}")
+    print(f"{shape.name}: {count_in_words} parameters to train, on {origin}")
     print(plan.describe())
-    for remark in _remarks(shape):
-        print(remark)
+    if reason := why_not_trained(shape):
+        print(f"note: {shape.name} is counted, but {reason}")
     return EXIT_DONE
 
 
+def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, shape: Shape) -> Plan:
+    """The plan of a new run on this cluster, started without a launcher's configuration.
+
+    Raises ConfigError or MemoryShortError where there is no such run.
+    """
+    request = request_of(
+        config, typed, Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=_deepspeed_available(config)
+    )
+    return make_plan(cluster, shape, batch_flags(config, typed), request)
+
+
 def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
-    """What is planned for, and in words where it comes from: the flags, else what was found, else imagined."""
+    """The cluster to plan for, and its size and origin in words.
+
+    Flags describe it (--gpus, --nodes, --gpu_memory_gib); what they leave out is as it was found here, or where nothing
+    was found, imagined.
+    """
     imagined = (config.gpus, config.nodes, config.gpu_memory_gib) != (None, None, None)
     base = found or Cluster(
         nodes=1,
@@ -111,14 +115,5 @@ def _host_memory_bytes() -> int:
 
 
 def _deepspeed_available(config: Config) -> bool:
-    """Imagined GPUs are on Linux, where this project installs DeepSpeed."""
+    """Whether DeepSpeed would be there: imagined GPUs are on Linux, where this project installs it."""
     return config.gpus is not None or importlib.util.find_spec("deepspeed") is not None
-
-
-def _remarks(shape: Shape) -> list[str]:
-    """What the plan alone does not tell about such a run."""
-    if not shape.cross_attention:
-        return [f"note: {shape.name} is counted, but melody models cannot be trained yet"]
-    if shape.audio_channels != 1:
-        return [f"note: {shape.name} is counted, but stereo models cannot be trained yet"]
-    return []

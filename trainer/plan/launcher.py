@@ -1,6 +1,6 @@
-"""What the launcher said: processes, strategy and precision, read from the environment it left; the traps refused.
+"""What `accelerate launch` or torchrun says in the environment: which process this is, the strategy, the precision.
 
-Torch-free and pure: a function of the environment.
+Launches that would silently do something else than they say are refused. Without torch: a function of the environment.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from trainer.errors import ConfigError
 
 START = "start with `accelerate launch --num_processes N launch.py ...`, `torchrun --nproc_per_node N launch.py ...`"
-# Settings of an accelerate configuration that have a flag here: what they may say, because it asks for nothing.
-HAS_A_FLAG = {
+# Settings of an accelerate configuration that are not obeyed, since a flag of this trainer decides the same. For each
+# environment variable: its values that ask for nothing special and are let pass, the setting's name, and what to use.
+NOT_OBEYED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "gradient_accumulation_steps", "use --grad_acc"),
     "ACCELERATE_GRADIENT_CLIPPING": (("1", "1.0"), "gradient_clipping", "use --max_grad_norm"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "fsdp_activation_checkpointing", "use --gradient_checkpointing 1"),
@@ -23,10 +24,13 @@ HAS_A_FLAG = {
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One process's place, and what the launcher's configuration names.
+    """Which process of the run this is, and what the launcher's configuration names.
 
-    strategy, mixed_precision  None where the configuration names none; a plain launch on several processes
-                               names none, and a MULTI_GPU file cannot be told from it
+    rank, local_rank           this process's number among all, and among those of its node
+    world_size                 processes of the run; local_world_size those of this node
+    strategy, mixed_precision  None where the configuration names none. A plain launch of several processes names none,
+                               and neither does a MULTI_GPU file, which leaves the same environment
+    offload_optimizer          whether the configuration puts DeepSpeed's optimizer into host memory
     use_cpu                    GPUs that are there are not to be used (use_cpu: true, ACCELERATE_USE_CPU)
     """
 
@@ -77,9 +81,10 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
-    for name, (silent, setting, instead) in HAS_A_FLAG.items():
+    """The strategy that the configuration names, None for none, and whether it offloads the optimizer."""
+    for name, (let_pass, setting, instead) in NOT_OBEYED.items():
         value = environment.get(name, "").lower()
-        if value and value not in silent:
+        if value and value not in let_pass:
             raise ConfigError(f"the accelerate configuration says {setting} {value}, which is not used here: {instead}")
     if _on(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError("the accelerate configuration names Megatron-LM: use DEEPSPEED, FSDP or MULTI_GPU")
@@ -98,6 +103,7 @@ def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 def _deepspeed(environment: Mapping[str, str]) -> tuple[str, bool]:
+    """The same where the configuration names DeepSpeed."""
     if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none").lower() not in ("", "none"):
         raise ConfigError(
             "a deepspeed_config_file is not read here, because the trainer sets clipping, accumulation and"

@@ -1,4 +1,4 @@
-"""What flags and launcher ask of the plan."""
+"""What the flags, and the launcher's configuration beside them, ask of the plan."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 from trainer.errors import ConfigError
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
-from trainer.plan.memory import Checkpointing, Precision, Strategy
-from trainer.spec.trainable import EVERYTHING, Selection
+from trainer.plan.layout import Checkpointing, Precision, Strategy, Workload
+from trainer.spec.shapes import segment_frames
 
 CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
 LAUNCHER = "the accelerate configuration"
@@ -17,7 +17,10 @@ LAUNCHER = "the accelerate configuration"
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFlags:
-    """The batch flags as given; a flag that was not typed may give way to one that was."""
+    """The batch flags as given.
+
+    grad_acc_typed  whether --grad_acc was typed; if not, it gives way to a --global_batch that was
+    """
 
     batch_size: int
     grad_acc: int
@@ -26,18 +29,17 @@ class BatchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asks of the layout.
+class Request:
+    """What the user wants, before anything is known of the hardware; "auto" leaves a choice to the plan.
 
-    strategy_named_by    what named it, in words; no meaning for auto
-    segment_frames       decoder steps of the longest crop
-    deepspeed_available  whether it is installed where the run will be
-    selection            what of the model is trained
-    averages             whether an average of the weights is kept (--ema_decay)
-    eight_bit            whether moments have 8 bits (--optimizer adamw8bit)
-    base_bits            of the frozen linear layers of the decoder's layers; None for the compute precision
+    workload             what is trained and kept in memory; the plan takes it over as it is
+    strategy_named_by    the flag or file that names the strategy, for messages; no meaning for "auto"
+    ..._typed            whether the flag was typed: the plan may overrule a default where memory is short, and never
+                         what was typed
+    deepspeed_available  whether DeepSpeed is installed where the run will be
     """
 
+    workload: Workload
     strategy: Literal["auto"] | Strategy = "auto"
     strategy_named_by: str = "--strategy"
     offload_optimizer: bool = False
@@ -46,12 +48,7 @@ class Options:
     gradient_checkpointing: Checkpointing = False
     gradient_checkpointing_typed: bool = False
     compile: Literal["auto", "0", "1"] = "auto"
-    segment_frames: int
     deepspeed_available: bool = True
-    selection: Selection = EVERYTHING
-    averages: bool = False
-    eight_bit: bool = False
-    base_bits: Literal[4, 8] | None = None
 
 
 def batch_flags(config: Config, typed: frozenset[str]) -> BatchFlags:
@@ -64,12 +61,12 @@ def batch_flags(config: Config, typed: frozenset[str]) -> BatchFlags:
     )
 
 
-def options(
-    config: Config, typed: frozenset[str], launch: Launch, *, segment_frames: int, deepspeed_available: bool
-) -> Options:
-    """What the run asks of its layout; what the launcher's configuration names counts like a flag.
+def request_of(
+    config: Config, typed: frozenset[str], launch: Launch, *, frame_rate_hz: float, deepspeed_available: bool
+) -> Request:
+    """What the run asks of its plan; what the launcher's configuration names counts like a typed flag.
 
-    segment_frames       decoder steps of the longest crop
+    frame_rate_hz        of the model's codec
     deepspeed_available  whether DeepSpeed is installed where the run will be
 
     Raises ConfigError where a typed flag and the launcher's configuration contradict each other.
@@ -81,7 +78,8 @@ def options(
     if launch.offload_optimizer and "offload_optimizer" in typed and not config.offload_optimizer:
         raise ConfigError(f"--offload_optimizer 0 contradicts {LAUNCHER}, which names cpu: leave out one of them")
     from_launcher = config.strategy == "auto" and launch.strategy is not None
-    return Options(
+    return Request(
+        workload=workload_of(config, frame_rate_hz),
         strategy=launch.strategy if from_launcher else config.strategy,  # type: ignore[arg-type]
         strategy_named_by=LAUNCHER if from_launcher else "--strategy",
         offload_optimizer=config.offload_optimizer or launch.offload_optimizer,
@@ -90,10 +88,16 @@ def options(
         gradient_checkpointing=CHECKPOINTING[config.gradient_checkpointing],
         gradient_checkpointing_typed="gradient_checkpointing" in typed,
         compile=config.compile,
-        segment_frames=segment_frames,
         deepspeed_available=deepspeed_available,
+    )
+
+
+def workload_of(config: Config, frame_rate_hz: float) -> Workload:
+    """What the flags train and keep in memory, with a codec of this frame rate."""
+    return Workload(
+        segment_frames=segment_frames(config.segment_seconds, frame_rate_hz),
         selection=config.selection,
-        averages=config.ema_decay is not None,
-        eight_bit=config.optimizer == "adamw8bit",
+        ema=config.ema_decay is not None,
+        eight_bit_moments=config.optimizer == "adamw8bit",
         base_bits=config.base_bits,
     )

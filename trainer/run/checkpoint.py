@@ -1,9 +1,14 @@
-"""Checkpoints that belong to the run, not to the cluster: every tensor as flat float32 slices.
+"""Checkpoints that belong to the run and not to the cluster: any strategy on any number of ranks can continue them.
 
-A checkpoint is a folder `step-00000120/` with one safetensors file per rank and a `checkpoint.json`. Each
-tensor is stored as contiguous slices of its flattened values, whoever held them: whole tensors (one
-process), parts of a partition (ZeRO) or blocks of rows (FSDP). Reading asks for any range and does not care
-how it was cut. It is written beside as `.partial`, flushed and renamed: complete, or not there.
+A checkpoint is a folder `step-00000120/` with one safetensors file per rank and a `checkpoint.json`. Each tensor is
+stored in float32, as contiguous slices of its flattened values, as the ranks held them: whole tensors (one process,
+DDP), parts of a partition (ZeRO) or blocks of rows (FSDP). So a rank saves what it holds without a collective, and
+reading asks for any range of values without knowing how they were cut.
+
+The folder is written as `step-00000120.partial`, flushed and renamed: it is complete, or it is not there.
+
+Not torch.distributed.checkpoint: its index is a pickle, and ZeRO's partitions, which cut through tensors, would have to
+be gathered first (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +30,22 @@ from torch import Tensor
 
 from trainer.atomic import flush_folder, replacing, write_whole
 from trainer.errors import CheckpointError, StorageError
-from trainer.model.weights import Weights
+from trainer.model.weights import StoredTensor, Weights
 
-FORMAT = 1
-KEPT = 2
+FORMAT = 1  # to be raised when older versions of the program could not read what this one writes
+KEPT = 2  # complete checkpoints that stay on disk
+# A tensor's key is one of these and the parameter's name. Moments are exp_avg/NAME and exp_avg_sq/NAME.
 WEIGHT = "weight/"
-EMA = "ema/"  # the average of the weights over the steps, where the run keeps one
+EMA = "ema/"  # the exponential moving average of the weights, where the run keeps one
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlatSlice:
-    """A rank's share of one tensor: values [start, start + len(values)) of its flattened float32 form."""
+    """Values [start, start + N) of a flattened tensor.
+
+    shape   of the whole tensor
+    values  (N,), on any device, of any float dtype; saved as float32
+    """
 
     shape: tuple[int, ...]
     start: int
@@ -44,10 +54,11 @@ class FlatSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeader:
-    """The run that a checkpoint belongs to, as its header tells.
+    """What a checkpoint says about the run that it belongs to.
 
-    identity      what must be the same for the run to be continued, by name; what is off has no entry
-    global_batch  clips of an optimizer step
+    identity      what must be the same for the run to be continued, by name. A setting that is off has no entry, so
+                  that checkpoints from before the setting existed can be continued
+    global_batch  clips per optimizer step
     flags         the run's flags by name
     """
 
@@ -56,20 +67,21 @@ class RunHeader:
     flags: Mapping[str, object]
 
     def to_json(self) -> dict[str, object]:
+        """The value of `run` in checkpoint.json. Keep the keys: older checkpoints have them."""
         return {"identity": dict(self.identity), "global_batch": self.global_batch, "config": dict(self.flags)}
 
     @staticmethod
     def of_json(values: Mapping[str, Any]) -> RunHeader:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `values` is none such."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `values` is not what it returns."""
         identity, flags = dict(values["identity"]), dict(values["config"])
         return RunHeader(identity=identity, global_batch=int(values["global_batch"]), flags=flags)
 
 
 class Checkpoint:
-    """A complete checkpoint on disk; opening it has read headers only."""
+    """A complete checkpoint on disk. Opening it reads headers only, and no tensor."""
 
     def __init__(self, folder: Path):
-        """Raises CheckpointError where `folder` holds no complete checkpoint."""
+        """Raises CheckpointError where `folder` holds no complete checkpoint that this version can read."""
         try:
             header = json.loads((folder / "checkpoint.json").read_text())
         except (OSError, ValueError) as error:
@@ -93,11 +105,14 @@ class Checkpoint:
                 raise CheckpointError(f"{folder}: {name} is not whole; delete this folder to use an older one")
 
     def names(self, kind: str = "") -> list[str]:
-        """Names of the stored tensors, for example `exp_avg/decoder.lm_heads.0.weight`."""
+        """Names of the stored tensors that begin with `kind`, for example `exp_avg/decoder.lm_heads.0.weight`."""
         return [name for name in self._shapes if name.startswith(kind)]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values [start, stop) of the flattened tensor, float32; all of them by default."""
+        """Values [start, stop) of a flattened tensor, (stop - start,) float32; all of them by default.
+
+        Raises CheckpointError where the checkpoint has no tensor of this name.
+        """
         if name not in self._pieces:
             raise CheckpointError(f"{self.folder} holds no {name}: it belongs to another model or mode")
         stop = torch.Size(self._shapes[name]).numel() if stop is None else stop
@@ -109,13 +124,21 @@ class Checkpoint:
         return torch.cat(parts)
 
     def weights(self) -> Weights:
-        """The model's tensors by name, each read when it is asked for: their average, where the run keeps one."""
-        return _Weights(self, EMA if self.names(EMA) else WEIGHT)
+        """The trained tensors by name, each read when it is asked for. Their EMA, where the run keeps one."""
+        kind = EMA if self.names(EMA) else WEIGHT
+        return Weights(
+            {
+                name.removeprefix(kind): _InCheckpoint(shape=self._shapes[name], checkpoint=self, name=name)
+                for name in self.names(kind)
+            }
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a stored tensor, before it was flattened."""
         return self._shapes[name]
 
     def _index(self, path: Path) -> None:
+        """Note which slices of which tensors a rank's file holds."""
         try:
             with safe_open(path, framework="pt") as file:
                 pieces = json.loads(file.metadata()["pieces"])
@@ -129,25 +152,15 @@ class Checkpoint:
             self._pieces[name].sort()
 
 
-class _Weights(Weights):
-    def __init__(self, checkpoint: Checkpoint, kind: str):
-        self._checkpoint = checkpoint
-        self._kind = kind
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _InCheckpoint(StoredTensor):
+    """One tensor of a checkpoint, by its name there."""
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.read(self._kind + name).reshape(self.shape(name))
+    checkpoint: Checkpoint
+    name: str
 
-    def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._kind) for name in self._checkpoint.names(self._kind))
-
-    def __len__(self) -> int:
-        return len(self._checkpoint.names(self._kind))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(self._kind + name)
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._checkpoint.read(self._kind + name, start, stop)
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.checkpoint.read(self.name, start, stop)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -163,9 +176,10 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 class Saver:
-    """Writes checkpoints beside the training loop, at most one at a time."""
+    """Writes checkpoints in a thread beside the training loop, at most one at a time; one Saver on each rank."""
 
     def __init__(self, folder: Path, *, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800.0):
+        """timeout_seconds  how long rank 0 waits for the other ranks' files"""
         self._folder = folder
         self._rank = rank
         self._world_size = world_size
@@ -181,12 +195,17 @@ class Saver:
         run: RunHeader,
         then: Callable[[Checkpoint], None] | None = None,
     ) -> None:
-        """Save this rank's share of `state`; returns once it is copied, unless a save is still in flight.
+        """Save this rank's slices. To be called on every rank, after the same step.
 
-        run   what the checkpoint belongs to
-        then  called on rank 0 in the writing thread with the complete checkpoint
+        Returns once the slices are copied to host memory, so that training may go on and change them. A save that is
+        still being written is waited for first.
 
-        Raises what the previous save raised, a StorageError for a disk that is full or cannot be written.
+        step   optimizer steps done
+        state  slices by the names of their tensors
+        run    the run that the checkpoint belongs to
+        then   called with the complete checkpoint, on rank 0, in the writing thread
+
+        Raises what the previous save raised: StorageError where the disk is full or cannot be written.
         """
         self.wait()
         self._step_in_flight = step
@@ -195,7 +214,7 @@ class Saver:
         self._thread.start()
 
     def has(self, step: int) -> bool:
-        """Whether a complete checkpoint of this step is on disk or on its way there."""
+        """Whether a complete checkpoint of this step is on disk or being written."""
         return (self._folder / f"step-{step:08d}").exists() or self._step_in_flight == step
 
     @property
@@ -204,14 +223,14 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def last(self) -> Checkpoint:
-        """The newest complete checkpoint, after waiting for a save in flight."""
+        """The newest complete checkpoint, after waiting for the one that is being written."""
         self.wait()
         checkpoint = newest(self._folder)
         assert checkpoint is not None, "nothing was saved"
         return checkpoint
 
     def wait(self) -> None:
-        """Return once nothing is in flight; raises what the last save raised."""
+        """Return once nothing is being written; raises what the last save raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = self._step_in_flight = None
@@ -232,7 +251,7 @@ class Saver:
     ) -> None:
         try:
             folder = self._folder / f"step-{step:08d}"
-            if not folder.exists():  # the same step of the same run has the same state
+            if not folder.exists():  # otherwise it is there already: the same step of the same run has the same state
                 self._write(folder, step, state, run)
             if self._rank == 0 and then is not None:
                 then(Checkpoint(folder))
@@ -253,15 +272,19 @@ class Saver:
         _write_slices(partial / names[self._rank], state)
         if self._rank != 0:
             return
-        self._await([partial / name for name in names])
+        self._wait_for_files([partial / name for name in names])
         header = {"format": FORMAT, "step": step, "run": run.to_json(), "files": names}
         write_whole(partial / "checkpoint.json", json.dumps(header, indent=1).encode())
         os.replace(partial, final)
         flush_folder(self._folder)
-        _forget_old(self._folder)
+        _delete_old(self._folder)
 
-    def _await(self, paths: list[Path]) -> None:
-        """Wait for the other ranks' files: by the file system, since a thread must not use collectives."""
+    def _wait_for_files(self, paths: list[Path]) -> None:
+        """Wait until the other ranks' files are there.
+
+        By looking for the files and not by a collective: this is a thread, and its collective would mix with those of
+        the training steps in the main thread. Raises OSError after `timeout_seconds`, or when the run has ended.
+        """
         deadline = time.monotonic() + self._timeout_seconds
         while missing := [path.name for path in paths if not path.exists()]:
             if not threading.main_thread().is_alive():
@@ -272,13 +295,14 @@ class Saver:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed run left half-written or half-deleted."""
+    """Delete checkpoints that a killed run left half-written or half-deleted."""
     for path in folder.glob("step-*"):
         if path.suffix == ".partial" or not (path / "checkpoint.json").exists():
             shutil.rmtree(path)
 
 
 def _write_slices(path: Path, state: Mapping[str, FlatSlice]) -> None:
+    """Write one rank's file: the slices, and in its metadata where each belongs."""
     pieces = {
         name: {"shape": piece.shape, "start": piece.start, "stop": piece.start + len(piece.values)}
         for name, piece in state.items()
@@ -289,12 +313,13 @@ def _write_slices(path: Path, state: Mapping[str, FlatSlice]) -> None:
 
 
 def _copied(piece: FlatSlice) -> FlatSlice:
-    """The slice on the host, in memory of its own, so that training may go on."""
+    """The slice in host memory of its own, as float32."""
     values = piece.values.detach().to("cpu", torch.float32, copy=True).contiguous()
     return FlatSlice(shape=piece.shape, start=piece.start, values=values)
 
 
-def _forget_old(folder: Path) -> None:
+def _delete_old(folder: Path) -> None:
+    """Keep the newest KEPT complete checkpoints."""
     for path in complete_checkpoints(folder)[KEPT:]:
-        (path / "checkpoint.json").unlink()
+        (path / "checkpoint.json").unlink()  # first, so that a kill in between leaves nothing that looks complete
         shutil.rmtree(path)

@@ -1,4 +1,7 @@
-"""How a run ends, for whoever started it: `output_dir/exit_code`, since launchers make 1 of every code but 0."""
+"""The exit code of a run, left in the file `exit_code` of output_dir for whoever started the run.
+
+The file is needed because `accelerate launch` and torchrun turn every exit code but 0 into 1.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,32 @@ from trainer.errors import EXIT_FAILED, EXIT_RESUME, StorageError, exit_code_of
 from trainer.run.lock import RunLock, launch_of, read_holder
 from trainer.run.signals import ignore_requests
 
-NAME = "exit_code"
-# Longest wait of a rank that fails at once for the first process to hold the folder.
-FIRST_SECONDS = 5.0
+FILE_NAME = "exit_code"
+# A rank may fail before rank 0 holds output_dir. It waits at most so long for that, to be allowed to write its code.
+HOLDER_SECONDS = 5.0
 
 
-class ExitCode:
-    """Holds output_dir while entered, and leaves there the number that the run ended with.
+class ExitCodeFile:
+    """Holds output_dir for this run while entered, and leaves the run's exit code in it.
 
-    The first process takes the lock, removes the former run's number and writes its own. Another writes
-    only if it fails. The first number stays: those who end because of another's failure change nothing, and
-    neither does a process whose first process was refused the folder.
+    The first process (rank 0) takes the lock, removes the code of the run before, and writes a code when it leaves.
+    Any other process writes a code only if it fails, and only if the first process of its own launch holds the folder.
+    The first code that is written stays: a process that ends because another one failed does not hide that failure.
     """
 
     def __init__(self, output_dir: str, *, first: bool):
         self._root = Path(output_dir)
         self._first = first
         self._lock: RunLock | None = None
-        self.value = EXIT_FAILED  # what the process ends with, unless it raises
+        self.code = EXIT_FAILED  # to be set inside the block: what the process ends with, unless it raises
 
-    def __enter__(self) -> ExitCode:
+    def __enter__(self) -> ExitCodeFile:
         """Raises ConfigError where another run holds the folder, StorageError where it cannot be written."""
         if self._first:
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
                 self._lock = RunLock(self._root)
-                (self._root / NAME).unlink(missing_ok=True)
+                (self._root / FILE_NAME).unlink(missing_ok=True)
             except OSError as error:
                 raise StorageError(f"--output_dir {self._root} cannot be written ({error}): choose another") from error
         return self
@@ -46,24 +49,29 @@ class ExitCode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ignore_requests()
+        ignore_requests()  # a signal that comes now must not keep the code from being written
         if self._first or error is not None:
-            code = self.value if error is None else exit_code_of(error)
-            self.record(code, wait_seconds=0.0 if code == EXIT_RESUME else FIRST_SECONDS)
+            code = self.code if error is None else exit_code_of(error)
+            self.record(code, wait_seconds=0.0 if code == EXIT_RESUME else HOLDER_SECONDS)
         if self._lock is not None:
             self._lock.close()
 
     def record(self, code: int, *, wait_seconds: float = 0.0) -> None:
-        """Write `code`, unless this run has one already, or does not hold the folder after so many seconds."""
-        if self._first or self._is_ours(wait_seconds):
-            try:
-                write_once(self._root / NAME, f"{code}\n".encode())
-            except OSError as error:
-                sys.stderr.write(f"\n{self._root / NAME}: {code} could not be written ({error})\n")
+        """Write `code`, unless a code of this run is there already.
 
-    def _is_ours(self, seconds: float) -> bool:
-        """Whether this launch's first process holds the folder, or comes to within so many seconds."""
-        deadline = time.monotonic() + seconds
+        Called from the watching threads too (trainer/engine/peer_watch.py), before a process ends itself.
+
+        wait_seconds  how long a process other than the first waits for the first one of its launch to hold the folder;
+                      if that does not happen, the folder is another run's and nothing is written
+        """
+        if self._first or self._held_by_this_launch(wait_seconds):
+            try:
+                write_once(self._root / FILE_NAME, f"{code}\n".encode())
+            except OSError as error:
+                sys.stderr.write(f"\n{self._root / FILE_NAME}: {code} could not be written ({error})\n")
+
+    def _held_by_this_launch(self, wait_seconds: float) -> bool:
+        deadline = time.monotonic() + wait_seconds
         while True:
             holder = read_holder(self._root)
             if holder is not None and holder.launch == launch_of(os.environ):

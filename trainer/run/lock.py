@@ -1,10 +1,15 @@
 """One run at a time in an output_dir, on any file system and however the run before ended.
 
-Two signs say that a run is alive, because neither does everywhere. `.lock` is locked by flock, which local disks and
-NFSv4 keep, and which ends with its process. Some mounts have no locks, or keep them to one machine: there
-`.holder.json` tells, which the holder rewrites every 10 s. Who finds one of another machine waits 60 s for it to
-change, and takes over if it does not; clocks are never compared. A run that ends removes it, so that only the
-successor of a killed run, on another machine, has to wait.
+No single sign works on every file system, so two say that a run is alive:
+
+- `.lock` is locked by flock. Local disks and NFSv4 keep such locks, and a lock ends with its process, so a killed run
+  blocks nobody. Some mounts have no locks, or keep them to one machine.
+- `.holder.json` says who runs there. The holder writes it anew every 10 s with a counter that is one higher.
+
+A starting run that gets the lock, but finds a `.holder.json` that another machine wrote, watches the file for up to
+60 s. If the counter changes, the other run is alive and this one is refused. If it does not, the other run was killed
+and this one takes the folder over. Clocks of two machines are never compared, because they may differ. A run that ends
+removes the file; so only a run that follows a killed run, on another machine or without locks, has to wait.
 """
 
 from __future__ import annotations
@@ -26,13 +31,16 @@ from typing import IO
 from trainer.atomic import write_whole
 from trainer.errors import EXIT_USAGE, ConfigError
 
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
+# A holder whose counter stands still for so long was killed. Several heartbeats long, for slow network file systems.
 STALE_SECONDS = 60.0
-# Two that started at once where no lock works: the one whose file was written over sees it after this time.
-FIRST_BEAT_SECONDS = 2.0
+# Two runs may start at once where no lock works, and both write the file. The one whose file was written over finds
+# that out at its first heartbeat, which therefore comes early.
+FIRST_HEARTBEAT_SECONDS = 2.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# What all ranks of one launch have in common, and no other launch at the same time.
-OF_A_LAUNCH = (
+# Environment variables that all ranks of one launch have in common. At least one of them differs in any other launch
+# that runs at the same time.
+LAUNCH_VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
@@ -40,12 +48,14 @@ OF_A_LAUNCH = (
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who runs in an output_dir, as `.holder.json` has it.
+    """The run that holds an output_dir, as `.holder.json` stores it; the names of the fields are the file's keys.
 
-    machine  differs between machines of one name, and after a restart of the machine
-    launch   see `launch_of`
-    token    differs between any two runs
-    beat     grows while the run is alive
+    machine  host name and boot id, so that it differs between machines of one name and after a restart of a machine
+    job      SLURM's job id, or empty
+    since    local time of the start with its offset, for messages only
+    launch   what `launch_of` says
+    token    random, differs between any two runs
+    beat     grows by 1 with each heartbeat
     """
 
     host: str
@@ -66,72 +76,79 @@ class RunLock:
     """Owns an output_dir until it is closed or its process ends."""
 
     def __init__(self, root: Path):
-        """Raises ConfigError, naming the holder, where another run is alive, OSError where nothing can be written."""
+        """Take the folder; this may wait for STALE_SECONDS.
+
+        Raises ConfigError, which names the holder, where another run is alive; OSError where nothing can be written.
+        """
         self._root = root
-        self._holder = _this_process()
+        self._holder = _holder_of_this_process()
         self._closed = threading.Event()
-        self._file = _flocked(root)
+        self._file = _try_to_lock(root)
         try:
-            _await_silence(root, same_machine_is_free=self._file is not None, machine=self._holder.machine)
-            self._write()
+            _wait_until_free(root, flock_is_held=self._file is not None, machine=self._holder.machine)
+            self._write_holder()
         except BaseException:
             if self._file is not None:
                 self._file.close()
             raise
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="lock")
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True, name="lock")
         self._thread.start()
 
     def close(self) -> None:
-        """Let others in."""
+        """Give the folder back. Calling it again does nothing."""
         if self._closed.is_set():
             return
         self._closed.set()
-        self._thread.join(BEAT_SECONDS)
+        self._thread.join(HEARTBEAT_SECONDS)
         found = read_holder(self._root)
         if found is not None and found.token == self._holder.token:
             holder_path(self._root).unlink(missing_ok=True)
         if self._file is not None:
             self._file.close()
 
-    def _write(self) -> None:
+    def _write_holder(self) -> None:
         write_whole(holder_path(self._root), json.dumps(asdict(self._holder), indent=1).encode(), shared=True)
 
-    def _beat(self) -> None:
-        """Show that this run is alive, and end it where another one has taken the folder over."""
-        pause = FIRST_BEAT_SECONDS
+    def _send_heartbeats(self) -> None:
+        """Show that this run is alive, and end the process where another run has taken the folder over."""
+        pause = FIRST_HEARTBEAT_SECONDS
         while not self._closed.wait(pause):
             found = read_holder(self._root)
             if found is not None and found.token != self._holder.token:
                 sys.stderr.write(f"\nerror: {_refusal(self._root, found)}\n")
-                os._exit(EXIT_USAGE)
+                os._exit(EXIT_USAGE)  # not an exception: this is a thread, and the main thread may be anywhere
             self._holder = replace(self._holder, beat=self._holder.beat + 1)
             try:
-                self._write()
-            except OSError as error:  # the run itself ends where it has to write there
+                self._write_holder()
+            except OSError as error:  # a disk that stays like this ends the run when the run itself writes to it
                 sys.stderr.write(f"\n{holder_path(self._root)} could not be renewed ({error})\n")
-            pause = BEAT_SECONDS
+            pause = HEARTBEAT_SECONDS
 
 
 def holder_path(root: Path) -> Path:
+    """The file in `root` that names the run that holds it."""
     return root / ".holder.json"
 
 
 def read_holder(root: Path) -> Holder | None:
-    """Who runs in `root` or was killed there; None where nobody is named."""
+    """The run that holds `root` or was killed there; None where nobody is named."""
     try:
         return Holder(**json.loads(holder_path(root).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # absent, or not of this version
+    except (FileNotFoundError, ValueError, TypeError):  # absent, or written by another version of the program
         return None
 
 
 def launch_of(environment: Mapping[str, str]) -> str:
-    """One text for all ranks of a launch, which differs from those of other launches that run meanwhile."""
-    several = environment.get("WORLD_SIZE", "1") != environment.get("LOCAL_WORLD_SIZE", "1")
-    words = [environment.get(name, "") for name in OF_A_LAUNCH]
-    return " ".join([*words, "" if several else socket.gethostname()])
+    """A text that is the same for all ranks of a launch, and differs from that of any other launch at the same time.
+
+    The host's name is part of it only where all ranks are on one machine.
+    """
+    several_machines = environment.get("WORLD_SIZE", "1") != environment.get("LOCAL_WORLD_SIZE", "1")
+    values = [environment.get(name, "") for name in LAUNCH_VARIABLES]
+    return " ".join([*values, "" if several_machines else socket.gethostname()])
 
 
-def _this_process() -> Holder:
+def _holder_of_this_process() -> Holder:
     return Holder(
         host=socket.gethostname(),
         machine=f"{socket.gethostname()} {BOOT_ID.read_text().strip() if BOOT_ID.exists() else ''}",
@@ -143,23 +160,32 @@ def _this_process() -> Holder:
     )
 
 
-def _flocked(root: Path) -> IO[str] | None:
-    """The locked file; None where the file system has no locks."""
+def _try_to_lock(root: Path) -> IO[str] | None:
+    """The locked file, to be kept open; None where the file system has no locks.
+
+    Raises ConfigError where another process holds the lock.
+    """
     file = (root / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # the second by some NFS servers
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # some NFS servers answer with EACCES
             raise ConfigError(_refusal(root, read_holder(root))) from None
         return None
     return file
 
 
-def _await_silence(root: Path, *, same_machine_is_free: bool, machine: str) -> None:
-    """Return once the holder that the folder names has ended, or has given no sign of life for long enough."""
+def _wait_until_free(root: Path, *, flock_is_held: bool, machine: str) -> None:
+    """Return once the run that the folder names has ended, or has shown no heartbeat for STALE_SECONDS.
+
+    flock_is_held  whether this process has the lock: then a holder on the same machine has ended, because its process
+                   would have the lock otherwise
+
+    Raises ConfigError where the other run shows a heartbeat.
+    """
     found = read_holder(root)
-    if found is None or (same_machine_is_free and found.machine == machine):
+    if found is None or (flock_is_held and found.machine == machine):
         return
     print(f"{root}: last used by {found}; waiting up to {STALE_SECONDS:.0f} s for a sign of life", flush=True)
     deadline = time.monotonic() + STALE_SECONDS

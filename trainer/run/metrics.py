@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl always, wandb and tensorboard, by Accelerate's trackers, when asked."""
+"""The reports of a run: always in metrics.jsonl, and in wandb and TensorBoard where the flags ask for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = int | float | str | list[float] | None
 
 
 class ExternalTrackers(Protocol):
-    """The part of accelerate.Accelerator that is used here."""
+    """The part of accelerate.Accelerator that is used here: this room may not import accelerate."""
 
     def log(self, values: dict, step: int | None = ..., log_kwargs: dict | None = ...) -> None: ...
 
@@ -22,27 +22,31 @@ class ExternalTrackers(Protocol):
 
 
 class Tracker:
-    """Owns metrics.jsonl: one JSON object a line, in order of steps, none twice."""
+    """Owns metrics.jsonl: one JSON object per line, in the order of the steps, and no report twice."""
 
     def __init__(self, path: Path | None, *, start_step: int, external: ExternalTrackers | None):
-        """Continues `path` after `start_step`: what a killed run reported beyond that is cut off.
+        """Continue `path` after `start_step`, the step of the checkpoint that the run resumes from, or 0.
 
-        The external trackers cannot take back what they were told beyond it. It is not told to them again, and
-        kept in `.told.json` beside `path` for the case that this run is killed too.
+        A killed run may have reported steps beyond its last checkpoint, which are now computed again. In `path` these
+        lines are cut off. wandb and TensorBoard cannot take back what they have; so these reports are not sent to them
+        a second time. Which ones they are is kept in `.told.json` beside `path`, in case this run is killed too
+        before it has passed them.
 
-        path  None on the processes that do not report
+        path      None on the processes that do not report
+        external  where else reports are sent; None for nowhere
         """
-        self._told: set[tuple[str, ...]] = set()
+        self._sent_before: set[tuple[str, ...]] = set()
         if path is not None and path.exists():
             lines = path.read_text().splitlines(keepends=True)
-            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]  # a kill may cut the last one
             kept = [line for line, values in whole if values["step"] <= start_step]
-            told_path = path.with_name(".told.json")
-            before = json.loads(told_path.read_text()) if told_path.exists() else []
-            self._told = {_what(values) for _, values in whole if values["step"] > start_step} | set(map(tuple, before))
+            sent_path = path.with_name(".told.json")
+            sent_earlier = json.loads(sent_path.read_text()) if sent_path.exists() else []
+            beyond = {_report_key(values) for _, values in whole if values["step"] > start_step}
+            self._sent_before = beyond | set(map(tuple, sent_earlier))
             if len(kept) != len(lines):
-                if external is not None:
-                    write_whole(told_path, json.dumps(sorted(self._told)).encode())
+                if external is not None:  # before the lines are cut off, which are the only other trace of them
+                    write_whole(sent_path, json.dumps(sorted(self._sent_before)).encode())
                 write_whole(path, "".join(kept).encode())
         self._file = path.open("a") if path is not None else None
         self._external = external
@@ -52,28 +56,30 @@ class Tracker:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        if self._external is not None and _what(values) not in self._told:
-            self._external.log(_flat(values), step=int(values["step"]))  # type: ignore[arg-type]
+        if self._external is not None and _report_key(values) not in self._sent_before:
+            self._external.log(_scalars(values), step=int(values["step"]))  # type: ignore[arg-type]
 
     def close(self) -> None:
+        """Close the file and finish the external trackers."""
         if self._file is not None:
             self._file.close()
         if self._external is not None:
-            for tracker in self._external.trackers:  # end_training would end the process group with them
+            # Not accelerator.end_training(), which ends the process group too; the ranks still need it to end together.
+            for tracker in self._external.trackers:
                 tracker.finish()
 
 
-def _what(values: Mapping[str, Value]) -> tuple[str, ...]:
-    """What a report is about: its step, and which values it names."""
+def _report_key(values: Mapping[str, Value]) -> tuple[str, ...]:
+    """What tells one report from another: its step, and the names of its values."""
     return (str(values["step"]), *sorted(values))
 
 
-def _flat(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Lists as one entry per codebook, and without what was not measured: trackers draw scalars."""
-    flat: dict[str, Value] = {}
+def _scalars(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values as wandb and TensorBoard can draw them: a list becomes one entry per codebook, None is left out."""
+    scalars: dict[str, Value] = {}
     for name, value in values.items():
         if isinstance(value, list):
-            flat |= {f"{name}/{index}": item for index, item in enumerate(value)}
+            scalars |= {f"{name}/{index}": item for index, item in enumerate(value)}
         elif value is not None:
-            flat[name] = value
-    return flat
+            scalars[name] = value
+    return scalars

@@ -1,4 +1,4 @@
-"""output_dir: where a run's files lie, and whether it starts, continues or is already complete."""
+"""output_dir: the names of a run's files in it, and whether a run starts there, continues, or is complete already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.run.checkpoint import Checkpoint, complete_checkpoints, newest, rem
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDir:
-    """The layout of output_dir, which trainer/run/exit_code.py holds for this run."""
+    """Where a run's files lie below `root`. Another run cannot use the folder meanwhile (trainer/run/exit_code.py)."""
 
     root: Path
 
@@ -29,31 +29,36 @@ class OutputDir:
 
     @property
     def report(self) -> Path:
+        """The fate of each file of the dataset."""
         return self.root / "dataset.csv"
 
     @property
     def finished(self) -> Path:
-        """Written last, with the step whose exports lie beside it."""
+        """Holds the step whose exports lie beside it. Written last: a run killed while exporting then exports again."""
         return self.root / "finished.json"
 
     def tracker_id(self) -> str:
-        """One id for the run's whole life, so that wandb draws one curve across interruptions."""
+        """wandb's id of this run. It is made once and kept, so that wandb draws one curve across interruptions."""
         path = self.root / "tracker_id.txt"
         if not path.is_file():
             write_whole(path, secrets.token_hex(8).encode())
         return path.read_text()
 
     def upload_hint(self) -> str:
-        """How to upload what wandb was told without a network; empty where there is nothing of it."""
+        """How to upload what wandb logged without a network, for the console; empty where it logged nothing so."""
         if not list(self.root.glob("wandb/offline-run-*")):
             return ""
         return f"logged without a network; to upload it: wandb sync {self.root}/wandb/offline-run-*-{self.tracker_id()}"
 
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
+        """Write `values` into the file `name`, whole or not at all."""
         write_whole(self.root / name, json.dumps(values, indent=1).encode())
 
-    def closing_words(self, step: int, placeholder: str | None = None) -> str:
-        """What is ready after a run, which learned this word where one is given."""
+    def closing_message(self, step: int, placeholder: str | None = None) -> str:
+        """What is ready after a run of `step` steps, and how to listen to it, for the console.
+
+        placeholder  the word that the run learned; None where it trained the language model or adapters
+        """
         if placeholder is not None:
             return (
                 f"done: {step} steps. {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
@@ -65,27 +70,26 @@ class OutputDir:
         )
 
     def finished_step(self) -> int | None:
-        """The step that was exported as final, or None."""
+        """The step that was exported as the run's last; None where nothing was."""
         return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
 
 
 def open_output_dir(output_dir: str, resume: str, *, first: bool = True) -> tuple[OutputDir, Checkpoint | None]:
-    """The run's folder and the checkpoint to continue from, if any.
+    """The run's folder, and the checkpoint to continue from; None where the run starts anew.
 
-    resume  auto, no, or a checkpoint's path
-    first   whether this process is the one that makes the folder and removes what a killed run left; it holds
-            the folder (trainer/run/exit_code.py)
+    resume  auto (continue if there is a checkpoint), no (start anew), or the path of a checkpoint
+    first   whether this process is the one that makes the folder and removes what a killed run left there. It must be
+            the one that holds the folder (trainer/run/exit_code.py)
 
-    Raises ConfigError where `no` would overwrite a run, CheckpointError where
-    the named checkpoint is none or an older one than the folder holds, StorageError where the folder cannot
-    be written.
+    Raises ConfigError where `no` would overwrite a run; CheckpointError where the path is no checkpoint, or where the
+    folder holds a newer one; StorageError where the folder cannot be written.
     """
     folder = OutputDir(root=Path(output_dir))
     if first:
-        _make(folder, output_dir)
+        _prepare(folder, output_dir)
     if resume == "auto":
         checkpoint = newest(folder.checkpoints)
-        if checkpoint is None and first:  # what was finished is no longer here to continue
+        if checkpoint is None and first:  # a finished run whose checkpoints were deleted does not count as complete
             folder.finished.unlink(missing_ok=True)
         return folder, checkpoint
     if resume == "no":
@@ -99,8 +103,8 @@ def open_output_dir(output_dir: str, resume: str, *, first: bool = True) -> tupl
     return folder, _named_checkpoint(folder, Path(resume))
 
 
-def _make(folder: OutputDir, output_dir: str) -> None:
-    """The folder on disk, without what a killed run left."""
+def _prepare(folder: OutputDir, output_dir: str) -> None:
+    """Make the folder, check that it can be written, and remove what a killed run left half-written."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         write_whole(folder.root / ".writable", b"")
@@ -111,6 +115,7 @@ def _make(folder: OutputDir, output_dir: str) -> None:
 
 
 def _named_checkpoint(folder: OutputDir, path: Path) -> Checkpoint:
+    """The checkpoint at `path`, which --resume names."""
     for inside in (path, path / "checkpoints"):
         if not (path / "checkpoint.json").exists() and (found := complete_checkpoints(inside)):
             raise CheckpointError(f"--resume {path} is no checkpoint but holds some: give one, such as {found[0]}")
@@ -125,7 +130,10 @@ def _named_checkpoint(folder: OutputDir, path: Path) -> Checkpoint:
 
 
 def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
-    """Raise CheckpointError, naming both values, where the checkpoint belongs to other data or settings."""
+    """Raise CheckpointError where the checkpoint belongs to other data or settings than the run that starts now.
+
+    now  the identity of that run, see RunHeader.identity; the message names each entry that differs, with both values
+    """
     then = checkpoint.run.identity
     names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
     different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]

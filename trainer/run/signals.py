@@ -1,4 +1,8 @@
-"""Stopping on request: SIGTERM, SIGUSR1, SIGINT and the clock end the run after the step in hand."""
+"""Stopping on request: SIGTERM, SIGUSR1, SIGINT and the clock of --max_minutes.
+
+While training, a request ends the run after the step in hand (`StopRequest`). Outside the training it raises
+KeyboardInterrupt at once (`interruptible`).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,16 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 TIME_IS_UP = "--max_minutes is over"
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1)  # launchers and schedulers send them to all processes, and often twice
+# Launchers and schedulers send these to all processes of a run, and often twice.
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 SIGNALS = (*REQUESTS, signal.SIGINT)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it SIGTERM and SIGUSR1 raise KeyboardInterrupt, as SIGINT does; for all that is not training.
+    """Inside the block SIGTERM and SIGUSR1 raise KeyboardInterrupt, as SIGINT does; for all that is not training.
 
-    They do so once: what is left after that is short, and must not be cut off by the same request's second signal.
+    They do so once: what is written after that is short, and the second signal of the same request must not cut it off.
     """
     previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
@@ -30,7 +35,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def time_limit(minutes: float | None, *, since: float) -> Iterator[None]:
-    """Within it SIGALRM arrives once so many minutes have passed since time.monotonic() was `since`.
+    """Inside the block SIGALRM comes when `minutes` have passed since time.monotonic() was `since`; None for never.
 
     It acts as a request by signal does: it interrupts, or ends the training after the step in hand.
     """
@@ -47,7 +52,7 @@ def time_limit(minutes: float | None, *, since: float) -> Iterator[None]:
 
 
 def ignore_requests() -> None:
-    """From here on only SIGINT interrupts: the run is ending already, and what it still writes must be whole."""
+    """From here on only SIGINT interrupts: for when the run is ending already, and must write its last files whole."""
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
     if signal.getsignal(signal.SIGALRM) is _interrupt:
@@ -62,9 +67,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """While entered, remembers which signal asked for an end; a second SIGINT interrupts at once.
+    """While entered, notes that a signal asked for an end, and interrupts nothing; a second SIGINT interrupts at once.
 
-    Once a signal has asked, SIGTERM and SIGUSR1 stay without effect after leaving too: what follows is the end.
+    `name` is the signal's name, TIME_IS_UP for the clock, None before any. Once a signal has come, SIGTERM and SIGUSR1
+    have no effect after leaving either, because the run is ending.
     """
 
     def __init__(self) -> None:

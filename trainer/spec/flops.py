@@ -1,110 +1,140 @@
-"""Model FLOPs: what the arithmetic of a clip's step needs, counted from the model's shape, however it is computed.
+"""Model FLOPs: the arithmetic that training on one clip needs, counted from the model's shape.
 
-Two FLOPs for each multiply-add of a matrix product; norms, GELU, softmax and embeddings are not counted, nor is a T5
-in the loop, whose captions are short. What is computed twice to save memory is counted once, padding not at all. So
-model FLOPs a second, over what the device's own matrix product reaches, are the share of it that becomes training:
-the model FLOPs utilisation, MFU.
+Counted are matrix products, at two FLOPs for each multiply-add. Not counted are norms, GELU, softmax and embeddings; a
+T5 in the loop, whose captions are short; padding; and what is computed a second time to save memory. So model FLOPs per
+second, divided by the FLOPs per second of the device's own large matrix product, say which share of the device's power
+becomes training: the model FLOPs utilisation, MFU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from trainer.spec.shapes import Shape
-from trainer.spec.trainable import ATTENTIONS, EMBEDDINGS, EVERYTHING, HEADS, PROJECTION, Lora, Selection
+from trainer.spec.trainable import CROSS, EMBEDDINGS, EVERYTHING, HEADS, PROJECTION, SELF, Lora, Selection
 
-MULTIPLY_ADD = 2
-# What a product is for: so many multiply-adds a frame, a text token, a pair of frames, a pair of frame and token.
-Size = tuple[int, int, int, int]
+MULTIPLY_ADD = 2  # FLOPs
+# What a product is computed for each of: attention's scores and sums are computed for each pair of a frame that looks
+# and a frame, or text token, that it looks at.
+Unit = Literal["frame", "token", "frame and frame", "frame and token"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A matrix product: its multiply-adds for one unit, and how often it is computed, forward and backward together."""
+
+    unit: Unit
+    multiply_adds: int
+    times: int
 
 
 def clip_flops(
     shape: Shape, frames: int, text_tokens: int = 0, selection: Selection = EVERYTHING, *, causal: bool = True
 ) -> int:
-    """FLOPs of forward and backward of one clip of so many frames and text tokens.
+    """FLOPs of the forward and backward pass of one clip of so many frames, with a caption of so many text tokens.
 
-    selection  what is trained. A product is computed forward; backward for its inputs, where something that is
-               trained is before them; and for its weights, where these are trained
-    causal     each frame attends to itself and those before it; False counts the whole square, as kernels without
-               a causal form compute it, and torch's FlopCounterMode counts
+    selection  what is trained, on which it depends how much of the backward pass is needed
+    causal     each frame attends to itself and those before it; False counts the whole square of frames, which kernels
+               without a causal form compute, and torch's FlopCounterMode counts
 
-    With all trained: frames x 3 x 2 x (layers x (6 D^2 + 2 D F) + K V D), self-attention 3 x 2 x layers x D x T^2
-    (twice that if not causal), cross-attention 3 x 4 x layers x D x T x S, its keys and values 3 x 4 x layers x D^2 x
-    S, the text's projection 4 x D x D_text x S, whose input needs no gradient. 2.39, 10.25 and 17.9 GFLOP a frame of
-    30 s for small, medium and large.
+    With T frames, S text tokens and everything trained this is 3 x 2 x T x (layers x (6 D^2 + 2 D F) + K V D), for
+    self-attention 3 x 2 x layers x D x T^2 (twice that if not causal), for cross-attention 3 x 4 x layers x D x T x S,
+    for its keys and values 3 x 4 x layers x D^2 x S, and for the text's projection 4 x D x D_text x S, as its input
+    needs no gradient. D is the width, F the ffn's width, K codebooks, V codes. Clips of 30 s take 2.39, 10.25 and 17.9
+    GFLOPs per frame with small, medium and large.
     """
-    of_frame, of_token, of_pair, of_crossing = _multiply_adds(shape, selection)
-    pairs = frames**2 / 2 if causal else frames**2
-    total = of_frame * frames + of_token * text_tokens + of_pair * pairs + of_crossing * frames * text_tokens
-    return round(MULTIPLY_ADD * total)
+    multiply_adds = _multiply_adds(shape, selection)
+    numbers: dict[Unit, float] = {
+        "frame": frames,
+        "token": text_tokens,
+        "frame and frame": frames**2 / 2 if causal else frames**2,
+        "frame and token": frames * text_tokens,
+    }
+    return round(MULTIPLY_ADD * sum(multiply_adds[unit] * number for unit, number in numbers.items()))
 
 
 @lru_cache(maxsize=8)
-def _multiply_adds(shape: Shape, selection: Selection) -> Size:
-    """Of the step: forward, and backward as far as it is needed."""
-    products = list(_products(shape, selection))
-    of_frame, of_token, of_pair, of_crossing = (
-        sum(size[kind] * times for size, times in products) for kind in range(4)
-    )
-    return of_frame, of_token, of_pair, of_crossing
+def _multiply_adds(shape: Shape, selection: Selection) -> Mapping[Unit, int]:
+    """Multiply-adds of forward and backward pass, for one of each unit."""
+    totals: dict[Unit, int] = {"frame": 0, "token": 0, "frame and frame": 0, "frame and token": 0}
+    for product in _products(shape, selection):
+        totals[product.unit] += product.multiply_adds * product.times
+    return totals
 
 
-def _products(shape: Shape, selection: Selection) -> Iterator[tuple[Size, int]]:
-    """Every product of the model, from the inputs on, and how often it is computed: 1 to 3 times."""
+def _products(shape: Shape, selection: Selection) -> Iterator[Product]:
+    """Every product of the model, in the order of the forward pass.
+
+    Each is computed once forward; once backward for each of its inputs that needs a gradient, because something that is
+    trained comes before it; and once backward for its weights, if these are trained.
+    """
     lora, width, ffn = selection.lora, shape.width, shape.ffn
-    whole = lora is None and not selection.new_rows  # parts are trained themselves
-
-    text_trained = whole and PROJECTION not in selection.frozen_parts
-    yield from _linear(lora, "", "enc_to_dec_proj", (shape.text_width, width), text_trained, selection.new_rows > 0, 1)
-    # Whether something that is trained is before the text, and before the frames, at this place of the model.
-    text = text_trained or selection.new_rows > 0 or _adapted(lora, "", "enc_to_dec_proj")
-    moves = whole and EMBEDDINGS not in selection.frozen_parts
+    parts_trained = lora is None and not selection.new_rows  # else adapters or rows beside the model are trained
+    projection, heads = (parts_trained and part not in selection.frozen_parts for part in (PROJECTION, HEADS))
+    sizes = (shape.text_width, width)
+    text_needed = selection.new_rows > 0
+    yield from _linear(lora, "enc_to_dec_proj", sizes, "token", trained=projection, needed=text_needed)
+    # From here on: whether the text's states, and those of the frames, need a gradient at this point of the model.
+    text_needed = text_needed or projection or _adapted(lora, "enc_to_dec_proj")
+    needed = parts_trained and EMBEDDINGS not in selection.frozen_parts
     for layer in range(shape.layers):
-        trained = whole and layer not in selection.frozen_layers
-        for kind in ATTENTIONS if shape.cross_attention else ATTENTIONS[:1]:
-            keys_of = 1 if kind == "encoder_attn" else 0  # of the text, or of the frames
-            moves = moves or trained  # its norm is
-            before = {"q_proj": moves, "k_proj": text if keys_of else moves, "v_proj": text if keys_of else moves}
-            after = {}
-            for name, needed in before.items():
-                place = 0 if name == "q_proj" else keys_of
-                yield from _linear(lora, kind, name, (width, width), trained, needed, place)
-                after[name] = needed or trained or _adapted(lora, kind, name)
-            pair: Size = (0, 0, 0, width) if keys_of else (0, 0, width, 0)
-            scores = after["q_proj"] or after["k_proj"]
-            yield pair, 1 + after["q_proj"] + after["k_proj"]
-            yield pair, 1 + scores + after["v_proj"]
-            moves = moves or scores or after["v_proj"]
-            yield from _linear(lora, kind, "out_proj", (width, width), trained, moves, 0)
-            moves = moves or _adapted(lora, kind, "out_proj")
-        yield from _linear(lora, "", "fc1", (width, ffn), trained, moves, 0)
-        moves = moves or _adapted(lora, "", "fc1")
-        yield from _linear(lora, "", "fc2", (ffn, width), trained, moves, 0)
-        moves = moves or _adapted(lora, "", "fc2")
-    heads_trained = whole and HEADS not in selection.frozen_parts
+        trained = parts_trained and layer not in selection.frozen_layers
+        needed = needed or trained  # the layer's first norm is trained, and comes before all its products
+        needed = yield from _attention(lora, SELF, width, trained=trained, needed=needed, keys_needed=needed)
+        if shape.cross_attention:
+            needed = yield from _attention(lora, CROSS, width, trained=trained, needed=needed, keys_needed=text_needed)
+        for name, sizes in (("fc1", (width, ffn)), ("fc2", (ffn, width))):
+            yield from _linear(lora, name, sizes, "frame", trained=trained, needed=needed)
+            needed = needed or _adapted(lora, name)
     sizes = (width, shape.codebooks * shape.codes)
-    yield from _linear(None, "", "lm_heads", sizes, heads_trained, moves or heads_trained, 0)
+    needed = needed or heads  # the final norm is trained with the heads, and comes before them
+    yield from _linear(None, "lm_heads", sizes, "frame", trained=heads, needed=needed)
+
+
+def _attention(
+    lora: Lora | None, kind: str, width: int, *, trained: bool, needed: bool, keys_needed: bool
+) -> Generator[Product, None, bool]:
+    """One attention of a layer; returns whether its output needs a gradient.
+
+    needed       whether the frames that look need one
+    keys_needed  whether what they look at needs one: frames for self-attention, else the text
+    """
+    looked_at: Unit = "token" if kind == CROSS else "frame"
+    inputs: dict[str, tuple[Unit, bool]] = {
+        "q_proj": ("frame", needed),
+        "k_proj": (looked_at, keys_needed),
+        "v_proj": (looked_at, keys_needed),
+    }
+    outputs_needed = {}
+    for name, (unit, input_needed) in inputs.items():
+        yield from _linear(lora, f"{kind}.{name}", (width, width), unit, trained=trained, needed=input_needed)
+        outputs_needed[name] = input_needed or trained or _adapted(lora, f"{kind}.{name}")
+    query, key, value = outputs_needed.values()
+    pair: Unit = "frame and token" if kind == CROSS else "frame and frame"
+    yield Product(unit=pair, multiply_adds=width, times=1 + query + key)  # the scores, of queries and keys
+    yield Product(unit=pair, multiply_adds=width, times=1 + (query or key) + value)  # the sums of values by scores
+    needed = needed or query or key or value
+    yield from _linear(lora, f"{kind}.out_proj", (width, width), "frame", trained=trained, needed=needed)
+    return needed or _adapted(lora, f"{kind}.out_proj")
 
 
 def _linear(
-    lora: Lora | None, kind: str, name: str, sizes: tuple[int, int], trained: bool, needed: bool, place: int
-) -> Iterator[tuple[Size, int]]:
-    """A linear layer and its adapter, if it has one.
+    lora: Lora | None, name: str, sizes: tuple[int, int], unit: Unit, *, trained: bool, needed: bool
+) -> Iterator[Product]:
+    """A linear layer of inputs x outputs weights, and its adapter, if it has one.
 
-    needed  whether its input needs a gradient
-    place   what it is computed for: 0 each frame, 1 each text token
+    trained  whether its own weights are
+    needed   whether its input needs a gradient
     """
     inputs, outputs = sizes
-    yield _at(place, inputs * outputs), 1 + trained + needed
-    if lora is not None and _adapted(lora, kind, name):
-        yield _at(place, inputs * lora.rank), 2 + needed
-        yield _at(place, lora.rank * outputs), 3
+    yield Product(unit=unit, multiply_adds=inputs * outputs, times=1 + trained + needed)
+    if lora is not None and _adapted(lora, name):  # two products, whose weights are trained
+        yield Product(unit=unit, multiply_adds=inputs * lora.rank, times=2 + needed)
+        yield Product(unit=unit, multiply_adds=lora.rank * outputs, times=3)
 
 
-def _adapted(lora: Lora | None, kind: str, name: str) -> bool:
-    return lora is not None and bool({name, f"{kind}.{name}"} & set(lora.targets))
-
-
-def _at(place: int, multiply_adds: int) -> Size:
-    return (multiply_adds, 0, 0, 0) if place == 0 else (0, multiply_adds, 0, 0)
+def _adapted(lora: Lora | None, name: str) -> bool:
+    return lora is not None and lora.adapts(name)

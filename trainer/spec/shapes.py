@@ -1,9 +1,10 @@
-"""The shapes of MusicGen's language models, and how many parameters each has: plain numbers, no tensors."""
+"""The sizes of MusicGen's models, published ones by name and others by configuration: plain numbers, no tensors."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 from trainer.errors import ConfigError
 
-FRAME_RATE_HZ = 50  # of the EnCodec that every published MusicGen uses
+FRAME_RATE_HZ = 50  # frames per second of the EnCodec that every published MusicGen uses
 HUB_PREFIX = "facebook/musicgen-"
-# transformers leaves out of config.json what equals its own defaults (5.23, MusicgenDecoderConfig, T5Config).
+# transformers leaves out of config.json what equals its own defaults: these, in 5.23 (MusicgenDecoderConfig, T5Config).
 DECODER_DEFAULTS = {
     "vocab_size": 2048,
     "num_hidden_layers": 24,
@@ -24,19 +25,22 @@ DECODER_DEFAULTS = {
     "audio_channels": 1,
 }
 T5_DEFAULT_WIDTH = 512
-CHROMA_BINS = 12  # what melody's audio projection reads
-DEBUG_CODEC, DEBUG_T5 = 922_842, 1_153_152
+CHROMA_BINS = 12  # inputs of the audio projection of melody models: one for each note of the octave
+DEBUG_CODEC, DEBUG_T5 = 922_842, 1_153_152  # parameters of the debug model's EnCodec and T5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The part that is trained: decoder and text projection.
+    """The size of a model: of its language model, which is decoder and text projection, and of the parts around it.
 
-    cross_attention  False for melody, which puts text and melody before the codes instead
-    chroma_bins      inputs of melody's audio projection; 0 for none
-    frozen           parameters of EnCodec (59 M) and of T5-base's encoder (110 M)
-    text_encoder     of T5 alone
-    codec_channels   of EnCodec's first convolution, which decides what a pass of it holds
+    layers, width, heads, ffn  of the decoder; ffn is the width of its feed-forward parts
+    codes            values of a codebook
+    text_width       of T5's states
+    cross_attention  False for melody models, which put text and melody before the codes instead
+    chroma_bins      inputs of melody's audio projection; 0 where there is none
+    frozen           parameters of EnCodec (59 M) and of T5-base's encoder (110 M) together
+    text_encoder     parameters of T5's encoder alone
+    codec_channels   of EnCodec's first convolution, on which it depends how much memory a pass of it needs
     """
 
     name: str
@@ -60,14 +64,14 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of one decoder layer: projections without bias, LayerNorms with."""
+        """How many parameters one decoder layer has: its projections have no bias, its LayerNorms have."""
         attentions = 2 if self.cross_attention else 1
         projections = attentions * 4 * self.width**2 + 2 * self.width * self.ffn
         return projections + (attentions + 1) * 2 * self.width
 
     @property
     def rest_parameters(self) -> int:
-        """Of everything outside the layers: embeddings (one more row than codes), heads, norm, projections."""
+        """How many parameters lie outside the layers: embeddings (a row more than codes), heads, norm, projections."""
         embeddings = self.codebooks * (self.codes + 1) * self.width
         heads = self.codebooks * self.codes * self.width
         text = (self.text_width + 1) * self.width
@@ -76,22 +80,23 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """How many parameters the language model has."""
         return self.layers * self.layer_parameters + self.rest_parameters
 
     @property
     def cast_parameters(self) -> int:
-        """Those that autocast copies to bf16: the matrices of linear layers, not embeddings nor norms."""
+        """How many parameters autocast copies to bf16: those of linear layers, not of embeddings or norms."""
         norms = (3 if self.cross_attention else 2) * 2 * self.width
         embeddings = self.codebooks * (self.codes + 1) * self.width
         return self.layers * (self.layer_parameters - norms) + self.rest_parameters - embeddings - 2 * self.width
 
     @property
     def largest_unit(self) -> int:
-        """Parameters of the largest piece that full sharding gathers at once: a layer, or all the rest."""
+        """How many parameters the largest piece has that full sharding gathers at once: a layer, or all the rest."""
         return max(self.layer_parameters, self.rest_parameters)
 
 
-def _published() -> dict[str, Shape]:
+def _known_shapes() -> dict[str, Shape]:
     small = Shape(name="small", layers=24, width=1024, heads=16, ffn=4096)
     medium = Shape(name="medium", layers=48, width=1536, heads=24, ffn=6144)
     large = Shape(name="large", layers=48, width=2048, heads=32, ffn=8192)
@@ -114,27 +119,53 @@ def _published() -> dict[str, Shape]:
 
 
 # Source: MusicGen, arXiv 2306.05284, section 3.1, and audiocraft 1.3.0, config/model/lm/model_scale.
-KNOWN: Mapping[str, Shape] = _published()
+KNOWN: Mapping[str, Shape] = _known_shapes()
+PUBLISHED_NAMES = tuple(name for name in KNOWN if name != "debug")  # the ends of the hub ids, after HUB_PREFIX
+TRAINED_NAMES = "small, medium or large"  # those that this trainer can train, in words
+
+
+def published(model_id: str) -> Shape | None:
+    """The shape of a model that Meta has published, by its name here or its hub id; None for all others."""
+    name = model_id.removeprefix(HUB_PREFIX)
+    return KNOWN[name] if name in PUBLISHED_NAMES else None
+
+
+def hub_id_of(model_id: str) -> str | None:
+    """facebook/musicgen-small for small, and a hub id for itself; None for debug and for folders."""
+    if model_id in PUBLISHED_NAMES:
+        return f"{HUB_PREFIX}{model_id}"
+    return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
+
+
+def why_not_trained(shape: Shape) -> str | None:
+    """Why this trainer cannot train a model of this shape, and what to use instead; None if it can."""
+    if shape.cross_attention and shape.audio_channels == 1:
+        return None
+    kind = "stereo" if shape.cross_attention else "melody"
+    return f"{kind} models cannot be trained yet; use {TRAINED_NAMES}"
 
 
 def segment_frames(seconds: float, frame_rate_hz: float = FRAME_RATE_HZ) -> int:
-    """Codec frames of a training crop: 1500 for 30 s, 205 for 4.1 s."""
-    return math.floor(seconds * frame_rate_hz + 1e-6)  # 4.1 s x 50 Hz is 204.99999999999997 in floating point
+    """Whole codec frames of a training crop: 1500 for 30 s, 205 for 4.1 s.
+
+    The plan and the data count by this function alone. When they counted apart, 4.1 s were 204 frames in the plan of a
+    dry run and 205 in training: in floating point 4.1 x 50 is 204.99999999999997, which is why a millionth is added.
+    """
+    return math.floor(seconds * frame_rate_hz + 1e-6)
 
 
 def shape_of(model_id: str) -> Shape:
     """The shape of the model that `--model_id` names, without network and without torch.
 
-    Known names and facebook/musicgen-* come from KNOWN, a folder from its config.json, another hub id from
-    the local Hugging Face cache. Raises ConfigError where that finds none.
+    Names of KNOWN and the hub ids of published models are known here; a folder's shape is in its config.json, that of
+    another hub id in the local Hugging Face cache. Raises ConfigError where that finds none.
     """
-    name = model_id.removeprefix(HUB_PREFIX)
+    if model_id == "debug":
+        return KNOWN["debug"]
     folder = Path(model_id).expanduser()
-    if model_id != "debug" and folder.is_dir():
+    if folder.is_dir():
         return _shape_of_file(model_id, folder / "config.json")
-    if name in KNOWN:
-        return KNOWN[name]
-    return _shape_of_file(model_id, _cached_config(model_id))
+    return published(model_id) or _shape_of_file(model_id, _cached_config(model_id))
 
 
 def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
@@ -144,7 +175,7 @@ def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
     """
     kind = config.get("model_type")
     if kind not in ("musicgen", "musicgen_melody") or not isinstance(config.get("decoder"), Mapping):
-        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use small, medium, large or a copy")
+        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use {TRAINED_NAMES}, or a copy")
     decoder = DECODER_DEFAULTS | {key: value for key, value in config["decoder"].items() if key in DECODER_DEFAULTS}
     melody = kind == "musicgen_melody"
     return Shape(

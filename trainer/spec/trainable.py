@@ -1,10 +1,14 @@
-"""Which parameters a run trains: all, all but frozen parts, or adapters beside the model; names and numbers only."""
+"""Which parameters a run trains: all, all but frozen parts, adapters beside the model, or new words of T5.
+
+Names and numbers only, without tensors: the plan, the model and the model card all ask here.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from trainer.errors import ConfigError
@@ -13,21 +17,22 @@ from trainer.spec.shapes import Shape
 EMBEDDINGS, HEADS, PROJECTION = "embeddings", "heads", "projection"
 PARTS = (EMBEDDINGS, HEADS, PROJECTION)
 FREEZABLE = "embeddings, layers.0-11 (or layers.3), heads, projection"
-# How the parts' tensors are called in LanguageModel; the final norm goes with the heads.
+# How the names of each part's tensors begin in LanguageModel; the final norm is frozen and trained with the heads.
 PREFIXES = {
     "decoder.model.decoder.embed_tokens.": EMBEDDINGS,
     "decoder.model.decoder.layer_norm.": HEADS,
     "decoder.lm_heads.": HEADS,
     "enc_to_dec_proj.": PROJECTION,
 }
-TEXT_ROWS = "text_rows"  # the new rows, in TextTunedModel
+TEXT_ROWS = "text_rows"  # the parameter of TextTunedModel that holds the new rows of T5's input embedding
 LAYER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-ATTENTIONS = ("self_attn", "encoder_attn")
+SELF, CROSS = "self_attn", "encoder_attn"  # the two attentions of a decoder layer, as transformers calls them
+ATTENTIONS = (SELF, CROSS)
 TARGETS = (*ATTENTION, "fc1", "fc2", "enc_to_dec_proj")
-TARGET_WORDS = f"{', '.join(TARGETS)}, and of one kind of attention, as self_attn.q_proj or encoder_attn.v_proj"
+TARGETS_IN_WORDS = f"{', '.join(TARGETS)}, and of one kind of attention, as self_attn.q_proj or encoder_attn.v_proj"
 ALL_LAYERS = ",".join((*ATTENTION, "fc1", "fc2"))  # every linear layer of the decoder's layers
 
 
@@ -36,7 +41,7 @@ class Lora:
     """Adapters: the product of two matrices of `rank`, times alpha / rank, is added to each target's weight.
 
     dropout  of a target's input on its way into the adapter
-    targets  linear layers by the ends of their names, for which see TARGET_WORDS
+    targets  linear layers by the ends of their names, as TARGETS_IN_WORDS lists them
 
     Source: LoRA, arXiv 2106.09685, section 4.1.
     """
@@ -50,14 +55,19 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    def adapts(self, name: str) -> bool:
+        """Whether the linear layer of this name (fc1, self_attn.q_proj) in a decoder layer has an adapter."""
+        return not {name, name.split(".")[-1]}.isdisjoint(self.targets)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is trained: adapters alone, or all of the model but what is frozen.
+    """What is trained: new rows of T5's input embedding alone, adapters alone, or all of the model but what is frozen.
 
-    frozen_parts   of embeddings, heads, projection
-    frozen_layers  decoder layers, counted from 0, the one next to the embeddings
-    new_rows       of T5's input embedding; where there are any, nothing else is trained
+    frozen_parts   names among PARTS
+    frozen_layers  decoder layers; layer 0 is the one next to the embeddings
+    new_rows       how many rows of T5's input embedding are learned; where there are any, nothing else is trained
+    lora           the adapters; where there are any, nothing else is trained
     """
 
     frozen_parts: tuple[str, ...] = ()
@@ -70,7 +80,7 @@ class Selection:
         return self.lora is None and not self.frozen_parts and not self.frozen_layers and not self.new_rows
 
     def trains(self, name: str) -> bool:
-        """Whether the parameter of this name in LanguageModel is trained; adapters are no part of it."""
+        """Whether the parameter of this name in LanguageModel is trained; adapters are not among its parameters."""
         if self.new_rows:
             return name == TEXT_ROWS
         if self.lora:
@@ -116,13 +126,14 @@ class NewWord:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Numbers of parameters in memory while training.
+    """Numbers of parameters that are in memory while training.
 
-    trained        gradients and optimizer state are held for these
-    added          beside the model's own, whether trained or not
-    frozen_linear  frozen ones of linear layers, which torch's strategies hold in the compute precision
-    in_layers      of frozen_linear, those of the decoder's layers where all are frozen, which --base_bits rounds
-    text_encoder   of a T5 in the loop, which every process holds whole and in float32
+    trained        those for which gradients and optimizer state are held
+    added          those beside the model's own: of adapters, or new rows of T5's embedding
+    frozen_linear  frozen weights of linear layers, which torch's strategies hold in the precision of the computation
+    in_layers      those among frozen_linear that --base_bits rounds if it is given: in the decoder's layers, where
+                   adapters or new rows alone are trained; else 0
+    text_encoder   those of a T5 in the loop, which every process holds whole and in float32
     """
 
     trained: int
@@ -170,12 +181,12 @@ def _targets(text: str) -> tuple[str, ...]:
     items = text.replace(" ", "").split(",")
     for item in items:
         if item not in known:
-            raise ConfigError(f"--lora_targets {text}: '{item}' is no linear layer that takes one: {TARGET_WORDS}.")
+            raise ConfigError(f"--lora_targets {text}: '{item}' is no linear layer that takes one: {TARGETS_IN_WORDS}.")
     return tuple(sorted(set(items)))
 
 
 def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Parts and layers of --freeze."""
+    """The parts and the layers that --freeze names, sorted."""
     parts, layers = set(), set()
     for item in () if freeze is None else freeze.replace(" ", "").split(","):
         numbers = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", item)
@@ -188,6 +199,7 @@ def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(sorted(parts)), tuple(sorted(layers))
 
 
+@lru_cache(maxsize=8)
 def count(shape: Shape, selection: Selection) -> Counts:
     """How many parameters of a model of this shape are trained.
 
@@ -213,18 +225,18 @@ def count(shape: Shape, selection: Selection) -> Counts:
 
 
 def adapter_parameters(shape: Shape, lora: Lora) -> int:
-    """Of a rank x inputs and an outputs x rank matrix for each target."""
+    """How many parameters the adapters have: a matrix of rank x inputs and one of outputs x rank per target."""
     wide, ffn = 2 * shape.width, shape.width + shape.ffn
     in_layer = {"fc1": ffn, "fc2": ffn}
     for kind in ATTENTIONS if shape.cross_attention else ATTENTIONS[:1]:
         in_layer |= {f"{kind}.{name}": wide for name in ATTENTION}
-    of_layers = sum(size for name, size in in_layer.items() if {name, name.split(".")[-1]} & set(lora.targets))
-    projection = shape.text_width + shape.width if "enc_to_dec_proj" in lora.targets else 0
+    of_layers = sum(size for name, size in in_layer.items() if lora.adapts(name))
+    projection = shape.text_width + shape.width if lora.adapts("enc_to_dec_proj") else 0
     return lora.rank * (shape.layers * of_layers + projection)
 
 
 def part_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Parameters of each part, one layer standing for all, and how many of them are in linear layers."""
+    """How many parameters each part has, and how many of these are in linear layers. "layer" is one decoder layer."""
     norms = (3 if shape.cross_attention else 2) * 2 * shape.width
     embeddings = shape.codebooks * (shape.codes + 1) * shape.width
     heads = shape.codebooks * shape.codes * shape.width

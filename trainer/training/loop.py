@@ -1,4 +1,4 @@
-"""The training loop: step after step from the order, with validation, reports and checkpoints between them."""
+"""The training loop: step after step, with reports, validation and checkpoints in between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from trainer.training.schedule import Schedule, learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """When things happen between steps; None is never."""
+    """How often things happen between steps; None is never.
+
+    log_steps           optimizer steps from one report to the next
+    validation_steps    optimizer steps from one validation to the next; it happens at the end too
+    save_step           optimizer steps from one call of Run.on_save_step to the next
+    checkpoint_minutes  from one checkpoint to the next; each `save_step` makes one too
+    """
 
     log_steps: int
     validation_steps: int | None
@@ -35,56 +41,64 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run's fixed parts, put together by launch.py."""
+    """What does not change during a run.
+
+    train, validation  the clips to train on, and those held out; None where none are
+    hours              of audio in the training clips
+    header             the run that its checkpoints belong to
+    on_save_step       called with a complete checkpoint each `save_step`, on rank 0, in the thread that writes it
+    """
 
     plan: Plan
     order: Order
     schedule: Schedule
     train: Examples
     validation: Examples | None
-    hours: float  # of audio, the sum over the training clips
+    hours: float
     intervals: Intervals
-    header: RunHeader  # what its checkpoints belong to
+    header: RunHeader
     on_save_step: Callable[[Checkpoint], None]
 
 
 def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRequest, start_step: int) -> int:
-    """Train from `start_step` to the end of the order or to a request to stop; returns the steps done.
+    """Train from `start_step` to the end of the order, or until any rank is asked to stop; returns the steps done.
 
-    The last state is saved, complete and on disk, on return. Raises NotFiniteError, naming the step's
-    clips, after saving the state before that step.
+    On return the last state is in a complete checkpoint on disk. Every rank runs this loop, and takes every decision
+    in it from what is the same on all of them. Raises NotFiniteError, which names the step's clips, after saving the
+    state before that step.
     """
-    steps = run.order.steps
-    batches = prefetched(_shares(run, engine.ranks.rank, start_step), run.train.batch, ahead=run.plan.accumulation + 1)
+    steps, intervals = run.order.steps, run.intervals
+    step, stopping, last_save = start_step, False, time.monotonic()
     meter = _Meter()
-    last_save = time.monotonic()
-    step = start_step
-    stopping = False
-    silent = not engine.ranks.is_first
-    with tqdm(
-        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=silent
-    ) as bar:
+    work = _work(run, engine.ranks.rank, start_step)
+    with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         while step < steps and not stopping:
+            # Step. What this rank asks for travels with the losses; what comes back is the same on every rank.
             since = time.perf_counter()
-            rows = rows_of_step(run.order, step)
-            micro = list(islice(batches, _filled(run.plan, rows)))
-            due = engine.ranks.is_first and time.monotonic() - last_save > 60 * run.intervals.checkpoint_minutes
-            result = _step(run, engine, saver, rows, micro, step, wishes=(stop.name is not None, due))
-            stopping, save = result.wishes
+            step_work = next(work)
+            # By rank 0's clock alone, since the clocks of two machines differ.
+            save_is_due = engine.ranks.is_first and time.monotonic() - last_save > 60 * intervals.checkpoint_minutes
+            result = _step(run, engine, saver, step_work, requests=(stop.name is not None, save_is_due))
+            stopping, save = result.requests
             step += 1
-            meter.add(rows, micro, time.perf_counter() - since)
-            shown = {"loss": f"{result.loss:.4f}", "lr": f"{learning_rate(run.schedule, step - 1):.2e}"}
-            bar.set_postfix(shown, refresh=False)  # `update` shows it, no oftener than TQDM_MININTERVAL
-            bar.update()
-            if step % run.intervals.log_steps == 0 or step == steps:
+            meter.add(step_work.rows, step_work.batches, time.perf_counter() - since)
+            _show(bar, result, learning_rate(run.schedule, step - 1))
+
+            # Log.
+            if _every(intervals.log_steps, step) or step == steps:
                 tracker.log(_report(run, engine, result, meter.read(engine.matmul_rate), step))
-            if run.validation is not None and (_every(run.intervals.validation_steps, step) or step == steps):
+
+            # Validate.
+            if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))
-            exports = _every(run.intervals.save_step, step)
+
+            # Save. Every rank writes its own file, in a thread beside the next steps.
+            exports = _every(intervals.save_step, step)
             if exports or save:
                 saver.save(step, engine.state(), run.header, run.on_save_step if exports else None)
                 last_save = time.monotonic()
-            saver.check()
+            saver.check()  # a save that has failed ends the run now, and not when the next one is due
+    # Stop, at the end or on request, with a checkpoint of the last step.
     if not saver.has(step):
         saver.save(step, engine.state(), run.header)
     saver.wait()
@@ -92,25 +106,28 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
 
 
 def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
-    """Cross entropy over the validation clips, middle crop of the first view, for the report."""
+    """Cross entropy in nats over the validation clips, for the report; each clip by its `middle_crop`."""
     assert run.validation is not None
     rows = [middle_crop(run.validation, clip) for clip in range(len(run.validation.captions))]
     rows.sort(key=lambda row: -row.frames)
     accumulation = -(-len(rows) // (run.plan.micro_batch * run.plan.world_size))
-    shares = micro_batches(
+    own = micro_batches(
         rows,
         micro_batch=run.plan.micro_batch,
         accumulation=accumulation,
         world_size=run.plan.world_size,
         rank=engine.ranks.rank,
     )
-    sums_K, cells_K = engine.evaluate(prefetched(shares, run.validation.batch))
+    sums_K, cells_K = engine.evaluate(prefetched(own, run.validation.batch))
     losses = (sums_K / np.maximum(cells_K, 1)).tolist()
     return {"step": step, "validation_loss": float(np.mean(losses)), "validation_loss_per_codebook": losses}
 
 
 def worst_case(run: Run) -> Batch:
-    """The micro-batch that needs most memory: every clip is as long as the longest, with the longest caption."""
+    """The micro-batch that needs most memory: every clip as long as the longest, with the longest caption.
+
+    Of zeros, because memory does not depend on the values. For Engine.rehearse.
+    """
     text, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
     longest = max(text.all_texts(), key=len, default=None)
@@ -130,14 +147,17 @@ def worst_case(run: Run) -> Batch:
 
 
 def middle_crop(examples: Examples, clip: int) -> Row:
-    """The fixed crop by which a clip is validated."""
+    """The crop by which a clip is validated: the middle of its first cached view, the same each time."""
     available = int(examples.codes.frames[clip, 0])
     frames = min(available, examples.segment_frames)
     return Row(clip=clip, epoch=0, view=0, start=(available - frames) // 2, frames=frames, drop_caption=False)
 
 
 class _Meter:
-    """What the steps since the last report computed, and how long they took; what happens between steps is left out."""
+    """Counts what the steps since the last report computed, and how long they took.
+
+    The time between steps, for example for a validation, is left out.
+    """
 
     def __init__(self) -> None:
         self._start_anew()
@@ -147,7 +167,7 @@ class _Meter:
         self._own_frames = self._own_padded = self._own_flops = 0
 
     def add(self, rows: Sequence[Row], batches: Sequence[Batch], seconds: float) -> None:
-        """A step of `rows` on all ranks, of which this rank computed `batches`."""
+        """Count a step of `rows` on all ranks, of which this rank computed `batches`."""
         self._seconds += seconds
         self._frames += sum(row.frames for row in rows)
         self._own_frames += sum(batch.frames for batch in batches)
@@ -155,7 +175,11 @@ class _Meter:
         self._own_flops += sum(batch.flops for batch in batches)
 
     def read(self, matmul_rate: float) -> dict[str, float]:
-        """Frames a second of the whole run; MFU and share of padding of this rank; then start anew."""
+        """Values for the report; then start anew.
+
+        frames_per_second is of the whole run; mfu (model FLOPs per second, as a fraction of `matmul_rate`) and
+        padding_share (fraction of computed frames that are padding) are of this rank.
+        """
         values = {
             "frames_per_second": self._frames / self._seconds,
             "mfu": self._own_flops / self._seconds / matmul_rate,
@@ -165,8 +189,27 @@ class _Meter:
         return values
 
 
-def _shares(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
-    """This rank's micro-batches from `start_step` to the end of the run."""
+@dataclass(frozen=True, kw_only=True)
+class _StepWork:
+    """One optimizer step, counted from 0: its rows on all ranks, and the micro-batches of them that are this rank's."""
+
+    step: int
+    rows: Sequence[Row]
+    batches: Sequence[Batch]
+
+
+def _work(run: Run, rank: int, start_step: int) -> Iterator[_StepWork]:
+    """The steps from `start_step` to the end of the order; their micro-batches are made ahead by a thread."""
+    # The micro-batches of a whole step, and one more, are ready before they are asked for.
+    batches = prefetched(_rows_by_micro_batch(run, rank, start_step), run.train.batch, ahead=run.plan.accumulation + 1)
+    for step in range(start_step, run.order.steps):
+        rows = rows_of_step(run.order, step)
+        own = filled_micro_batches(len(rows), micro_batch=run.plan.micro_batch, world_size=run.plan.world_size)
+        yield _StepWork(step=step, rows=rows, batches=list(islice(batches, own)))
+
+
+def _rows_by_micro_batch(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
+    """The rows of each of this rank's micro-batches, from `start_step` to the end of the order."""
     for step in range(start_step, run.order.steps):
         yield from micro_batches(
             rows_of_step(run.order, step),
@@ -177,27 +220,16 @@ def _shares(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
         )
 
 
-def _filled(plan: Plan, rows: Sequence[Row]) -> int:
-    return filled_micro_batches(len(rows), micro_batch=plan.micro_batch, world_size=plan.world_size)
-
-
-def _step(
-    run: Run,
-    engine: Engine,
-    saver: Saver,
-    rows: Sequence[Row],
-    batches: Sequence[Batch],
-    step: int,
-    wishes: tuple[bool, bool],
-) -> StepResult:
-    cells_K = valid_cells(rows, run.order.codebooks, run.order.segment_frames)
+def _step(run: Run, engine: Engine, saver: Saver, work: _StepWork, requests: tuple[bool, bool]) -> StepResult:
+    """One optimizer step; where it is not finite, save the state before it and name its clips."""
+    cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames)
+    rate = learning_rate(run.schedule, work.step)
     try:
-        rate = learning_rate(run.schedule, step)
-        return engine.step(batches, cells_K, step=step, learning_rate=rate, wishes=wishes)
+        return engine.step(work.batches, cells_K, step=work.step, learning_rate=rate, requests=requests)
     except NotFiniteError as error:
-        saver.save(step, engine.state(), run.header)
+        saver.save(work.step, engine.state(), run.header)
         saver.wait()
-        clips = ", ".join(sorted({run.train.names[row.clip] for row in rows}))
+        clips = ", ".join(sorted({run.train.names[row.clip] for row in work.rows}))
         raise NotFiniteError(
             f"{error}. Clips of this step: {clips}. The state before it is saved; a lower --lr, or leaving out"
             " a faulty file, in a new --output_dir are what usually helps"
@@ -205,6 +237,7 @@ def _step(
 
 
 def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, float], step: int) -> dict[str, Value]:
+    """What metrics.jsonl and the trackers get after `step` steps."""
     return {
         "step": step,
         "epoch": round(run.order.epoch_of(step), 4),
@@ -216,6 +249,18 @@ def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, fl
         **speed,
         "peak_memory_bytes": engine.peak_memory_bytes(),
     }
+
+
+def _progress_bar(steps: int, start_step: int, *, shown: bool) -> tqdm:
+    return tqdm(
+        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=not shown
+    )
+
+
+def _show(bar: tqdm, result: StepResult, rate: float) -> None:
+    """Move the progress bar on by a step; the terminal is written no oftener than TQDM_MININTERVAL."""
+    bar.set_postfix({"loss": f"{result.loss:.4f}", "lr": f"{rate:.2e}"}, refresh=False)
+    bar.update()
 
 
 def _every(interval: int | None, step: int) -> bool:

@@ -9,7 +9,12 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up to `peak`, then cosine, linear or no decay towards `peak * min_ratio`."""
+    """Linear warm-up to `peak` over `warmup_steps`, then cosine, linear or no decay towards `peak * min_ratio`.
+
+    peak       the highest learning rate
+    steps      of the whole run
+    min_ratio  in [0, 1]
+    """
 
     peak: float
     steps: int
@@ -19,10 +24,10 @@ class Schedule:
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
-    """Learning rate of optimizer step `step` (0-based).
+    """Learning rate of optimizer step `step`, counted from 0.
 
-    The peak is reached with the last warm-up step; the floor would be reached one step after the last,
-    so that no step is spent on a rate of zero. Nothing has to be stored to resume.
+    The last warm-up step has the peak. The decay would reach its end one step after the run's last, so that no step is
+    spent on a rate of zero. A function of the step alone: there is nothing to save for a resumed run.
     """
     done = step + 1
     if done <= schedule.warmup_steps:

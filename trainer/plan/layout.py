@@ -1,0 +1,79 @@
+"""How a run lies on its hardware: what it trains and keeps, and how that is split over processes and micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.spec.trainable import EVERYTHING, Selection
+
+Strategy = Literal["single", "ddp", "zero2", "zero3", "fsdp", "hsdp"]
+Precision = Literal["no", "bf16", "fp16"]  # of the computation, in Accelerate's words: "no" is float32
+# What the backward pass computes a second time: nothing, every layer, or ("selective") of compiled layers all but the
+# results of matrix products.
+Checkpointing = Literal[False, True, "selective"]
+
+FLOAT32, HALF = 4, 2  # bytes per value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a run trains and keeps in memory, whatever the hardware: the flags decide it, and no plan changes it.
+
+    segment_frames     decoder steps of the longest crop
+    selection          what of the model is trained
+    ema                whether a moving average of the weights is kept (--ema_decay)
+    eight_bit_moments  whether AdamW's two moments have 8 bits instead of 32 (--optimizer adamw8bit)
+    base_bits          bits per value of the frozen linear layers in the decoder's layers (--base_bits); None: they are
+                       held in the precision of the computation
+    """
+
+    segment_frames: int
+    selection: Selection = EVERYTHING
+    ema: bool = False
+    eight_bit_moments: bool = False
+    base_bits: Literal[4, 8] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Everything on which the memory of one process depends, besides the model's shape.
+
+    world_size   processes of the run on all nodes together, one per GPU
+    on_gpu       False where the processes compute on CPUs
+    micro_batch  clips that one process computes at once
+    accumulation micro-batches of one process that make an optimizer step
+    compiled     whether the decoder's layers are compiled
+    """
+
+    workload: Workload
+    strategy: Strategy
+    nodes: int = 1
+    world_size: int = 1
+    on_gpu: bool
+    mixed_precision: Precision
+    micro_batch: int
+    accumulation: int
+    gradient_checkpointing: Checkpointing = False
+    offload_optimizer: bool = False
+    compiled: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Processes that share what the strategy shards: all of them, or under hsdp those of one node."""
+        return self.world_size // self.nodes if self.strategy == "hsdp" else self.world_size
+
+    @property
+    def autocast(self) -> bool:
+        """Whether torch.autocast casts float32 weights for each product; the sharded strategies cast the weights."""
+        return self.strategy in ("single", "ddp") and self.mixed_precision != "no"
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes per value in the precision of the computation."""
+        return FLOAT32 if self.mixed_precision == "no" else HALF
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes per value of the residual stream: float32 under autocast, as the embeddings and norms are."""
+        return FLOAT32 if self.autocast else self.compute_bytes

@@ -1,0 +1,94 @@
+"""What a refused run is told: what does not fit, by part, and each single change with which there is a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from trainer.errors import ConfigError
+from trainer.plan.allowed_layouts import EstimatedLayout, Job, allowed_layouts, fits, fits_gpu
+from trainer.plan.memory import GIB
+from trainer.plan.request import Request
+from trainer.plan.strategies import Cluster
+from trainer.spec.shapes import FRAME_RATE_HZ
+from trainer.spec.trainable import selection_of
+
+MOST_GPUS_SUGGESTED = 64
+SECONDS_SUGGESTED = (20, 15, 10, 5)
+RANK_SUGGESTED = 16
+
+
+def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
+    """The message of a run of which no layout fits; `least` is the one that needs the least GPU memory."""
+    if fits_gpu(cluster, least.memory):
+        needed = least.memory.host * cluster.gpus_per_node / GIB
+        lack = f"offloading needs {needed:.1f} GiB of host memory, and a node has {_gib(cluster.host_memory_bytes)}"
+    else:
+        lack = f"at the least it needs {_gib(least.memory.total)} of {_gib(cluster.gpu_memory_bytes)} GiB a GPU"
+    layout = least.layout
+    tried = f"{layout.strategy}{' with offload' if layout.offload_optimizer else ''}, micro-batch {layout.micro_batch}"
+    checkpointing = "with" if layout.gradient_checkpointing else "without"
+    changes = [*_changes_of_flags(cluster, job), *_more_gpus(cluster, job)]
+    return (
+        f"{job.shape.name} does not fit {cluster.world_size} GPU(s): {lack} ({tried}, {checkpointing} activation"
+        f" checkpointing: {least.memory.describe()}). What would fit: {'; or '.join(changes) or 'only larger GPUs'}"
+    )
+
+
+def _changes_of_flags(cluster: Cluster, job: Job) -> Iterator[str]:
+    """Single changes of flags under which there is a plan, in words."""
+    request, workload = job.request, job.request.workload
+
+    def works(**changes: object) -> bool:
+        return _is_possible(cluster, job, replace(request, **changes))  # type: ignore[arg-type]
+
+    def works_with_workload(strategy: str = request.strategy, **changes: object) -> bool:
+        return works(strategy=strategy, workload=replace(workload, **changes))  # type: ignore[arg-type]
+
+    if request.gradient_checkpointing_typed and works(gradient_checkpointing=True):
+        yield "--gradient_checkpointing 1"
+    if request.strategy != "auto" and works(strategy="auto"):
+        yield "--strategy auto"
+    if not request.offload_optimizer and works(offload_optimizer=True, strategy="auto"):
+        yield f"--offload_optimizer 1{'' if request.strategy == 'auto' else ' --strategy auto'}"
+    adapters = selection_of(lora_rank=RANK_SUGGESTED)
+    if workload.selection.everything and works_with_workload(selection=adapters):
+        yield f"--lora_rank {RANK_SUGGESTED}, which trains adapters alone"
+    elif workload.selection.everything and works_with_workload(selection=adapters, base_bits=4):
+        yield f"--lora_rank {RANK_SUGGESTED} --base_bits 4, which trains adapters beside a base of 4 bits"
+    frozen = workload.selection.lora or workload.selection.new_rows
+    if frozen and workload.base_bits != 4 and works_with_workload(base_bits=4):
+        yield "--base_bits 4"
+    one_gpu_of_32_bits = cluster.world_size == 1 and not workload.eight_bit_moments
+    if one_gpu_of_32_bits and works_with_workload("auto", eight_bit_moments=True):
+        yield "--optimizer adamw8bit"
+    if workload.ema and works_with_workload(ema=False):
+        yield "no --ema_decay"
+    for seconds in SECONDS_SUGGESTED:
+        frames = seconds * FRAME_RATE_HZ
+        if frames < workload.segment_frames and works_with_workload(segment_frames=frames):
+            yield f"--segment_seconds {seconds}"
+            break
+
+
+def _more_gpus(cluster: Cluster, job: Job) -> Iterator[str]:
+    """The least number of such GPUs, on one node, with which there is a plan."""
+    request = job.request if job.request.strategy != "single" else replace(job.request, strategy="auto")
+    for gpus in range(cluster.world_size + 1, MOST_GPUS_SUGGESTED + 1):
+        more = replace(cluster, nodes=1, gpus_per_node=gpus, host_memory_bytes=None)
+        if _is_possible(more, job, request):
+            yield f"{gpus} such GPUs"
+            break
+
+
+def _is_possible(cluster: Cluster, job: Job, request: Request) -> bool:
+    """Whether there is a plan on this cluster for the same job with this request."""
+    try:
+        layouts = allowed_layouts(cluster, replace(job, request=request))
+        return any(fits(cluster, estimated.memory) for estimated in layouts)
+    except ConfigError:
+        return False
+
+
+def _gib(number_of_bytes: int | None) -> str:
+    return "unknown" if number_of_bytes is None else f"{number_of_bytes / GIB:.1f}"
