@@ -19,8 +19,8 @@ from torch import Tensor
 # Relative error of rounding one number to float32.
 ROUNDING = 2.0**-24
 # Largest difference of a step's loss, in nats. Losses of 4 to 8 lie 2**-21 apart in float32. A codebook's sum over some
-# 300 cells is eight levels of additions, each off by half of that distance at most: as a random walk 1.4 of it, in each
-# of two runs. Measured over all those kernels: 6e-7, which is 1.25 of it.
+# 300 cells is eight levels of additions, each off by half of that distance at most: as a random walk 1.4 of it, in
+# each of two runs. Measured over all those kernels: 6e-7, which is 1.25 of it.
 LOSS = 4 * 2.0**-21
 # Largest relative difference of gradient norms. The norm differs by no more than the norm of the difference, 6e-7 of it
 # at most as measured, and by far less (4e-8) since errors of single values are not aligned with the gradient.

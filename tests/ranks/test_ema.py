@@ -51,16 +51,10 @@ class Recomputed:
         for name, weight in weights.items():
             before = self.expected.get(name, weight)
             self.expected[name] = DECAY * before + (1 - DECAY) * weight
-<<<<<<< HEAD
             atol = UPDATES * REACH * sum(RATES)
             torch.testing.assert_close(found[name], self.expected[name], rtol=UPDATES, atol=atol)
-        held = 4 * sum(len(share.average) for share in engine.shares())
-        planned = plan_for("single", averages=True).memory.optimizer - plan_for("single").memory.optimizer
-=======
-            torch.testing.assert_close(found[name], self.expected[name], rtol=1e-6, atol=1e-8)
         held = 4 * sum(len(shard.ema) for shard in engine.shards())
         planned = plan_for("single", ema=True).memory.optimizer - plan_for("single").memory.optimizer
->>>>>>> main
         assert held == pytest.approx(self.share * planned, rel=0.05)
 
 
