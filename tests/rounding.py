@@ -26,9 +26,9 @@ LOSS = 4 * 2.0**-21
 # at most as measured, and by far less (4e-8) since errors of single values are not aligned with the gradient.
 NORM = 3e-6
 # The most that AdamW moves a value in one step, in learning rates, apart from weight decay. The moments are weighted
-# means of the gradients, m with weights w_i, and of their squares, v with weights u_i: by Cauchy and Schwarz m / sqrt(v)
-# is at most sqrt(sum of w_i**2 / u_i), which rises from 1 at the first step to this. With these betas it is 1.165. The
-# paper gives about 1 (Adam, arXiv 1412.6980, section 2.1).
+# means of the gradients, m with weights w_i, and of their squares, v with weights u_i: by Cauchy and Schwarz
+# m / sqrt(v) is at most sqrt(sum of w_i**2 / u_i), which rises from 1 at the first step to this, with these betas
+# 1.165. The paper gives about 1 (Adam, arXiv 1412.6980, section 2.1).
 BETAS = (0.9, 0.95)
 REACH = (1 - BETAS[0]) / math.sqrt((1 - BETAS[1]) * (1 - BETAS[0] ** 2 / BETAS[1]))
 # A difference of this part of the way that a value can be moved needs a gradient below 1000 times its error, some 1e-3
