@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+# The last is what each rank of ZeRO would import of DeepSpeed and, with it, of torch's compiler: a second and more.
 PRELOADED = ["torch", "accelerate", "transformers", "datasets", "tests.ranks.preload"]
+PRELOADED += ["peft", "deepspeed.runtime.zero.muon.original_muon"]
 TIME_LIMIT_SECONDS = 180.0
 
 
