@@ -167,7 +167,7 @@ def test_damaged_bytes_give_facts_or_a_fault_and_nothing_else(tmp_path: Path) ->
                 outcomes.append(audio.inspect(path).seconds)
             except audio.AudioFault as fault:
                 outcomes.append(fault.fate)
-                assert fault.fate in audio.FAULTS and fault.detail.isprintable()
+                assert fault.fate in audio.FAULT_KINDS and fault.detail.isprintable()
     assert {"unreadable", "truncated"} < set(outcomes) and any(isinstance(one, float) for one in outcomes)
 
 

@@ -258,6 +258,7 @@ def states_alone(caption: str) -> np.ndarray:
         return text_encoder()(**tokens).last_hidden_state[0].numpy()
 
 
+@pytest.mark.numbers
 def test_states_equal_those_of_each_caption_alone(tmp_path: Path) -> None:
     store = cache.text_store(tmp_path, "t5")
     captions = ["a slow piano solo", "a fast guitar solo", "rock", "jazz", "", "naïve 音楽", "rock", "drums " * 700]

@@ -17,6 +17,7 @@ from trainer.data.codec import _windowed, encode, reproducible, view_offsets
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, set_codebooks
 
+pytestmark = pytest.mark.numbers
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RATE, FRAME, CONTEXT = 32_000, 640, 2
 

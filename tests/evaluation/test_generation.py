@@ -71,6 +71,7 @@ def test_the_same_command_gives_the_same_bits_in_another_process_and_from_anothe
     assert len(set(sounds(tmp_path / "first").values())) == 2
 
 
+@pytest.mark.numbers
 def test_a_prompts_sound_does_not_depend_on_its_neighbours(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("fast metal\n\n  slow rock ballad  \n", encoding="utf-8")
     flags = ("--model", finished_run, "--seconds", "0.4", "--output")
@@ -81,6 +82,7 @@ def test_a_prompts_sound_does_not_depend_on_its_neighbours(finished_run: Path, t
     assert together["02_slow_rock_ballad.wav"] == alone["01_slow_rock_ballad.wav"]
 
 
+@pytest.mark.numbers
 def test_greedy_codes_agree_between_the_exports(finished_run: Path) -> None:
     tokenizer = open_saved(str(finished_run)).load_tokenizer()
     codes = {}
@@ -94,6 +96,7 @@ def test_greedy_codes_agree_between_the_exports(finished_run: Path) -> None:
     assert torch.equal(codes["audiocraft"], codes["huggingface"])
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_sound_is_that_of_transformers_itself(guidance: float, finished_run: Path) -> None:
     folder = finished_run / "huggingface"
@@ -122,6 +125,7 @@ def test_the_loaded_model_has_the_sources_weights_and_no_other() -> None:
     assert set(state) - set(source.weights) == {"text_encoder.encoder.embed_tokens.weight"}
 
 
+@pytest.mark.numbers
 def test_no_prompt_is_a_null_condition_and_guidance_changes_nothing_there(finished_run: Path) -> None:
     source = open_saved(str(finished_run))
     model, tokenizer = load_for_generation(source, CPU), source.load_tokenizer()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers.models.musicgen.modeling_musicgen import MusicgenAttention
 
+from tests.rounding import LOSS, ROUNDING
 from tests.runs import ROOT, command, environ, few_clips, final_state, launch_here, metrics
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 
@@ -55,16 +56,18 @@ def test_save_step_writes_at_every_nth_optimizer_step_for_any_grad_acc(warm, gra
     assert any(not torch.equal(saved[name], final[name]) for name in saved)
 
 
+@pytest.mark.numbers
 def test_no_label_trains_a_folder_without_captions(tmp_path):
     few_clips(tmp_path / "data", captions=False)
     refused = launch_here(tmp_path, *SHORT, expect=3)
     assert "no caption" in refused and "--no_label 1" in refused
     launch_here(tmp_path, *SHORT, "--no_label", "1")
     assert len(metrics(tmp_path)) == 3
-    # null conditions add nothing to the loss, so nothing of the text path may learn: weight decay alone moves it
+    # Null conditions add nothing to the loss, so nothing of the text path may learn: its gradient is exactly 0, and the
+    # default decay of 1e-5 at a rate of 1e-5 is below rounding, which each of three steps may do twice.
     before = build_debug_model().enc_to_dec_proj.weight.detach()
     after = final_state(tmp_path)["weight/enc_to_dec_proj.weight"].view_as(before)
-    torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
+    torch.testing.assert_close(after, before, rtol=6 * ROUNDING, atol=0)
 
 
 def test_use_cfg_drops_captions_and_the_same_seed_drops_the_same(warm):
@@ -89,6 +92,7 @@ def test_lr_and_warmup_steps_are_what_the_run_reports(warm):
 
 
 @pytest.mark.full
+@pytest.mark.numbers
 @pytest.mark.parametrize("checkpointing", ["0", "selective", "1"])
 def test_compiled_layers_give_the_same_losses(warm, checkpointing):
     from torch._dynamo.utils import counters
@@ -106,8 +110,8 @@ def test_compiled_layers_give_the_same_losses(warm, checkpointing):
         [json.loads(line)["loss"] for line in (warm / name / "metrics.jsonl").read_text().splitlines()]
         for name in names
     )
-    # Fused kernels round differently; float32 losses of about 7.6 have steps of 5e-7.
-    assert compiled == pytest.approx(eager, abs=5e-6) and compiled != [0.0] * len(eager)
+    # As tests/ranks/test_compiled.py.
+    assert compiled == pytest.approx(eager, abs=3 * LOSS) and compiled != [0.0] * len(eager)
 
 
 def test_weight_decay_shrinks_every_parameter(warm):
@@ -204,6 +208,7 @@ def test_dropout_repeats_itself_and_changes_the_losses(warm):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.numbers
 def test_gradient_checkpointing_computes_layers_twice_and_changes_no_number(warm, monkeypatch):
     states, calls = [], []
     counts = []

@@ -126,6 +126,7 @@ def test_a_file_that_audiocraft_wrote_reads_back_bit_for_bit(
     assert read.config is not None and (read.config.heads, read.config.delays) == (4, (0, 1, 2, 3))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("caption", ["epic orchestral music with a choir", "rock", None])
 def test_logits_agree(source: Source, model: LanguageModel, musicgen: Any, caption: str | None) -> None:
     codes_BKT = torch.randint(0, 2049, (2, 4, 40), generator=torch.Generator().manual_seed(4))
@@ -137,6 +138,7 @@ def test_logits_agree(source: Source, model: LanguageModel, musicgen: Any, capti
     assert (ours - theirs).abs().max() < 1e-4
 
 
+@pytest.mark.numbers
 def test_a_merged_lora_in_audiocraft_has_the_logits_of_base_and_adapter(source: Source, tmp_path: Path) -> None:
     config = Config(dataset_path="unused", lora_rank=4)
     adapted = build_trained_model(source, model_settings(config))
@@ -167,6 +169,7 @@ def test_captions_change_the_logits(model: LanguageModel, source: Source) -> Non
     assert (rock - null).abs().max() > 0.1
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("captions", [["epic rock"], ["epic rock", "slow jazz"]], ids=["one", "two"])
 def test_greedy_tokens_and_sound_with_guidance_are_the_same(
     exported: Path, musicgen: Any, captions: list[str], monkeypatch: pytest.MonkeyPatch
@@ -196,6 +199,7 @@ def test_greedy_tokens_and_sound_with_guidance_are_the_same(
     assert torch.allclose(our_sound, their_sound, atol=1e-6)
 
 
+@pytest.mark.numbers
 def test_codec_gives_the_same_codes_and_sound(source: Source, musicgen: Any) -> None:
     codec = load_codec(source)
     sound_BCT = 0.3 * torch.randn(2, 1, 32_000, generator=torch.Generator().manual_seed(5))

@@ -24,6 +24,7 @@ from trainer.model.language_model import load_language_model
 from trainer.model.loss import step_loss, summed_cross_entropy
 from trainer.model.source import load_text_encoder, open_model
 
+pytestmark = pytest.mark.numbers
 CAPTIONS = ["slow rock guitar", "fast drum machine", "happy synth melody"]  # equal token counts, see below
 SEGMENT = 30
 

@@ -22,6 +22,7 @@ if importlib.util.find_spec("audiocraft") is None:
     pytest.skip(MISSING, allow_module_level=True)
 
 
+@pytest.mark.numbers
 def test_audiocraft_gives_our_logits_for_the_word(tmp_path: Path) -> None:
     source = open_model("debug")
     rows = 3 * torch.randn(3, 512, generator=torch.Generator().manual_seed(3))

@@ -122,6 +122,7 @@ def test_what_the_tokenizer_knows_or_does_not_know_is_refused(source: Source) ->
         start_rows(source, NewWord(placeholder=WORD, init_word="音"))
 
 
+@pytest.mark.numbers
 def test_new_rows_start_from_the_mean_of_the_words_pieces(source: Source) -> None:
     table = load_text_encoder(source).get_input_embeddings().weight
     ids = source.load_tokenizer()("hi rock", add_special_tokens=False).input_ids
@@ -131,6 +132,7 @@ def test_new_rows_start_from_the_mean_of_the_words_pieces(source: Source) -> Non
     assert all(torch.allclose(row, torch.stack([table[index] for index in ids]).mean(0)) for row in rows)
 
 
+@pytest.mark.numbers
 def test_t5_in_the_loop_gives_the_logits_of_cached_states_of_an_extended_t5(
     source: Source, embedding: TextEmbedding
 ) -> None:
@@ -150,6 +152,7 @@ def test_t5_in_the_loop_gives_the_logits_of_cached_states_of_an_extended_t5(
     assert (logits - expected).abs().max() < 1e-5 < 1e-2 < (other - expected).abs().max()
 
 
+@pytest.mark.numbers
 def test_the_gradient_of_the_rows_is_that_of_the_loss(source: Source, embedding: TextEmbedding) -> None:
     """Against a difference quotient along the gradient itself, through T5, projection and decoder."""
     model, batch = model_with(source, embedding.rows_ND), batch_of(source, CAPTIONS)

@@ -18,9 +18,9 @@ from pathlib import Path
 from tests.ranks.cases import Numbers, differences, steps
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_elastic import RESUMED, SAVED
+from tests.rounding import LOSS, NORM
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "elastic.md"
-LOSS, NORM = 1e-6, 3e-6
 SAVED_AFTER, FURTHER = 5, 5
 PACKAGES = ("torch", "accelerate", "deepspeed", "transformers")
 
@@ -28,8 +28,8 @@ PAGE = """# Checkpoints that outlive the cluster
 
 {further} steps after a checkpoint, against the same steps of one undisturbed process. Saved after step {saved_after}
 under the column's strategy on 2 ranks; resumed, without any flag, under the row's strategy on 1 to 4 ranks. A cell
-reads: largest difference of the losses, largest relative difference of the gradient norms. Allowed are {loss:g} and
-{norm:g}, the rounding of float32 sums in another order; **bold** would be more. Largest found: {largest_loss:.1e} and
+reads: largest difference of the losses, largest relative difference of the gradient norms. Allowed are {loss:.1e} and
+{norm:.1e}, the rounding of float32 sums in another order; **bold** would be more. Largest found: {largest_loss:.1e} and
 {largest_norm:.1e}.
 
 {table}

@@ -8,7 +8,9 @@ import pytest
 
 from tests.ranks.cases import Numbers, differences, steps
 from tests.ranks.harness import run_ranks
+from tests.rounding import LOSS, NORM
 
+pytestmark = pytest.mark.numbers
 SAVED = ("ddp", "zero2", "zero3", "fsdp")
 RESUMED = [("single", 1)] + [(strategy, n) for strategy in ("ddp", "zero2", "zero3", "fsdp") for n in (1, 2, 3, 4)]
 QUICK = {
@@ -52,7 +54,7 @@ def saved(tmp_path_factory):
 def test_five_further_steps_are_those_of_an_undisturbed_run(before, after, world_size, saved, reference):
     found = run_ranks(world_size, steps, after, 1, count=5, folder=str(saved(before)))[0]
     loss, norm = differences(found, reference)
-    assert len(found.losses) == 5 and loss <= 1e-6 and norm <= 3e-6
+    assert len(found.losses) == 5 and loss <= LOSS and norm <= NORM
 
 
 @pytest.mark.parametrize(

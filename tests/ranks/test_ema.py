@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.plans import plan_for
 from tests.ranks.cases import LENGTHS, SEGMENT, steps
 from tests.ranks.harness import run_ranks
+from tests.rounding import REACH, ROUNDING, assert_same_training
 from tests.runs import assert_bit_equal
 from tests.synthetic import random_examples
 from trainer.data.batches import Batch
@@ -22,7 +23,12 @@ from trainer.model.language_model import load_language_model
 from trainer.model.source import open_model
 from trainer.run.checkpoint import EMA, WEIGHT, newest
 
+pytestmark = pytest.mark.numbers
 DECAY, STEPS = 0.8, 6
+RATES = [1e-3] * STEPS
+# Each update rounds the difference and the sum, errors of 2 x 2**-24 of a value that stay in the average as long as the
+# value does: for 1 / (1 - DECAY) steps. A value that passed through larger ones on its way here keeps their errors.
+UPDATES = 2 * ROUNDING / (1 - DECAY)
 RUN = {"count": STEPS, "save_at": STEPS, "ema_decay": DECAY}
 
 
@@ -45,7 +51,8 @@ class Recomputed:
         for name, weight in weights.items():
             before = self.expected.get(name, weight)
             self.expected[name] = DECAY * before + (1 - DECAY) * weight
-            torch.testing.assert_close(found[name], self.expected[name], rtol=1e-6, atol=1e-8)
+            atol = UPDATES * REACH * sum(RATES)
+            torch.testing.assert_close(found[name], self.expected[name], rtol=UPDATES, atol=atol)
         held = 4 * sum(len(shard.ema) for shard in engine.shards())
         planned = plan_for("single", ema=True).memory.optimizer - plan_for("single").memory.optimizer
         assert held == pytest.approx(self.share * planned, rel=0.05)
@@ -93,10 +100,7 @@ def whole(tmp_path_factory):
     ],
 )
 def test_it_is_the_average_of_every_steps_weights_and_that_of_one_process(strategy, offload, single, whole):
-    found, expected = averages(whole(strategy, offload)), averages(single)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-6)
+    assert_same_training(averages(whole(strategy, offload)), averages(single), RATES)
 
 
 def validation_batch() -> Batch:
@@ -145,8 +149,21 @@ def test_validation_is_of_the_average_and_leaves_training_as_it_was(strategy, wh
     assert checkpoint is not None
     names = list(checkpoint.weights())
     trained = {name: checkpoint.read(WEIGHT + name).reshape(checkpoint.shape(WEIGHT + name)) for name in names}
-    np.testing.assert_allclose(np.load(file), summed_losses(checkpoint.weights()), rtol=1e-6)
+    # Sums over so many cells at most, in another order; the batch is the same.
+    cells = sum(min(length, SEGMENT) for length in LENGTHS)
+    np.testing.assert_allclose(np.load(file), summed_losses(checkpoint.weights()), rtol=cells * ROUNDING)
     assert (abs(np.load(file) / summed_losses(trained) - 1) > 1e-3).all(), "the average and the weights are alike"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+@pytest.mark.parametrize("part", [{"lora_rank": 4}, {"freeze": "embeddings,layers.0"}], ids=["lora", "freeze"])
+def test_validation_of_a_trained_part_is_that_of_one_process(part, strategy, tmp_path):
+    found = {}
+    for ranks, name in ((1, "single"), (2, strategy)):
+        found[name] = tmp_path / f"{name}.npy"
+        run_ranks(ranks, steps, name, 1, count=3, ema_decay=DECAY, flags=part, watch=Validated(found[name]))
+    np.testing.assert_allclose(np.load(found[strategy]), np.load(found["single"]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,5 +176,4 @@ def test_it_continues_bit_for_bit_and_under_another_strategy(strategy, single, w
     run_ranks(2, steps, strategy, 1, **half, folder=str(tmp_path / "run"))
     assert_bit_equal(everything(tmp_path / "run"), everything(whole(strategy)))
     run_ranks(1, steps, "single", 1, **half, folder=str(tmp_path / "elsewhere"))
-    found, expected = averages(tmp_path / "elsewhere"), averages(single)
-    assert all(torch.allclose(found[name], values, rtol=0, atol=1e-6) for name, values in expected.items())
+    assert_same_training(averages(tmp_path / "elsewhere"), averages(single), RATES)

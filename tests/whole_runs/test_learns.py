@@ -25,6 +25,7 @@ from trainer.flags.config import config_from_dict
 from trainer.model.source import DECODER, PROJECTION, open_model
 from trainer.wiring import data_settings
 
+pytestmark = pytest.mark.numbers
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("metal_madness", "metal_chaosland", "rock_feelings_guitar", "metal_war_of_freedom")
 

@@ -60,6 +60,7 @@ def trained_weights(run: Path, step: int) -> Checkpoint:
     return Checkpoint(run / f"models/checkpoints/step-{step:08d}")
 
 
+@pytest.mark.numbers
 def test_peft_loads_the_adapter_alone_and_the_merged_model_has_its_logits(run: Path) -> None:
     adapted = PeftModel.from_pretrained(build_debug_model(), str(run / "models/adapter"))
     expected = logits(adapted)
@@ -168,6 +169,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(run: Path, tmp_path: Path) 
         find_starting_point(str(tmp_path / "adapter"))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("flags", [{"lora_rank": 4}, {"freeze": "layers.1,projection"}], ids=["lora", "freeze"])
 def test_frozen_linear_layers_in_bf16_give_the_same_losses_in_less_memory(flags, monkeypatch) -> None:
     counts = count(KNOWN["debug"], selection_of(**flags))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
 from scripts import generate
+from tests.rounding import LOSS
 from tests.runs import ROOT, assert_bit_equal, environ, few_clips, final_state, launch_here, metrics
 from tests.word_elsewhere import codes
 from trainer.data import dataset
@@ -61,12 +62,13 @@ def logits(learned: Path, source: Source) -> Tensor:
         return model(codes(), tokens.input_ids, tokens.attention_mask.float())
 
 
+@pytest.mark.numbers
 def test_the_loss_ends_lower_than_with_everything_frozen(learned: Path) -> None:
-    """5e-3 is 5000 times the rounding; the random model hardly heeds its text, so that there is little to gain."""
+    """5e-3 is 2500 times the rounding; the random model hardly heeds its text, so that there is little to gain."""
     losses = list(metrics(learned).values())
     launch_here(learned, *FLAGS, *WORD, "--lr", "1e-30", "--max_steps", "3", "--output_dir", "frozen")
     frozen = [json.loads(line)["loss"] for line in (learned / "frozen/metrics.jsonl").read_text().splitlines()]
-    assert frozen == pytest.approx([losses[0]] * 3, abs=1e-6)
+    assert frozen == pytest.approx([losses[0]] * 3, abs=LOSS)
     assert losses[-1] < losses[0] - 5e-3
 
 
@@ -103,6 +105,7 @@ def test_every_other_tensor_of_the_model_is_the_bases_bit_for_bit(learned: Path,
     assert torch.equal(table[size:].reshape(-1), final_state(learned)["weight/text_rows"])
 
 
+@pytest.mark.numbers
 def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
     learned: Path, source: Source, logits: Tensor, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_the_file_gives_the_same_logits_in_transformers_in_a_fresh_process(
     assert (torch.load(output) - logits).abs().max() < 1e-5
 
 
+@pytest.mark.numbers
 def test_the_folder_gives_the_same_logits_with_the_placeholder_in_the_prompt(learned: Path, logits: Tensor) -> None:
     processor = AutoProcessor.from_pretrained(learned / "models/huggingface")
     model = MusicgenForConditionalGeneration.from_pretrained(learned / "models/huggingface")

@@ -1,8 +1,9 @@
 """A folder of Arrow files that grows by whole, immutable parts and is read through memory maps.
 
-A part exists completely or not at all: it is written beside as `*.partial`, flushed and renamed. Writers of
-any number may append at the same time; a key that two of them wrote is read from the first part by name. A part
-is what `datasets.Dataset.from_file` opens; it is read here by pyarrow alone, since datasets imports pandas.
+A part exists completely or not at all: it is written beside its place as `*.partial`, flushed and renamed. Any number
+of processes may append at the same time. Where two of them wrote the same key, the first part by name counts.
+
+`datasets.Dataset.from_file` opens a part. Here parts are read by pyarrow alone, because datasets imports pandas.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from trainer.atomic import flush_folder
 from trainer.errors import StorageError
 
 KEY = "key"
-# A part is written once this much work or this many bytes wait: a kill costs a minute and the row in hand.
+# Rows are written as a part once they have waited for so long or are so large: a kill costs a minute of work at most.
 FLUSH_SECONDS = 60.0
 FLUSH_BYTES = 64 * 2**20
-# A lock that a file system keeps to one machine does not show another one's writer: nothing is written for so long.
+# Some file systems keep locks to one machine, so that another machine's writer looks like none. Therefore a partial
+# file is taken for abandoned only at an age at which no part is still being written.
 ABANDONED_SECONDS = 3600.0
 PART, PARTIAL, DAMAGED = ".arrow", ".partial", ".damaged"
 
@@ -37,7 +39,10 @@ Row = Mapping[str, Any]
 
 
 class Store:
-    """Rows of (key, columns...) in one folder, which the first `append` creates."""
+    """Rows of a text key and further columns, in one folder, which the first `append` creates.
+
+    columns  types by name, without the key
+    """
 
     def __init__(self, folder: Path, columns: Mapping[str, pa.DataType]):
         self.folder = folder
@@ -48,7 +53,7 @@ class Store:
         return {key for part in self._parts() for key in part.column(KEY).to_pylist()}
 
     def open(self) -> Rows:
-        """All complete parts as one memory-mapped table; a key's first row counts."""
+        """All complete parts as one memory-mapped table; of a key's rows the first one counts."""
         table = pa.concat_tables(self._parts() or [pa.Table.from_batches([], schema=self.schema)])
         index: dict[str, int] = {}
         for row, key in enumerate(table.column(KEY).to_pylist()):
@@ -68,9 +73,9 @@ class Store:
             _write(self.folder, _new_stem(), memory.getvalue())
 
     def append_all(self, rows: Iterable[Row]) -> None:
-        """Append `rows` as they come, part by part; those finished are kept also where `rows` raises.
+        """Append `rows` as they are made, part by part. Where `rows` raises, those made before are kept.
 
-        Raises StorageError before the first row is made where the folder cannot be written.
+        Raises StorageError where the folder cannot be written, and does so before the first row is made.
         """
         with storage_errors(self.folder, "it cannot be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +106,11 @@ class Store:
             return [part for path in paths if (part := self._part(path)) is not None]
 
     def _part(self, path: Path) -> pa.Table | None:
-        """The part at `path`; None, after a warning, where it is damaged: its rows are then made again."""
+        """The part at `path`. One that is damaged is set aside with a warning, and None returned: its rows are then
+        missing, and are made again."""
         try:
             part = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            # Checks offsets and keys, and reads none of the binary values.
+            # This checks the offsets and the keys, and reads none of the binary values from the disk.
             part.validate(full=True)
             if part.schema.equals(self.schema):
                 return part
@@ -123,16 +129,16 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a store as they were when it was opened; `index` gives a key's row."""
+    """The rows of a store as they were when it was opened; `index` gives the number of a key's row."""
 
     table: pa.Table
     index: Mapping[str, int]
 
     def integers(self, column: str) -> np.ndarray:
-        """A whole integer column; of a column of lists of equal length n, shape (rows, n)."""
+        """A whole integer column, shape (rows,); or (rows, n) for a column of lists that all have n integers."""
         values = self.table.column(column)
         lists = pa.types.is_list(values.type)
-        # Not pyarrow's to_numpy, which imports pandas.
+        # Not pyarrow's to_numpy, which imports pandas (pyarrow 26).
         chunks = [np.from_dlpack(chunk.flatten() if lists else chunk) for chunk in values.chunks]
         flat = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
         return flat.reshape(len(values), len(flat) // max(1, len(values))) if lists else flat
@@ -149,7 +155,12 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Binaries:
-    """A binary column: per part the row it ends before, its rows' byte offsets, and its mapped bytes."""
+    """A binary column in its memory maps, as lists with one entry for each part of the store.
+
+    ends     (parts,) int64: the number of the first row behind the part
+    offsets  (rows of the part + 1,) int64: where each row's bytes start and the last one's end
+    values   the bytes of all rows of the part
+    """
 
     ends: np.ndarray
     offsets: list[np.ndarray]
@@ -171,6 +182,7 @@ def _offsets(chunk: pa.LargeBinaryArray) -> np.ndarray:
 
 @contextmanager
 def storage_errors(folder: Path, what_failed: str) -> Iterator[None]:
+    """Turns an OSError into a StorageError that names the cache folder and says what would help."""
     try:
         yield
     except OSError as error:
@@ -182,7 +194,7 @@ def storage_errors(folder: Path, what_failed: str) -> Iterator[None]:
 
 
 def _new_stem() -> str:
-    """A file name that no other writer uses, and that sorts by age."""
+    """A file name without suffix that no other writer uses, and by which parts sort by age."""
     return f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
 
 
@@ -203,10 +215,10 @@ def _write(folder: Path, stem: str, content: pa.Buffer) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[Any]:
-    """A new file, locked for as long as it is written, so that others know it from an abandoned one."""
+    """A new file, locked while it is written, by which others tell it from one that a killed process left."""
     while True:
         with open(partial, "wb") as file:
-            # Without locks on this file system, no other process can take the file for abandoned either.
+            # On a file system without locks, no other process can lock the file either, and so none removes it.
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             # Another process may have removed the file between its creation and the lock.

@@ -1,7 +1,7 @@
 """Reads sound files of any length in constant memory, and says what is wrong with them.
 
-libsndfile decodes by content, so an mp3 or flac named .wav works. It also accepts cut-off files,
-NaN and silence without a word (measured with soundfile 0.14, libsndfile 1.2.2): those are found here.
+libsndfile decodes by content, so that an mp3 or flac file named .wav works. It also accepts files that are cut off,
+NaN samples and silence, and reports none of them (measured with soundfile 0.14, libsndfile 1.2.2): they are found here.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ import soxr
 
 from trainer.data.wav_header import UnclosedWav, wav_layout
 
-Fault = Literal["not a file", "unreadable", "truncated", "empty", "not finite", "silent"]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+# What can be wrong with a sound file. Each is also a kind of fate, which the file then has (trainer/data/fates.py).
+FaultKind = Literal["not a file", "unreadable", "truncated", "empty", "not finite", "silent"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
-SILENCE_PEAK = 1e-4  # -80 dBFS; the last bit of 16-bit audio lies at -90 dBFS
-LOUDEST = 1e30  # full scale is 1; beyond this float32 sums overflow, and the file is no sound
-SAMPLE_RATES_HZ = (1_000, 1_000_000)  # a header outside is damaged: obeying it would make days out of seconds
-BLOCK_VALUES = 1 << 18  # samples x channels decoded at once by inspect: 1 MiB of float32
+SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS; the last bit of 16-bit audio lies at -90 dBFS
+LOUDEST = 1e30  # full scale is 1; sums of samples beyond this overflow float32, and no sound has them
+SAMPLE_RATES_HZ = (1_000, 1_000_000)  # a header with another rate is damaged; by it, seconds could last for days
+BLOCK_VALUES = 1 << 18  # samples x channels that `inspect` decodes at once: 1 MiB of float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFacts:
-    """What one pass over a sound file found; `content` is the hex blake2b-128 of the file's bytes."""
+    """What is known of a sound file that can be trained on.
+
+    seconds         of the samples that were read
+    sample_rate_hz  of the file
+    channels        of the file
+    content         hex blake2b-128 of the file's bytes
+    """
 
     seconds: float
     sample_rate_hz: int
@@ -42,19 +49,19 @@ class AudioFacts:
 
 
 class AudioFault(Exception):
-    """A file that cannot be trained on: `fate` is one of FAULTS, `detail` says why and what would work."""
+    """A sound file that cannot be trained on; `detail` says what was found and what the user can do about it."""
 
-    def __init__(self, fate: Fault, detail: str):
+    def __init__(self, fate: FaultKind, detail: str):
         super().__init__(f"{fate}: {detail}")
-        self.fate: Fault = fate
+        self.fate: FaultKind = fate
         self.detail = detail
 
 
 def inspect(path: Path) -> AudioFacts:
-    """The facts of a whole and audible sound file, from one pass over its samples and one over its bytes.
+    """The facts of a sound file that is whole and audible, from one pass over its samples and one over its bytes.
 
-    Seconds are those of the samples read, since the length in an mp3's header is only an estimate.
-    Samples beyond [-1, 1] are fine. Raises AudioFault, and nothing else, for every other file.
+    Its seconds are counted from the samples, because the length in the header of an mp3 file is only an estimate.
+    Samples beyond [-1, 1] are accepted. Raises AudioFault for every file that is not whole and audible.
     """
     with _opened(path) as sound:
         frames = _check_samples(sound)
@@ -77,16 +84,16 @@ def content_of(path: Path) -> str:
 def stream(path: Path, sample_rate_hz: int, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
     """The file as mono float32 blocks (n,) at `sample_rate_hz`, about `block_seconds` each, never empty.
 
-    Mono is the mean over channels. The blocks joined equal soxr.resample(quality="HQ") of the whole
-    file, whatever their size; at the file's own rate the samples pass unchanged.
-    Raises AudioFault for a file that cannot be decoded (or no longer).
+    Mono is the mean over channels. Joined, the blocks equal soxr.resample(quality="HQ") of the whole file, whatever
+    their size; at the file's own rate the samples pass unchanged. Raises AudioFault for a file that cannot be decoded,
+    also in the middle of it.
     """
     with _opened(path) as sound:
         block_frames = max(1, round(block_seconds * sound.samplerate))
         blocks = (_mono(block) for block in _blocks(sound, block_frames))
         if sound.samplerate == sample_rate_hz:
             for block in blocks:
-                yield block.copy()  # the buffer below it is used again
+                yield block.copy()  # the next block is decoded into the same buffer
             return
         resampler = soxr.ResampleStream(sound.samplerate, sample_rate_hz, 1, dtype="float32", quality="HQ")
         for block in blocks:
@@ -100,10 +107,14 @@ def stream(path: Path, sample_rate_hz: int, block_seconds: float = 10.0) -> Iter
 
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """The decoder of a regular file. By descriptor, since libsndfile cannot be given a non-UTF-8 name."""
+    """The decoder of a regular file; raises AudioFault for what is none.
+
+    It is opened by descriptor, because libsndfile can be given no name that is not UTF-8.
+    """
     with ExitStack() as stack:
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):  # before open(), which blocks on a FIFO
+            # Before open(), which waits for ever on a pipe into which nobody writes.
+            if not stat.S_ISREG(os.stat(path).st_mode):
                 raise AudioFault("not a file", "a folder, pipe or device: put a sound file in its place")
             raw = stack.enter_context(open(path, "rb", buffering=0))
             size = os.fstat(raw.fileno()).st_size
@@ -129,6 +140,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def unreadable(error: OSError) -> AudioFault:
+    """The fault of a file at which the operating system failed."""
     reason = error.strerror or str(error)
     return AudioFault("unreadable", f"cannot be opened or read ({reason}): check the link, rights and disk")
 
@@ -138,7 +150,7 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 
 
 def _blocks(sound: soundfile.SoundFile, block_frames: int) -> Iterator[np.ndarray]:
-    """Decoded blocks (n, channels) float32, all in one buffer that the next block overwrites."""
+    """Decoded blocks (n, channels) float32. They share one buffer: each overwrites the one before."""
     # Reading into a buffer stops at the end of the samples, not at the frame count of the header.
     buffer = np.empty((block_frames, sound.channels), np.float32)
     done = 0
@@ -155,7 +167,7 @@ def _blocks(sound: soundfile.SoundFile, block_frames: int) -> Iterator[np.ndarra
 
 
 def _mono(block: np.ndarray) -> np.ndarray:
-    """(n, channels) float32 -> (n,) float32, the mean over channels; one channel passes bit for bit."""
+    """(n, channels) float32 to (n,) float32, the mean over channels; a single channel passes bit for bit."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
@@ -164,14 +176,15 @@ def _check_samples(sound: soundfile.SoundFile) -> int:
     frames, peak, mono_peak = 0, 0.0, 0.0
     for block in _blocks(sound, max(1, BLOCK_VALUES // sound.channels)):
         block_peak = _max_abs(block)
-        if not block_peak < LOUDEST:  # NaN included: a maximum carries it along
+        # Not `peak >= LOUDEST`, which is false for NaN: a block's maximum is NaN if one of its samples is.
+        if not block_peak < LOUDEST:
             where = f"near {frames / sound.samplerate:.1f} s"
             raise AudioFault("not finite", f"NaN or infinite samples {where}: repair or export it again")
         frames += len(block)
         peak, mono_peak = max(peak, block_peak), max(mono_peak, _max_abs(_mono(block)))
     if frames == 0:
         raise AudioFault("empty", "holds no samples: export it again")
-    # An mp3 header may only estimate its length, so a cut mp3 is simply a shorter one.
+    # The header of an mp3 file only estimates its length. One that is cut off cannot be told from a shorter one.
     if frames < sound.frames and not sound.subtype.startswith("MPEG"):
         held = f"{frames:,} of {sound.frames:,} samples"
         raise AudioFault("truncated", f"holds {held}: copy or export it again")
@@ -188,7 +201,10 @@ def _max_abs(samples: np.ndarray) -> float:
 
 
 class _Sequential(soundfile.SoundFile):
-    """A sound only read onwards: soundfile would seek after every block, and so restart an mp3's decoder."""
+    """A sound that is only read onwards.
+
+    Where it can, soundfile seeks after every block to where it is already, which makes libsndfile begin an mp3 anew.
+    """
 
     def seekable(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""What inspecting each sound file found, remembered in the cache, so that an unchanged file is not read again."""
+"""What inspecting each sound file found, kept in a file of the cache, so that an unchanged sound is not read again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainer.data.audio import AudioFacts, AudioFault, inspect, unreadable
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
-VERSION = 1  # to be raised when inspect judges a file differently: all is then read again
-SAVE_SECONDS = 5.0  # what a kill can lose
+VERSION = 1  # to be raised when `inspect` comes to judge files differently: all files are then read again
+SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
 BAR_AFTER_SECONDS = 2.0
 
@@ -27,10 +27,10 @@ BAR_AFTER_SECONDS = 2.0
 def inspect_all(
     paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True
 ) -> dict[str, AudioFacts | AudioFault]:
-    """What `inspect` returns or raises for each absolute path, in a few threads.
+    """What `inspect` returns or raises for each absolute path, found by a few threads.
 
-    Results are kept in a file in the folder `facts_folder` under path, size and modification time: an unchanged
-    file is not read again unless `rehash`. Raises StorageError if `facts_folder` cannot be written.
+    It is kept in a file in `facts_folder`, under the path, size and modification time of each sound: an unchanged one
+    is not read again unless `rehash`. Raises StorageError if something new cannot be kept there.
     """
     known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
@@ -52,7 +52,7 @@ def inspect_all(
     return results
 
 
-# What is known of a file: its size and modification time (ns), and what inspect said.
+# By path: a file's size in bytes and modification time in ns when it was inspected, and what `inspect` said.
 _Known = dict[str, tuple[tuple[int, int], AudioFacts | AudioFault]]
 
 
@@ -60,7 +60,10 @@ def _inspect_new(
     stamps: dict[str, tuple[int, int]], known: _Known, results: dict[str, AudioFacts | AudioFault],
     facts_folder: Path, show_progress: bool,
 ) -> None:
-    """Inspect the files of `stamps` into `results` and `known`; soundfile and hashing release the GIL."""
+    """Inspect the files of `stamps`, and put what was found into `results` and `known`.
+
+    Threads suffice, because decoding and hashing release Python's global lock.
+    """
     pool = ThreadPoolExecutor(THREADS)
     bar = tqdm(total=len(stamps), desc="Inspecting audio", unit="file", delay=BAR_AFTER_SECONDS,
                disable=not show_progress)
@@ -71,7 +74,7 @@ def _inspect_new(
                 pending[pool.submit(_verdict, path)] = path
             if not pending:
                 break
-            # Not longer than until the next save: one of the files may take minutes.
+            # Wait no longer than until the next save: a single file may take minutes.
             done, _ = wait(pending, max(0.1, save_at - time.monotonic()), FIRST_COMPLETED)
             for future in done:
                 path = pending.pop(future)
@@ -91,16 +94,20 @@ def _inspect_new(
 
 
 def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
-    """What inspect says, and whether that holds until the file changes: a missing right or a bad disk may not."""
+    """What `inspect` says, and whether it holds for as long as the file is unchanged.
+
+    It may not where the operating system failed: rights are given, and disks recover, without a change to the file.
+    """
     try:
         return inspect(Path(path)), True
     except AudioFault as fault:
         lasting = fault.fate != "not a file" and not isinstance(fault.__cause__, OSError)
-        return AudioFault(fault.fate, fault.detail), lasting  # a new one: the traceback holds decoded blocks
+        # A new fault, because the traceback of this one would hold decoded blocks in memory.
+        return AudioFault(fault.fate, fault.detail), lasting
 
 
 def _load(facts_folder: Path) -> _Known:
-    """What was remembered; nothing if the file is missing, damaged or from another version."""
+    """What was kept; nothing if the file is missing, damaged or of another version."""
     try:
         stored = json.loads((facts_folder / FILE_NAME).read_bytes())
         if stored["version"] != VERSION:

@@ -1,7 +1,7 @@
-"""What EnCodec says about every track and T5 about every caption, computed once and kept on disk.
+"""EnCodec's codes of every sound file and T5's states of every caption, computed once and kept on disk.
 
-Both caches are addressed by content: of the sound file's bytes, of the caption's text. A renamed, added or
-changed file costs nothing but itself, and runs over different folders may share one cache.
+Codes are kept under a digest of the file's bytes, states under a digest of the caption. So a renamed file costs
+nothing, an added or changed one costs its own encoding only, and runs over different folders may share one cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.data.manifest import Columns
 from trainer.errors import StorageError
 
 BLOCK_SECONDS = 10.0
-# Tokens of one pass of T5: bounds its attention to about 1 GiB for captions of up to 1,000 tokens.
+# Tokens of one pass of T5, which keeps its attention below about 1 GiB for captions of up to 1,000 tokens.
 PASS_TOKENS = 16_384
 SECONDS_SHOWN_FROM = 2.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
@@ -36,7 +36,14 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{
 
 @dataclass(frozen=True, kw_only=True)
 class CachedCodes:
-    """The cached codes of some clips, by their position in that list; `frames` is (clips, views) int64."""
+    """The cached codes of a list of clips, which are numbered from 0 as they stand in it.
+
+    frames     (clips, views) int64: codec frames of each view
+    codebooks  K
+
+    The codes themselves stay in the memory-mapped files: `_values` has them by row of the store, and `_row_of_clip`,
+    (clips,) int64, gives each clip's row.
+    """
 
     frames: np.ndarray
     codebooks: int
@@ -44,9 +51,9 @@ class CachedCodes:
     _row_of_clip: np.ndarray
 
     def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
-        """Codes (K, frames) int16 of one view from frame `start`, a read-only look into the mapped file.
+        """Codes (K, frames) int16 of one view from frame `start`: a read-only view of the mapped file, not a copy.
 
-        Raises IndexError where the view has no such frames.
+        Raises IndexError where the view does not have all these frames.
         """
         lengths = self.frames[clip]
         if not (0 <= view < len(lengths) and 0 <= start <= start + frames <= lengths[view]):
@@ -59,14 +66,17 @@ class CachedCodes:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedText:
-    """The cached T5 states of some captions."""
+    """The cached T5 states of some captions, in the memory-mapped files: `_row_of` gives a caption's row there."""
 
     _values: Binaries
     _row_of: Mapping[str, int]
     _width_of_row: np.ndarray
 
     def states(self, caption: str) -> np.ndarray:
-        """Last hidden states (S, D) float32 of the caption, its </s> included. KeyError if not opened."""
+        """T5's last hidden states (S, D) float32 of the caption, its end token </s> included.
+
+        Raises KeyError for a caption that was not among those opened.
+        """
         row = self._row_of[caption]
         return np.frombuffer(self._values[row], "<f4").reshape(-1, int(self._width_of_row[row])).copy()
 
@@ -100,7 +110,7 @@ def fill_codes(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[tuple[int, AudioFault]]:
-    """Encode the clips whose content the store lacks; the rows whose file failed while read, and why.
+    """Encode the clips whose content the store lacks; returns the rows whose file could not be read, and why.
 
     clips       with the columns content, path_bytes and seconds of the manifest
     load_codec  called only if something is missing
@@ -124,7 +134,7 @@ def fill_codes(
                 yield block
                 bar.update(len(block) / sample_rate_hz)
 
-            # What is stored under a content must be of it: the file may have changed since it was inspected.
+            # Codes must be of the content under which they are kept; the file may have changed since its inspection.
             if audio.content_of(path) != clips["content"][row]:
                 raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
@@ -148,7 +158,7 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
 
 
 def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:
-    """The codes of clips with these contents, in this order. Raises StorageError where some are missing."""
+    """The codes of the clips with these contents, in this order. Raises StorageError where the store lacks some."""
     rows = store.open()
     row_of_clip = _rows_of(store, rows, contents, "clips")
     codebooks = rows.integers("codebooks")[row_of_clip]
@@ -173,11 +183,11 @@ def fill_text(
 ) -> None:
     """Store T5's states of the captions that the store lacks, each as long as its own tokens.
 
-    batch_size  captions of one pass; only captions of equal token count share one, so none is padded
-    rank        takes its share of the distinct captions, as in `fill_codes`
+    load        called only if something is missing
+    batch_size  the most captions of one pass; they all have the same number of tokens, so that none is padded
+    rank        of `world_size`: it takes its share of the distinct captions, as in `fill_codes`
 
-    No caption is cut: T5's positions are relative. `load` is called only if something is missing. Raises
-    StorageError where the store cannot be written.
+    No caption is cut, however long: T5's positions are relative. Raises StorageError where the store cannot be written.
     """
     longest_first = sorted(set(captions), key=lambda caption: (-len(caption), caption))
     present = store.keys()
@@ -191,7 +201,7 @@ def fill_text(
 
 
 def open_text(store: Store, captions: Iterable[str]) -> CachedText:
-    """The states of these captions. Raises StorageError where some are missing."""
+    """The states of these captions. Raises StorageError where the store lacks some."""
     rows = store.open()
     distinct = sorted(set(captions))
     found = _rows_of(store, rows, [_text_key(caption) for caption in distinct], "captions")
@@ -209,7 +219,7 @@ def _code_rows(
     views: int,
     faults: list[tuple[int, AudioFault]],
 ) -> Iterator[Row]:
-    """A store's row for each content; where none of its files can be read, `faults` grows by all of them."""
+    """The store's row for each content. Where none of its files can be read, all of them are added to `faults`."""
     offsets = view_offsets(views, codec.config.hop_length)
     for content, rows in rows_of.items():
         failed = []
@@ -266,7 +276,7 @@ def _text_key(caption: str) -> str:
 
 
 def _rows_of(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.ndarray:
-    """Row numbers (len(keys),) int64."""
+    """The row of each key, (len(keys),) int64. Raises StorageError where some are missing."""
     missing = sum(key not in rows.index for key in keys)
     if missing:
         raise StorageError(
@@ -286,5 +296,5 @@ def _read_ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _progress(what: str, total: float, unit: str, show: bool) -> tqdm:
-    """A bar that short work never shows."""
+    """A progress bar, which work of less than two seconds never shows."""
     return tqdm(desc=what, total=total, unit=unit, disable=not show, delay=SECONDS_SHOWN_FROM, bar_format=BAR)

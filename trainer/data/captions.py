@@ -1,7 +1,7 @@
-"""The texts that a clip's caption is drawn from: lines of its file, and variants of them with words left out.
+"""The texts among which a clip's text is drawn each epoch: lines of its file, and variants with words left out.
 
-They are made before training, so that T5 reads each once into the cache. Which one a clip has in an epoch is
-drawn in `trainer.order`, all with equal probability.
+All are made before training, so that T5 reads each of them once, into the cache. `trainer.data.order` draws which one
+a clip has in an epoch, all with equal probability.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 
 import numpy as np
 
-# Between the captions of one clip, where a file has several (--caption_lines 1).
+# Stands between the captions of one clip where its file has several (--caption_lines 1).
 LINE = "\n"
 
 
 def first_caption(caption: str | None) -> str | None:
-    """The caption by which a clip is validated and named: the first of its lines, with all its words."""
+    """The text with which a clip is validated: the first line of its caption, with all its words."""
     return None if caption is None else caption.split(LINE)[0]
 
 
@@ -23,10 +23,10 @@ def texts_of(caption: str | None, *, word_dropout: float, variants: int, seed: i
     """The texts that a clip with this caption is trained on, one of which is drawn each epoch; None is no text.
 
     word_dropout  probability in [0, 1) of each word to be left out of a variant; 0 gives the lines themselves
-    variants      of each line; they may be alike, and without words a variant is None
+    variants      how many there are of each line; some may be equal, and a variant that keeps no word is None
 
-    Source: audiocraft 1.3.0, T5Conditioner.tokenize splits at spaces and takes "" as the null condition. It draws
-    anew for every batch.
+    Source: audiocraft 1.3.0, T5Conditioner.tokenize, which splits at spaces and takes "" as the null condition. It
+    draws anew for every batch, which would need T5 in the training loop (docs/decisions.md).
     """
     if caption is None:
         return (None,)
@@ -44,7 +44,7 @@ def with_placeholder(text: str | None, placeholder: str) -> str:
 
 
 def thinned(line: str, word_dropout: float, seed: int, variant: int) -> str | None:
-    """`line` without some of its words: a function of (seed, line, variant), and None where none is left."""
+    """`line` without some of its words, or None where no word is left: a function of (seed, line, variant)."""
     words = line.split(" ")
     key = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big")
     draws = np.random.SeedSequence((seed, key, variant)).generate_state(len(words), np.uint64)

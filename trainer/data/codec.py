@@ -1,8 +1,9 @@
 """EnCodec over tracks of any length, window by window, with the codes of one pass over the whole track.
 
-Windows of audio go through the convolutions with enough real context on both sides, the LSTM carries its
-state from window to window, and the last convolution sees real LSTM outputs on both sides. Independent
-windows give other codes: the LSTM remembers much longer than any context that one would pay for.
+Each window of audio goes through the convolutions together with the audio on both sides of it, as far as their outputs
+depend on it. The LSTM goes on from its state after the window before, and the last convolution has the LSTM's outputs
+on both sides of the window. Windows that are encoded independently give other codes, however much audio around them is
+encoded too, because the LSTM remembers over longer times.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecL
 
 from trainer.errors import ModelError
 
-# More than the convolutions reach at MusicGen's config (482 samples before a frame, 466 after it).
+# Frames of audio on each side of a window. With MusicGen's EnCodec a frame is 640 samples long, and the convolutions
+# depend on 482 samples before it and 466 after it.
 LEAST_CONTEXT_FRAMES = 2
 
 
@@ -49,8 +51,9 @@ def encode(
     offsets         samples, 0 <= o; all views go through the codec as one batch, the track's end excepted
     window_seconds  audio of one pass and view, which bounds memory and does not change the codes
 
-    Runs on the codec's device in the codec's precision (float32 as loaded), see `reproducible`. Raises
-    ModelError for an EnCodec that cannot be cut into windows: causal, normalising, chunked or group norm.
+    Runs on the codec's device in the codec's precision (float32 as loaded), see `reproducible`. Raises ModelError for
+    an EnCodec that cannot be cut into windows: one that is causal, normalises loudness, encodes in chunks by itself, or
+    has another norm than weight norm.
     """
     windowed = _windowed(codec)
     window_frames = max(1, round(window_seconds * codec.config.sampling_rate / windowed.hop))
@@ -60,9 +63,9 @@ def encode(
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Within it no autocast and no TF32 applies, and cuDNN picks fixed, deterministic algorithms.
+    """Inside it there is no autocast and no TF32, and cuDNN takes fixed, deterministic algorithms.
 
-    What is cached then does not depend on precision settings that the training has made.
+    What is cached therefore does not depend on the precision that was set for training.
     """
     matmul_precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -78,11 +81,12 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """What one window leaves for the next.
+    """What a window leaves for the next one.
 
     lstm     hidden and cell state, each (layers, B, D), after the last frame seen; None before the first
-    outputs  (B, D, n) LSTM outputs: the context of the last convolution, then frames not yet emitted
-    emitted  how many of those n frames, from the left, have had their codes emitted
+    outputs  (B, D, n), the LSTM's last n outputs: those that the last convolution needs to the left of the next frame,
+             then those whose codes depend on outputs to come; None before the first window
+    emitted  how many of these n frames, from the left, have had their codes returned
     """
 
     lstm: tuple[Tensor, Tensor] | None = None
@@ -90,6 +94,7 @@ class _State:
     emitted: int = 0
 
     def of_view(self, view: int) -> _State:
+        """The state of one view alone, as a batch of 1."""
         if self.lstm is None or self.outputs is None:
             return self
         hidden, cell = (part[:, view : view + 1].contiguous() for part in self.lstm)
@@ -98,12 +103,14 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class _Windowed:
-    """An EnCodec taken apart where windows need it.
+    """An EnCodec, taken apart before and after its LSTM.
 
-    before, lstm, after  the encoder's layers around its LSTM
-    hop                  samples of a frame
-    context              frames of audio that `before` needs on each side of a window
-    left, right          frames of LSTM output that `after` needs on each side
+    before       the encoder's convolutions before the LSTM
+    lstm         of the encoder
+    after        the encoder's convolutions after the LSTM
+    hop          samples per frame
+    context      frames of audio that `before` needs on each side of a window
+    left, right  frames of LSTM output that `after` needs on each side of a frame
     """
 
     codec: EncodecModel
@@ -118,10 +125,10 @@ class _Windowed:
     def advance(
         self, state: _State, audio_BL: Tensor, *, skip: int, frames: int | None
     ) -> tuple[Tensor, _State]:
-        """Codes (B, K, n) int16 that became certain with this audio, and the state for the next.
+        """Codes (B, K, n) int16 of the n frames for which all is known now, and the state for the next window.
 
-        audio_BL  (B, samples): `skip` frames of left context, then the window, then right context
-        frames    frames of the window; None where the track ends with `audio_BL`: all is emitted then
+        audio_BL  (B, samples) float: `skip` frames of context, the window, then context again
+        frames    frames of the window; None where the track ends with `audio_BL`, so that nothing more will be known
         """
         audio = audio_BL.to(self.codec.device, self.codec.dtype)[:, None]
         end = None if frames is None else skip + frames
@@ -197,9 +204,10 @@ def _windowed(codec: EncodecModel) -> _Windowed:
 
 
 def _reach(layers: Sequence[nn.Module]) -> tuple[int, int, int]:
-    """How many inputs left and right of its own an output depends on, and how many inputs are its own.
+    """On how many inputs to the left and to the right of its own an output depends, and how many inputs are its own.
 
-    The paddings are those of EncodecConv1d.forward, transformers 5.23: the larger half is on the left.
+    For layers with a total stride of 640, an output's own inputs are 640. The paddings are those of
+    EncodecConv1d.forward in transformers 5.23: where they are uneven, the larger half is on the left.
     """
     first, last, own = 0, 0, 1
     for conv in reversed(list(_convolutions(layers))):
@@ -211,7 +219,7 @@ def _reach(layers: Sequence[nn.Module]) -> tuple[int, int, int]:
 
 
 def _convolutions(layers: Sequence[nn.Module]) -> Iterator[nn.Conv1d]:
-    """The convolutions that one sample passes through in turn; a residual block's shortcut reaches less."""
+    """The convolutions in the order in which a sample passes them; a residual block's shortcut reaches less far."""
     for layer in layers:
         if isinstance(layer, EncodecResnetBlock):
             yield from _convolutions(list(layer.block))

@@ -1,4 +1,4 @@
-"""From a folder to examples: scanned, split, encoded once, and opened by index."""
+"""From a folder of sounds to examples: the folder is scanned, its clips split and encoded once, the codes opened."""
 
 from __future__ import annotations
 
@@ -29,13 +29,21 @@ from trainer.spec.trainable import Placeholder, Selection
 class DataSettings:
     """Which clips a run has, how they are cached, and what is drawn of them.
 
-    validation_share   of the folder's clips that validate, in [0, 1)
-    validation_folder  whose clips validate; None for none
-    code_views         offsets inside a codec frame at which each track is encoded
-    caption_variants   of each caption, of which one is drawn each epoch, where `word_dropout` is above 0
-    placeholder        of a word that is learned, which then stands in every caption; None where none is
-    trained            what is trained, on which the FLOPs of a clip depend
-    rehash             whether files of unchanged size and date are read again
+    folder             of the clips, of which most or all are trained on
+    cache_dir          folder of what was encoded; runs may share it
+    validation_share   share of the folder's clips that validate, in [0, 1)
+    validation_folder  a folder whose clips validate instead; None for none
+    no_label           whether all clips are trained without text
+    caption_lines      whether each line of a caption file is a caption of its own
+    min_seconds        shorter clips are left out
+    segment_seconds    length of a training crop
+    code_views         at how many offsets inside a codec frame each track is encoded
+    word_dropout       probability in [0, 1) of each word of a caption to be left out
+    caption_variants   how many variants of each caption one is drawn from each epoch, if `word_dropout` is above 0
+    placeholder        of a word that is learned, and then stands in every caption; None if no word is
+    trained            the trained part of the model, on which the FLOPs of a clip depend
+    seed               of the split, and of the words that are left out
+    rehash             whether sound files of unchanged size and date are read again
     """
 
     folder: Path
@@ -57,7 +65,13 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run trains and validates on. `digest` names the training clips and captions, in any order."""
+    """What a run trains and validates on.
+
+    train, validation  the clips; None where none validate
+    fates              of the files of all folders that were scanned
+    digest             of the contents and captions of the training clips: two runs with the same train on the same
+    seconds            of all training clips together
+    """
 
     train: Examples
     validation: Examples | None
@@ -67,18 +81,19 @@ class Dataset:
 
     @property
     def clips(self) -> int:
+        """How many clips are trained on."""
         return len(self.train.captions)
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
     """Scan the folder, encode what the cache lacks, and open the result.
 
-    The first process scans, the others read what it found; each encodes its share. EnCodec and T5 are loaded
-    only where something is missing, and are off the device on return.
+    The first process scans and the others read the table that it wrote; each encodes its share. EnCodec and T5 are
+    loaded only where something is missing, and have left the device on return.
 
-    Raises DataError where no clip is left to train on, or none to validate on though a share was asked for,
-    StorageError where the cache cannot be written, ConfigError where a machine's copy of a folder differs in
-    something that it has to encode.
+    Raises DataError where no clip is left to train on, or none to validate on though a share was asked for;
+    StorageError where the cache cannot be written; ConfigError where a machine's copy of a folder differs in a file
+    that it has to encode.
     """
     peers = peers or Alone()
     clips, fates = _encoded(settings, source, device, peers, settings.folder)
@@ -115,9 +130,10 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 def _encoded(
     settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
 ) -> tuple[Columns, tuple[Fate, ...]]:
-    """The folder's clips, all in the code cache; a file that fails while it is read becomes a fate.
+    """The folder's clips, the codes of all of which are cached, and the fates of its files.
 
-    So does one that is shorter than a frame in some view: there is nothing of it to learn.
+    A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
+    since there is nothing of it to learn; their fates say so.
     """
     scanned = scan_once(
         folder,
@@ -172,7 +188,7 @@ def _text(
     captions: Sequence[str | None],
     drawn: Sequence[Sequence[str | None]],
 ) -> Text:
-    """What the model reads of these captions, and of those that are drawn in their place."""
+    """What the model reads of these captions, and of the texts that are drawn in their place."""
     texts = sorted({text for of_clip in (captions, *drawn) for text in of_clip if text is not None})
     if settings.placeholder is not None:
         return TokenIds(extended_tokenizer(source.load_tokenizer(), settings.placeholder), texts)
@@ -196,7 +212,7 @@ def _captions(settings: DataSettings, clips: Columns) -> list[str | None]:
 
 
 def _texts(settings: DataSettings, clips: Columns) -> list[tuple[str | None, ...]] | None:
-    """The texts that each clip is trained with; None where that is its caption alone."""
+    """The texts among which each clip's is drawn; None where every clip always has its caption."""
     if settings.word_dropout == 0 and not settings.caption_lines:
         return None
     rate, variants = settings.word_dropout, settings.caption_variants

@@ -1,8 +1,8 @@
 """Which clips form each optimizer step, and how each is cropped: a function of (seed, epoch, clip) alone.
 
-The stream of clips is the concatenation of the epochs' permutations, cut into steps of `global_batch`.
-Ranks, micro-batches and accumulation only decide who computes a row. Nothing is drawn from a stream, so
-there is no random state to save.
+Every epoch has a permutation of the clips. These stand end to end, and are cut into steps of `global_batch` clips.
+Ranks, micro-batches and accumulation only decide who computes a row. No random number is drawn from a generator that
+goes on from the one before, so that a resumed run has no random state to restore.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from functools import lru_cache
 
 import numpy as np
 
-# Separate the draws of one (seed, epoch, clip) by what they are for.
+# What a draw is for: each purpose has random numbers of its own. Other values would change every run's clips and crops.
 PERMUTATION, CROP, TEXT = 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The whole run's order.
+    """What the order of a whole run depends on.
 
-    frames  (clips, views): the frames that each cached view of a clip has
-    texts   (clips,): how many texts a clip's caption is drawn from; None where each has one
+    global_batch       clips per optimizer step
+    segment_frames     the most codec frames of a crop
+    codebooks          K
+    caption_drop_rate  probability in [0, 1] that a row has no caption
+    frames             (clips, views) int64: the frames that each cached view of a clip has
+    max_steps          the most steps of the run; None for no such limit
+    texts              (clips,) int64: among how many texts a clip's text is drawn; None where each clip has one text
     """
 
     seed: int
@@ -42,7 +47,7 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run: ceil(epochs x clips / global batch), or max_steps where that is less."""
+        """Optimizer steps of the run: epochs x clips / global batch, rounded up, or max_steps where that is less."""
         steps = math.ceil(self.epochs * self.clips / self.global_batch)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
@@ -53,10 +58,11 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a step: frames [start, start + frames) of one view of a clip, with its caption or without.
+    """One row of a step: frames [start, start + frames) of one view of a clip, with a text or without.
 
-    `text` numbers the text that its caption is, of those that it is drawn from. A filler has weight 0 and only
-    completes a micro-batch.
+    drop_caption  whether the row is trained without text, as a null condition
+    text          which of the clip's texts it is trained with, from 0
+    weight        1; or 0 for a filler, which completes a micro-batch and adds nothing to loss and gradient
     """
 
     clip: int
@@ -72,8 +78,8 @@ class Row:
 def rows_of_step(order: Order, step: int) -> list[Row]:
     """Rows of optimizer step `step` (0-based), longest first, the same on every rank; fillers excluded.
 
-    A step may span two epochs; the last one may be short. Sorting by length lets rows of like length meet
-    in a micro-batch; the loss of a step does not depend on it.
+    A step may span two epochs, and the last step may be short. Rows are sorted by length so that a micro-batch has
+    rows of similar length and little padding; apart from rounding, the loss of a step does not depend on it.
     """
     first = step * order.global_batch
     last = min(first + order.global_batch, order.epochs * order.clips)
@@ -88,22 +94,24 @@ def rows_of_step(order: Order, step: int) -> list[Row]:
 @lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
     """Order of the clips in an epoch: (clips,) int64, each clip once."""
-    return np.argsort(_words(seed, PERMUTATION, epoch, count=clips), kind="stable")
+    return np.argsort(_random_integers(seed, PERMUTATION, epoch, count=clips), kind="stable")
 
 
 def draw(order: Order, epoch: int, clip: int) -> Row:
     """View, crop and caption of a clip in an epoch; a clip longer than the segment is cropped uniformly."""
-    view_word, start_word, drop_word = (int(word) for word in _words(order.seed, CROP, epoch, clip, count=3))
-    view = view_word * order.frames.shape[1] >> 64
+    draws = _random_integers(order.seed, CROP, epoch, clip, count=3)
+    view_draw, start_draw, drop_draw = (int(one) for one in draws)
+    # A draw is in [0, 2^64): n x draw / 2^64, rounded down, is one of 0 to n - 1, all equally probable.
+    view = view_draw * order.frames.shape[1] >> 64
     available = int(order.frames[clip, view])
     frames = min(available, order.segment_frames)
     return Row(
         clip=clip,
         epoch=epoch,
         view=view,
-        start=start_word * (available - frames + 1) >> 64,
+        start=start_draw * (available - frames + 1) >> 64,
         frames=frames,
-        drop_caption=drop_word < order.caption_drop_rate * 2**64,
+        drop_caption=drop_draw < order.caption_drop_rate * 2**64,
         text=_drawn_text(order, epoch, clip),
     )
 
@@ -111,7 +119,7 @@ def draw(order: Order, epoch: int, clip: int) -> Row:
 def _drawn_text(order: Order, epoch: int, clip: int) -> int:
     if order.texts is None:
         return 0
-    return int(_words(order.seed, TEXT, epoch, clip, count=1)[0]) * int(order.texts[clip]) >> 64
+    return int(_random_integers(order.seed, TEXT, epoch, clip, count=1)[0]) * int(order.texts[clip]) >> 64
 
 
 def micro_batches(
@@ -119,9 +127,9 @@ def micro_batches(
 ) -> list[list[Row]]:
     """This rank's share of a step: at most `accumulation` micro-batches of `micro_batch` rows each.
 
-    Micro-batch i of all ranks together is a run of neighbours in `rows`, so that ranks wait little for
-    each other. What is missing is filled with repeats of weight 0; see `filled_micro_batches` for how many
-    there are.
+    The micro-batches that all ranks compute at the same time are neighbours in `rows`, and so of similar length, so
+    that ranks wait little for each other. Where rows are missing, the last row stands again with weight 0. All ranks
+    have equally many micro-batches, see `filled_micro_batches`. Raises ValueError where the rows do not fit.
     """
     capacity = micro_batch * accumulation * world_size
     if not 0 < len(rows) <= capacity:
@@ -134,21 +142,26 @@ def micro_batches(
 
 
 def filled_micro_batches(rows: int, *, micro_batch: int, world_size: int) -> int:
-    """Micro-batches that every rank has in a step of so many rows: none of fillers alone on all ranks."""
+    """How many micro-batches every rank has in a step of so many rows: no more than needed to hold them all."""
     return math.ceil(rows / (micro_batch * world_size))
 
 
 def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int) -> np.ndarray:
-    """Cells that rows contribute to each codebook's loss: (K,) int64, fillers excluded.
+    """How many codes of these rows each codebook learns to predict: (K,) int64, fillers excluded.
 
-    Codebook k of a clip of L frames has min(L, segment_frames - k): its diagonal tail falls off only where
-    the clip fills the segment (audiocraft with padding_with_special_token pads to the segment).
+    The delay pattern shifts codebook k right by k steps. Of a clip of L frames it has min(L, segment_frames - k)
+    codes: its last ones are pushed out only where the clip fills the segment.
+    Source: audiocraft 1.3.0 with tokens.padding_with_special_token, which pads every clip to the segment.
     """
     frames = np.array([row.frames for row in rows if row.weight], dtype=np.int64)
     limits = segment_frames - np.arange(codebooks)
     return np.minimum(frames[:, None], np.maximum(limits, 0)[None]).sum(axis=0)
 
 
-def _words(*entropy: int, count: int) -> np.ndarray:
-    """`count` uniform uint64 from integers; SeedSequence's algorithm is fixed across numpy versions."""
+def _random_integers(*entropy: int, count: int) -> np.ndarray:
+    """(count,) uint64, uniform in [0, 2^64), a function of `entropy` alone.
+
+    Not a numpy Generator, whose methods may give other numbers in another version of numpy; SeedSequence's algorithm
+    is fixed across versions.
+    """
     return np.random.SeedSequence(entropy).generate_state(count, np.uint64)

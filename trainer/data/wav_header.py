@@ -1,4 +1,4 @@
-"""The data chunk of a RIFF file: what its header claims, beside what the file holds."""
+"""How long a WAV file should be by its header, and how long it is: libsndfile accepts one that is cut off."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ MAX_CHUNKS = 4096  # a real file has a few; a sparse file of zeros would offer o
 
 @dataclass(frozen=True, kw_only=True)
 class WavLayout:
-    """The data chunk of a RIFF file: what its header claims and what the file holds."""
+    """The data chunk of a RIFF file, which holds the samples.
 
-    size_at: int  # where in the file the chunk's 32-bit size stands
+    size_at     where in the file the chunk's size stands, 4 bytes; in bytes from the start
+    data_bytes  size of the chunk by the header
+    held_bytes  bytes from the chunk's start to the end of the file
+    streamed    whether the size is a placeholder of a program that could not know it, and so says nothing
+    unclosed    whether that placeholder is 0, where libsndfile by itself would read no sample
+    """
+
+    size_at: int
     data_bytes: int
     held_bytes: int
-    streamed: bool  # the size is a placeholder: it says nothing about what should be there
-    unclosed: bool  # streamed with size 0, of which libsndfile reads no sample by itself
+    streamed: bool
+    unclosed: bool
 
 
 def wav_layout(descriptor: int, file_bytes: int) -> WavLayout | None:
-    """The data chunk found by walking the chunks; None if there is none or the file is not RIFF.
+    """The data chunk of the open file, found by walking its chunks; None if it has none or is no RIFF file.
 
     Source: Multimedia Programming Interface 1.0 (RIFF, chunks padded to even sizes), EBU Tech 3306 (RF64).
     """
@@ -52,12 +59,15 @@ def wav_layout(descriptor: int, file_bytes: int) -> WavLayout | None:
 
 
 def _is_placeholder(size: int) -> bool:
-    """Whether a pipe left this size, unable to seek back: ffmpeg 2^32-1, sox 0x7FFFF000, arecord 2^31."""
+    """Whether a program that wrote into a pipe left this size, unable to seek back and correct it.
+
+    ffmpeg leaves 2^32 - 1, sox 0x7FFFF000, arecord 2^31.
+    """
     return size == 0 or size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
 
 
 class UnclosedWav(io.FileIO):
-    """A WAV file whose data size of 0 reads as 2^32-1, which libsndfile takes as 'to the end of the file'."""
+    """A WAV file in which the data size of 0 is read as 2^32 - 1, which libsndfile takes for "to the file's end"."""
 
     def __init__(self, path: Path, size_at: int):
         super().__init__(path, "rb")

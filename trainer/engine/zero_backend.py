@@ -140,7 +140,8 @@ class ZeroBackend:
         if self._stage == 2:
             self._zero.update_lp_params()
             return
-        for (_, parameter), shard in zip(self._parameters, self.shards(), strict=True):
+        trained = (parameter for _, parameter in self._parameters if parameter.requires_grad)
+        for parameter, shard in zip(trained, self.shards(), strict=True):
             parameter.ds_tensor.view(-1)[: len(shard.weight)].copy_(shard.weight)
 
     def weight_bytes(self) -> int:

@@ -92,7 +92,7 @@ class InMemory(StoredTensor):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Computed(StoredTensor):
-    """A tensor that a function without arguments makes, the same at every call; of a range the whole is made."""
+    """A tensor that `compute` makes anew at each look-up, the same each time. For a range the whole tensor is made."""
 
     compute: Callable[[], Tensor]
 
@@ -105,7 +105,7 @@ class Computed(StoredTensor):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InSafetensors(StoredTensor):
-    """A tensor of a safetensors file. Each look-up maps the file anew, while the tensor that it gives is alive."""
+    """A tensor of a safetensors file. Each look-up maps the file anew, and the map lasts as long as what was read."""
 
     path: Path
     name: str
