@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.ranks.harness import run_ranks
 from tests.synthetic import HEADER, random_examples
 from trainer.plan.layout import Checkpointing
 from trainer.wiring import engine_settings
@@ -139,6 +141,17 @@ def steps(
             moved=[name for name, now in _frozen_values(engine.backend).items() if not torch.equal(now, frozen[name])],
             graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
         )
+
+
+@cache
+def undisturbed(strategy: str = "single", world_size: int = 1, accumulation: int = 1) -> list[Numbers]:
+    """Of each rank, over all 11 steps with the plainest settings; made once for all tests that compare with it."""
+    return run_ranks(world_size, steps, strategy, accumulation, count=11)
+
+
+def part_of(whole: Numbers, first: int, last: int) -> Numbers:
+    """Losses and norms of the steps after the first `first` and up to `last`."""
+    return Numbers(losses=whole.losses[first:last], norms=whole.norms[first:last])
 
 
 def _gradient_bytes_of(backend: Any) -> list[int]:

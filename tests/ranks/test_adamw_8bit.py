@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.plans import plan_for
-from tests.ranks.cases import Numbers, differences, steps
+from tests.ranks.cases import Numbers, differences, part_of, steps, undisturbed
 from tests.ranks.harness import run_ranks
 from trainer.engine.shards import MOMENTS
 from trainer.run.checkpoint import newest
@@ -22,12 +22,12 @@ EIGHT_BIT = {"optimizer": "adamw8bit"}
 
 
 def later(numbers: Numbers) -> Numbers:
-    return Numbers(losses=numbers.losses[5:], norms=numbers.norms[5:])
+    return part_of(numbers, 5, 10)
 
 
 @pytest.fixture(scope="module")
 def adamw() -> Numbers:
-    return run_ranks(1, steps, "single", 1, count=10)[0]
+    return part_of(undisturbed()[0], 0, 10)
 
 
 @pytest.fixture(scope="module")

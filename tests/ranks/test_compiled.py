@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import rounding
-from tests.ranks.cases import Numbers, differences, steps
+from tests.ranks.cases import Numbers, differences, steps, undisturbed
 from tests.ranks.harness import run_ranks
 from trainer.plan.layout import Checkpointing
 
@@ -33,7 +33,9 @@ LOSS, NORM = 3 * rounding.LOSS, 3 * rounding.NORM
 
 @cache
 def eager(part: str | None = None) -> Numbers:
-    return run_ranks(1, steps, "single", 1, count=count_of(part), flags=PARTS.get(part or ""))[0]
+    if part is None:
+        return undisturbed()[0]
+    return run_ranks(1, steps, "single", 1, count=count_of(part), flags=PARTS[part])[0]
 
 
 def count_of(part: str | None) -> int:

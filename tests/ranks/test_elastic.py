@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks.cases import Numbers, differences, steps
+from tests.ranks.cases import Numbers, differences, part_of, steps, undisturbed
 from tests.ranks.harness import run_ranks
 from tests.rounding import LOSS, NORM
 
@@ -17,7 +17,6 @@ QUICK = {
     ("zero2", "fsdp", 2),
     ("zero2", "single", 1),
     ("fsdp", "zero2", 3),
-    ("fsdp", "fsdp", 4),
     ("zero3", "ddp", 2),
     ("ddp", "zero3", 2),
 }
@@ -26,8 +25,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def reference() -> Numbers:
     """Steps 6 to 10 of the undisturbed run."""
-    whole = run_ranks(1, steps, "single", 1, count=10)[0]
-    return Numbers(losses=whole.losses[5:], norms=whole.norms[5:])
+    return part_of(undisturbed()[0], 5, 10)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +59,6 @@ def test_five_further_steps_are_those_of_an_undisturbed_run(before, after, world
     "strategy", ["zero2", "fsdp", *(pytest.param(other, marks=pytest.mark.full) for other in ("ddp", "zero3"))]
 )
 def test_the_same_layout_continues_bit_for_bit(strategy, saved):
-    whole = run_ranks(2, steps, strategy, 1, count=10)[0]
     found = run_ranks(2, steps, strategy, 1, count=5, folder=str(saved(strategy)))[0]
-    assert (found.losses, found.norms) == (whole.losses[5:], whole.norms[5:])
+    whole = part_of(undisturbed(strategy, 2)[0], 5, 10)
+    assert (found.losses, found.norms) == (whole.losses, whole.norms)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plans import plan_for
-from tests.ranks.cases import steps
-from tests.ranks.harness import run_ranks
+from tests.ranks.cases import undisturbed
 
 PARAMETERS = 2_689_408  # debug's decoder and projection
 
@@ -30,7 +29,7 @@ QUICK = {("zero2", 2), ("fsdp", 2)}
 def test_each_rank_holds_its_share(strategy, world_size):
     *per_parameter, shards = BYTES[strategy]
     expected = [PARAMETERS * each / n for each, n in zip(per_parameter, shards(world_size), strict=True)]
-    found = run_ranks(world_size, steps, strategy, 1, count=1)
+    found = undisturbed(strategy, world_size)
     for numbers in found:
         held = (numbers.weight_bytes, numbers.gradient_bytes, numbers.optimizer_bytes)
         for part, bytes_, wanted in zip(("weights", "gradients", "optimizer"), held, expected, strict=True):

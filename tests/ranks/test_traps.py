@@ -91,6 +91,7 @@ def test_a_flag_that_contradicts_the_configuration_is_refused(tmp_path):
         pytest.param(
             (("--strategy", "zero2"), ("--strategy", "fsdp")),
             "the processes do not agree on strategy: rank 0: zero2; rank 1: fsdp",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             (("--strategy", "ddp"), ("--strategy", "zero3")), "do not agree on strategy", marks=pytest.mark.full

@@ -39,7 +39,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def learn(folder: Path, names: Sequence[str], *, seconds: int, steps: int, lr: str, flags: Sequence[str] = ()) -> Path:
+def learn(
+    folder: Path, names: Sequence[str], *, seconds: int, steps: int, lr: str, batch: int = 1, flags: Sequence[str] = ()
+) -> Path:
     """Train debug by launch.py on the first seconds of these examples, all in each step; the output_dir."""
     data = folder / "data"
     data.mkdir()
@@ -49,7 +51,7 @@ def learn(folder: Path, names: Sequence[str], *, seconds: int, steps: int, lr: s
         soundfile.write(data / f"{name}.wav", audio[: seconds * rate], rate)
     command = [sys.executable, str(ROOT / "launch.py"), "--dataset", str(data), "--model_id", "debug"]
     command += ["--code_views", "1", "--epochs", str(steps), "--global_batch", str(len(names))]
-    command += ["--batch_size", "1", "--lr", lr, "--cache_dir", str(folder / "cache")]
+    command += ["--batch_size", str(batch), "--lr", lr, "--cache_dir", str(folder / "cache")]
     command += ["--output_dir", str(folder / "models"), *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
@@ -73,7 +75,7 @@ def played_back(run: Path, captions: Sequence[str], frames: int) -> dict[str, Te
 
 
 def test_four_clips_are_played_back_from_their_captions_without_one_wrong_code(tmp_path: Path) -> None:
-    run = learn(tmp_path, FOUR, seconds=3, steps=150, lr="7e-3")
+    run = learn(tmp_path, FOUR, seconds=3, steps=150, lr="7e-3", batch=4)
     true = true_codes(run)
     assert len(true) == 4
     made = played_back(run, list(true), frames=150)
