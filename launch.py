@@ -171,7 +171,7 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     elif parts.start is not None:
         ranks.say(f"starting from the weights in {parts.start.path}")
     if config.ema_decay is not None:
-        ranks.say(wiring.words_on_average(config.ema_decay, order))
+        ranks.say(wiring.ema_in_words(config.ema_decay, order))
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())

@@ -148,7 +148,7 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
     )
 
 
-def words_on_average(ema_decay: float, order: Order) -> str:
+def ema_in_words(ema_decay: float, order: Order) -> str:
     """What the average of the weights will hold when the run ends."""
     left = ema_decay**order.steps
     advice = "; a lower --ema_decay, or more steps, would leave less" if left > STARTING_SHARE else ""

@@ -52,8 +52,7 @@ def moments(state: dict[str, Any]) -> dict[str, Tensor]:
     They are copies in host memory, so that a GPU needs no room for them: writing to them changes nothing.
     """
     return {
-        kind: _dequantized(state[key], state.get(table), state.get(scale))
-        for kind, (key, table, scale) in KEYS.items()
+        kind: _dequantized(state[key], state.get(table), state.get(scale)) for kind, (key, table, scale) in KEYS.items()
     }
 
 

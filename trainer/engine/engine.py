@@ -75,7 +75,8 @@ class Engine:
         4. quantize     frozen linear layers, for --base_bits. After 1, because peft would copy every result of a
                         quantized layer that it wraps; before 6, so that the unrounded base never has memory
         5. shrink       other frozen linear layers, to the compute precision; before 6, as 4 is
-        6. materialize  give all parameters memory of any content, on the device or, where 7 cuts it up, on the host
+        6. materialize  give all parameters memory of any content: in host memory where 7 cuts the model's own weights
+                        (fsdp, hsdp, zero3), else on the device
         7. shard        with the optimizer, by Accelerate's `prepare`
         8. fill         each rank reads the ranges that it holds, tensor by tensor. So no process holds more of the
                         model in host memory than one tensor besides its own shards (tests/ranks/test_host_memory.py)

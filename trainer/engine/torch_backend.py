@@ -49,9 +49,7 @@ class TorchBackend:
         optimizer = (
             adamw_8bit.eight_bit_adamw(trained, settings.weight_decay)
             if self._eight_bit
-            else torch.optim.AdamW(
-                trained, lr=0.0, betas=ADAMW_BETAS, weight_decay=settings.weight_decay, fused=True
-            )
+            else torch.optim.AdamW(trained, lr=0.0, betas=ADAMW_BETAS, weight_decay=settings.weight_decay, fused=True)
         )
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)

@@ -252,9 +252,7 @@ def _report(run: Run, engine: Engine, result: StepResult, speed: Mapping[str, fl
 
 
 def _progress_bar(steps: int, start_step: int, *, shown: bool) -> tqdm:
-    return tqdm(
-        total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=not shown
-    )
+    return tqdm(total=steps, initial=start_step, unit="step", desc="training", dynamic_ncols=True, disable=not shown)
 
 
 def _show(bar: tqdm, result: StepResult, rate: float) -> None:
