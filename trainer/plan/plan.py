@@ -200,4 +200,4 @@ def _selection_reasons(shape: Shape, request: Request) -> Iterator[str]:
 def _filler_reasons(global_batch: int, layout: Layout) -> Iterator[str]:
     fillers = layout.world_size * layout.accumulation * layout.micro_batch - global_batch
     if fillers:
-        yield f"{fillers} filler rows of weight 0 a step, because {global_batch} clips do not split evenly"
+        yield f"{fillers} filler rows of weight 0 per step, because {global_batch} clips do not split evenly"
