@@ -33,9 +33,9 @@ writes this page; a test holds it to the code. For any other cluster, model or f
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
 
-A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: of activations what costs little is
-recomputed (selective checkpointing), which needs layers that torch.compile can compile, as they are wherever it works.
-**c**: all are (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
+A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: the activations that cost
+little are recomputed (selective checkpointing), for which torch.compile must work. **c**: all activations are
+recomputed (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
 with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
 a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """

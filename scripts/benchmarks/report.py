@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-CHECKPOINTING = {False: None, True: "recomputing", "selective": "recomputing little"}
+CHECKPOINTING_LABELS = {False: None, True: "recomputing", "selective": "recomputing little"}
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "audiocraft")
 
 
@@ -77,7 +77,7 @@ def _label(row: Row) -> str:
     parts = [row["case"], row.get("model"), row.get("what"), row.get("precision")]
     parts += [f"{row['layers']} layers" if "layers" in row else None]
     parts += [f"{row['clips']} x {row['frames']}" if "frames" in row and "clips" in row else None]
-    parts += [CHECKPOINTING[row.get("checkpointing", False)], "compiled" if row.get("compiled") else None]
+    parts += [CHECKPOINTING_LABELS[row.get("checkpointing", False)], "compiled" if row.get("compiled") else None]
     return " ".join(str(part) for part in parts if part not in ("", "no", None))
 
 

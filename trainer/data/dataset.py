@@ -39,7 +39,7 @@ class DataSettings:
     segment_seconds    length of a training crop
     code_views         at how many offsets inside a codec frame each track is encoded
     word_dropout       probability in [0, 1) of each word of a caption to be left out
-    caption_variants   how many variants of each caption one is drawn from each epoch, if `word_dropout` is above 0
+    caption_variants   variants that each caption has if `word_dropout` is above 0; one of them is drawn each epoch
     placeholder        of a word that is learned, and then stands in every caption; None if no word is
     trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
@@ -69,7 +69,7 @@ class Dataset:
 
     train, validation  the clips; None where none validate
     fates              of the files of all folders that were scanned
-    digest             of the contents and captions of the training clips: two runs with the same train on the same
+    digest             of the contents and captions of the training clips: equal where two runs train on the same
     seconds            of all training clips together
     """
 
