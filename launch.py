@@ -180,7 +180,7 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:
-    """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints."""
+    """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints' Saver."""
     from trainer import wiring
     from trainer.engine import Engine, start_trackers
     from trainer.run.checkpoint import Saver

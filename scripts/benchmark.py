@@ -19,7 +19,7 @@ from benchmarks.work import Work
 
 from trainer.plan.request import CHECKPOINTING
 
-# One step in turn, with the same work, and what each case measures; see docs/benchmarks.md.
+# The cases besides those of steps.CONTESTANTS, and what measures each. docs/benchmarks.md says what they are.
 CASES = {
     "run": whole_runs.run,
     "encode": parts.encode,
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", choices=("gpu",), help="everything that docs/benchmarks.md lists for a GPU")
     parser.add_argument("--cases", nargs="+", choices=(*steps.CONTESTANTS, *CASES), default=["step", "bare"])
     parser.add_argument("--models", nargs="+", choices=MODELS, help="small; of the suite: all three")
-    parser.add_argument("--layers", type=int, help="only so many layers of the model, as a CPU can bear")
+    parser.add_argument("--layers", type=int, help="only so many layers of the model, for a slow machine")
     parser.add_argument("--frames", nargs="+", type=int, default=[1500], help="frames of a clip; 50 are a second")
     parser.add_argument("--micro_batch", type=int, default=1, help="clips of a micro-batch")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")

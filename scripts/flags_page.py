@@ -18,7 +18,7 @@ INTRODUCTION = """# Flags
 Every flag of `launch.py`. `python scripts/flags_page.py` writes this page from the declarations in
 `trainer/flags/config.py`, and a test holds it to them. `python launch.py --help` prints the same texts.
 
-A flag and its value are two words or joined by `=`; switches are 0 or 1 (or false, true); of a flag that is given
+A flag and its value are two arguments, or joined by `=`; switches are 0 or 1 (or false, true); of a flag that is given
 twice the last one counts. `--config FILE` (.yaml or .json) holds flags by name, and the command line wins over it. A
 flag that was typed either acts or is refused with the reason: none is ignored.
 """

@@ -146,8 +146,8 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
 def file_name(number: int, prompt: str) -> str:
     """A name safe on every file system: "Café jazz, 90 bpm" as the second prompt is 02_cafe_jazz_90_bpm.wav."""
     ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:60].strip("_")
-    return f"{number:02d}_{words or 'prompt'}.wav" if prompt.strip() else f"{number:02d}_no_prompt.wav"
+    plain = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:60].strip("_")
+    return f"{number:02d}_{plain or 'prompt'}.wav" if prompt.strip() else f"{number:02d}_no_prompt.wav"
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ RANK = 16
 INTRODUCTION = """# Plans
 
 What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, at most {batch_size} clips in a
-micro-batch, a global batch of {clips} clips a GPU, bf16 with float32 master weights. `python scripts/plan_table.py`
+micro-batch, a global batch of {clips} clips per GPU, bf16 with float32 master weights. `python scripts/plan_table.py`
 writes this page; a test holds it to the code. For any other cluster, model or flags:
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
 
-A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: of activations what costs little is
-recomputed (selective checkpointing), which needs layers that torch.compile can compile, as they are wherever it works.
-**c**: all are (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
+A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: the activations that cost
+little are recomputed (selective checkpointing), for which torch.compile must work. **c**: all activations are
+recomputed (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
 with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
 a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA and 6 % for the allocator's losses included.
 """
@@ -76,9 +76,9 @@ def modes_of_training(config: Config) -> str:
         "a new word": replace(config, tune_text=True),
     }
     rows = [
-        f"| {name}, {words} | " + " | ".join(cell(KNOWN[name], mode, 1, gib) for gib in ONE_GPU_GIB) + " |"
+        f"| {name}, {label} | " + " | ".join(cell(KNOWN[name], mode, 1, gib) for gib in ONE_GPU_GIB) + " |"
         for name in MODELS
-        for words, mode in modes.items()
+        for label, mode in modes.items()
     ]
     head = "| one GPU of | " + " | ".join(f"{gib} GiB" for gib in ONE_GPU_GIB) + " |"
     return "\n".join([MODES.format(rank=RANK), head, "|---" * (len(ONE_GPU_GIB) + 1) + "|", *rows, ""])

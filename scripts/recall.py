@@ -2,9 +2,9 @@
 
 python scripts/recall.py --run models
 
-Each clip's caption is given to the model, which generates greedily and without guidance; what is counted are
-the codes that equal the clip's. Near 100 % the model has learned its clips by heart: right for a test of the
-whole road, and overfitting in anything else. Before the training means: the model that the run started from.
+Each clip's caption is given to the model, which generates greedily and without guidance. Those of its codes are counted
+that equal the clip's. Near 100 % the model has learned its clips by heart, which is right where it is tested whether
+training works at all, and overfitting elsewhere. Before the training means: the model that --model_id named.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Config to the settings that each part of a run owns: nothing below this module knows the flags as a whole."""
+"""From the flags (Config) to the settings that each part of a run owns.
+
+Below this module only trainer/plan/request.py and trainer/plan/dry_run.py know the flags as a whole.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from trainer.run.output_dir import OutputDir
 
 # Above this share of starting weights in the final average, --ema_decay is likely to be too large for the run.
-STARTING_SHARE = 0.05
+LARGE_STARTING_SHARE = 0.05
 
 
 def plan_of(
@@ -150,11 +153,11 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
 
 def ema_in_words(ema_decay: float, order: Order) -> str:
     """What the average of the weights will hold when the run ends."""
-    left = ema_decay**order.steps
-    advice = "; a lower --ema_decay, or more steps, would leave less" if left > STARTING_SHARE else ""
+    starting_share = ema_decay**order.steps
+    advice = "; a lower --ema_decay, or more steps, would leave less" if starting_share > LARGE_STARTING_SHARE else ""
     return (
         f"exports and validation use the average of the weights over some {1 / (1 - ema_decay):.0f} steps"
-        f" (--ema_decay {ema_decay:g}), of which {left:.0%} are the starting weights at the end{advice}"
+        f" (--ema_decay {ema_decay:g}), of which {starting_share:.0%} are the starting weights at the end{advice}"
     )
 
 
@@ -167,7 +170,7 @@ def run_of(
     folder: OutputDir,
     source: Source,
 ) -> Run:
-    """The run's fixed parts for the loop."""
+    """What the training loop needs that does not change during a run."""
     steps_per_epoch = max(1, round(order.clips / order.global_batch))
     return Run(
         plan=plan,

@@ -19,7 +19,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run(name: str, work: Work, turn: Turn) -> None:
-    """Step whenever it is `name`'s turn; returns when there is no more."""
+    """Do `work` as the contestant `name` does it: one step at each turn, until there are no more turns."""
     {"step": _step, "bare": _bare, "seq2seq": _seq2seq, "audiocraft": _audiocraft}[name](work, turn)
 
 

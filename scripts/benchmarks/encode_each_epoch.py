@@ -1,4 +1,4 @@
-"""Three epochs as trainers do it that keep no cache: every clip through EnCodec and T5 again in every epoch.
+"""Three epochs of a trainer without a cache: every clip goes through EnCodec and T5 again in every epoch.
 
 python -m benchmarks.encode_each_epoch MODEL_FOLDER DATA_FOLDER MICRO_BATCH PRECISION
 """

@@ -35,19 +35,20 @@ from trainer.training.schedule import Schedule
 from trainer.wiring import engine_settings
 
 SAVE_STEPS = 100  # what --save_step is taken to be
-GROWTH = (1, 4, 16)
+GROWTH = (1, 4, 16)  # how many times as many clips, frames or layers
 FLAT_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command line says to every case."""
+    """What the command line says, for every case."""
 
     works: Sequence[Work]
     rounds: int
     clips: int
     seconds: float
     processes: Sequence[int]
+
 
 HEADER = RunHeader(identity={}, global_batch=1, flags={})
 

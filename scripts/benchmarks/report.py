@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-CHECKPOINTING = {False: None, True: "recomputing", "selective": "recomputing little"}
+CHECKPOINTING_LABELS = {False: None, True: "recomputing", "selective": "recomputing little"}
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "audiocraft")
 
 
@@ -68,17 +68,17 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
     bars = axes.barh(names, [row["frames_per_second"] for row in rows])
     axes.bar_label(bars, [f"{row['mfu']:.0%}" if "mfu" in row else "" for row in rows], padding=3)
     axes.invert_yaxis()
-    axes.set_xlabel("frames a second; labels: share of the device's matrix product (MFU)")
+    axes.set_xlabel("frames per second; labels: share of the device's matrix product (MFU)")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def _label(row: Row) -> str:
-    words = [row["case"], row.get("model"), row.get("what"), row.get("precision")]
-    words += [f"{row['layers']} layers" if "layers" in row else None]
-    words += [f"{row['clips']} x {row['frames']}" if "frames" in row and "clips" in row else None]
-    words += [CHECKPOINTING[row.get("checkpointing", False)], "compiled" if row.get("compiled") else None]
-    return " ".join(str(word) for word in words if word not in ("", "no", None))
+    parts = [row["case"], row.get("model"), row.get("what"), row.get("precision")]
+    parts += [f"{row['layers']} layers" if "layers" in row else None]
+    parts += [f"{row['clips']} x {row['frames']}" if "frames" in row and "clips" in row else None]
+    parts += [CHECKPOINTING_LABELS[row.get("checkpointing", False)], "compiled" if row.get("compiled") else None]
+    return " ".join(str(part) for part in parts if part not in ("", "no", None))
 
 
 def _text(value: Any) -> str:

@@ -17,7 +17,7 @@ CONTESTANTS = ("step", "bare", "seq2seq", "audiocraft")
 
 
 def measure(names: Sequence[str], work: Work, rounds: int) -> list[Row]:
-    """One row a contestant. On a CPU all exist at once and step in turn, on a GPU one after the other."""
+    """One row per contestant. On a CPU all exist at once and step in turn, on a GPU one after the other."""
     cuda = torch.cuda.is_available()
     timings = take_turns(names, contestants.run, work, rounds, together=not cuda)
     expected = expected_bytes(work.shape, work.layout(on_gpu=cuda)).allocated
@@ -61,5 +61,5 @@ def _row(name: str, work: Work, timing: Timing, bare: Timing | None, expected: i
 
 
 def _best(bare: Timing, timing: Timing) -> float:
-    """The same of each one's fastest step, which other work on the machine disturbed least."""
+    """Throughput against bare's by the fastest step of each, which other work on the machine disturbed least."""
     return min(bare.seconds) / min(timing.seconds)

@@ -14,8 +14,8 @@ from trainer.plan.layout import Checkpointing
 from trainer.plan.memory import expected_bytes
 
 SIZES = ("small", "medium", "large")
-MOST = 16  # micro-batch
-# Ours, as layers may be computed: compiled or not, and what the backward pass recomputes.
+MOST_CLIPS = 16  # the largest micro-batch that is tried
+# How our layers may be computed: compiled or not, and what the backward pass recomputes.
 WAYS: tuple[tuple[bool, Checkpointing], ...] = (
     (False, False),
     (False, True),
@@ -26,8 +26,11 @@ WAYS: tuple[tuple[bool, Checkpointing], ...] = (
 
 
 def gpu(models: Sequence[str], rounds: int) -> Iterator[list[Row]]:
-    """One step of 30 s clips in bf16, in each way ours can compute it, with the largest micro-batch that the plan gives
-    it, up to 16; then the others and ours, all with the largest that ours takes without compiling or recomputing."""
+    """Steps of 30 s clips in bf16, for each model.
+
+    First our step in each of WAYS, with the largest micro-batch that fits by the plan, up to MOST_CLIPS. Then all
+    contestants, with the largest that fits ours without compiling and recomputing.
+    """
     if not torch.cuda.is_available():
         raise SystemExit("--suite gpu needs a CUDA device: torch finds none. Without --suite the cases run on a CPU")
     memory = torch.cuda.get_device_properties(0).total_memory
@@ -48,10 +51,10 @@ def gpu(models: Sequence[str], rounds: int) -> Iterator[list[Row]]:
 
 
 def largest_micro_batch(work: Work, memory_bytes: int) -> int:
-    """The largest whose expected memory the device has; 0 where not even one clip fits."""
+    """The largest micro-batch whose expected memory the device has; 0 where not even one clip fits."""
     fitting = [
         size
-        for size in range(1, MOST + 1)
+        for size in range(1, MOST_CLIPS + 1)
         if expected_bytes(work.shape, replace(work, micro_batch=size).layout(on_gpu=True)).total <= memory_bytes
     ]
     return max(fitting, default=0)

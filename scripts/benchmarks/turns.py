@@ -111,7 +111,7 @@ def _of_group(
 
 
 def _hear(pipes: dict[str, Connection], name: str, failures: dict[str, str]) -> tuple[float, float, int] | None:
-    """The contestant's next word; one that failed leaves the round."""
+    """The contestant's next message: what a step took, or None. One that failed gets no more turns."""
     try:
         kind, value = pipes[name].recv()
     except EOFError:

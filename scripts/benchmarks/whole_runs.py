@@ -25,8 +25,8 @@ from benchmarks.work import Work
 from trainer.plan.request import CHECKPOINTING
 
 ROOT = Path(__file__).parents[2]
-# torch imports its compiler for the first optimizer, transformers a class when it is first named: the second and third
-# are what any program must wait for that has AdamW, and that has a MusicGen.
+# torch imports its compiler when the first optimizer is made, and transformers a class when it is first named. So any
+# program with AdamW must wait for the second of these, and any with a MusicGen for the third.
 IMPORTS = {
     "imports": "import torch, transformers, accelerate",
     "imports with AdamW": (
@@ -35,7 +35,8 @@ IMPORTS = {
     "imports with MusicGen": "import torch, accelerate; from transformers import MusicgenForConditionalGeneration",
 }
 EPOCHS = 3
-WORDS = {recompute: word for word, recompute in CHECKPOINTING.items()}  # for --gradient_checkpointing
+# What --gradient_checkpointing takes, by what is recomputed.
+CHECKPOINTING_VALUES = {recompute: value for value, recompute in CHECKPOINTING.items()}
 
 
 def start(settings: Settings) -> list[Row]:
@@ -47,14 +48,14 @@ def start(settings: Settings) -> list[Row]:
         flags = ["--model_id", "debug", "--max_steps", "1", "--segment_seconds", "4"]
         for round_ in range(settings.rounds + 1):
             seconds = {}
-            for what, words in IMPORTS.items():
+            for what, program in IMPORTS.items():
                 since = time.perf_counter()
-                subprocess.run([sys.executable, "-c", words], env=_environ(), check=True, capture_output=True)
+                subprocess.run([sys.executable, "-c", program], env=_environ(), check=True, capture_output=True)
                 seconds[what] = time.perf_counter() - since
             for what in ("cold", "cached"):
                 lines, started = _launch(folder, f"{what}{round_}", flags, cache=f"cache{round_}")
                 seconds[what] = lines[0]["time"] - started
-            if round_:  # the first fills the disk cache
+            if round_:  # the first round brings the files into the system's page cache
                 for what, value in seconds.items():
                     found[what].append(value)
     rows: list[Row] = []
@@ -68,7 +69,7 @@ def start(settings: Settings) -> list[Row]:
 
 
 def scale(settings: Settings) -> list[Row]:
-    """Frames a second of the whole run on several processes, the clips of each the same."""
+    """Frames per second of a whole run on several processes, each with the same number of clips."""
     rows: list[Row] = []
     work = settings.works[0]
     with tempfile.TemporaryDirectory() as name:
@@ -98,7 +99,7 @@ def scale(settings: Settings) -> list[Row]:
 
 
 def run(settings: Settings) -> list[Row]:
-    """A run's frames a second from its first step to its last, everything between steps included, against the step
+    """A run's frames per second from its first step to its last, everything between steps included, against the step
     alone, measured before and after it."""
     rows: list[Row] = []
     for work in settings.works:
@@ -142,8 +143,8 @@ def epochs(settings: Settings) -> list[Row]:
             lines, started = _launch(folder, f"run{views}", [*flags, "--code_views", str(views)])
             seconds[f"ours, {views} view(s) of each clip"] = lines[-1]["time"] - started
         since = time.time()
-        words = [str(model), str(folder / "data"), str(work.micro_batch), work.precision]
-        command = [sys.executable, "-m", "benchmarks.encode_each_epoch", *words]
+        arguments = [str(model), str(folder / "data"), str(work.micro_batch), work.precision]
+        command = [sys.executable, "-m", "benchmarks.encode_each_epoch", *arguments]
         subprocess.run(command, cwd=ROOT / "scripts", env=_environ(), check=True)
         seconds["encoding in every epoch"] = time.time() - since
     for what, value in seconds.items():
@@ -167,8 +168,8 @@ def _flags_of(work: Work, model: Path) -> list[str]:
     return [
         *("--model_id", str(model), "--batch_size", str(work.micro_batch), "--grad_acc", str(work.accumulation)),
         *("--segment_seconds", str(work.frames / 50), "--mixed_precision", work.precision),
-        *("--gradient_checkpointing", WORDS[work.gradient_checkpointing], "--compile", str(int(work.compiled))),
-        *("--checkpoint_minutes", "600"),
+        *("--gradient_checkpointing", CHECKPOINTING_VALUES[work.gradient_checkpointing]),
+        *("--compile", str(int(work.compiled)), "--checkpoint_minutes", "600"),
     ]
 
 
@@ -181,10 +182,10 @@ def _launch(
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
-    words = ["launch.py", "--dataset", str(folder / "data"), "--output_dir", str(folder / output)]
-    words += ["--cache_dir", str(folder / (cache or f"cache-{output}"))]
+    program = ["launch.py", "--dataset", str(folder / "data"), "--output_dir", str(folder / output)]
+    program += ["--cache_dir", str(folder / (cache or f"cache-{output}"))]
     started = time.time()
-    done = subprocess.run([*launcher, *words, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*launcher, *program, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"the run failed:\n{done.stdout}\n{done.stderr}")
     lines = [json.loads(line) for line in (folder / output / "metrics.jsonl").read_text().splitlines()]

@@ -124,10 +124,10 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             if wav and not wav.streamed and wav.data_bytes > wav.held_bytes:
                 held = f"{wav.held_bytes:,} of {wav.data_bytes:,} bytes"
                 raise AudioFault("truncated", f"holds {held} of audio: copy or export it again")
-            source: int | io.FileIO = raw.fileno()
+            readable: int | io.FileIO = raw.fileno()
             if wav and wav.unclosed:
-                source = stack.enter_context(UnclosedWav(path, wav.size_at))
-            sound = stack.enter_context(_Sequential(source, closefd=False))
+                readable = stack.enter_context(UnclosedWav(path, wav.size_at))
+            sound = stack.enter_context(_Sequential(readable, closefd=False))
         except soundfile.LibsndfileError as error:
             detail = f"not a sound file that libsndfile reads ({_reason(error)}): export it again as .wav"
             raise AudioFault("unreadable", detail) from error

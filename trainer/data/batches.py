@@ -80,7 +80,7 @@ class Examples:
     segment_frames  the most frames of a crop
     texts           of each clip, those among which `Row.text` chooses; None where a clip always has its caption
     token_ids       whether `text` gives token ids, since T5 itself is trained
-    trained         the trained part of the model, on which the FLOPs of a clip depend
+    trained         which parameters are trained, on which the FLOPs of a clip depend
     """
 
     codes: CachedCodes
@@ -129,7 +129,7 @@ class Examples:
             attention_BS=attention,
             frames=sum(row.frames for row in rows if row.weight),
             padded_frames=steps * len(rows),
-            flops=sum(self._flops(row, own) for row, own in zip(rows, states, strict=True)),
+            flops=sum(self._flops(row, of_row) for row, of_row in zip(rows, states, strict=True)),
         )
         return batch.map(Tensor.pin_memory) if torch.cuda.is_available() else batch
 
@@ -149,27 +149,27 @@ class Examples:
         Softmax over no key at all is NaN. A row without text therefore attends to its keys of zero wherever the
         longest text of the batch has tokens: whatever their weights, values of zero add nothing.
         """
-        lengths = [0 if row is None else len(row) for row in states]
+        lengths = [0 if of_row is None else len(of_row) for of_row in states]
         longest = max(1, *lengths)
         text = self.blank_text(len(states), longest)
         mask = torch.zeros(len(states), longest)
-        for index, row in enumerate(states):
-            if row is not None:
-                text[index, : len(row)] = torch.from_numpy(row)
-                mask[index, : len(row)] = 1
+        for index, of_row in enumerate(states):
+            if of_row is not None:
+                text[index, : len(of_row)] = torch.from_numpy(of_row)
+                mask[index, : len(of_row)] = 1
         padded = any(0 < length < longest for length in lengths)
         attention = mask.bool() | ~mask.bool().any(dim=1, keepdim=True) if padded else None
         return text, mask, attention
 
 
 def prefetched(
-    shares: Iterable[Sequence[Row]], make: Callable[[Sequence[Row]], Batch], ahead: int = 2
+    micro_batches: Iterable[Sequence[Row]], make: Callable[[Sequence[Row]], Batch], ahead: int = 2
 ) -> Iterator[Batch]:
-    """`make` of each share, in order, computed by one thread up to `ahead` batches before it is asked for."""
+    """What `make` makes of the rows of each micro-batch, in order, by a thread, up to `ahead` before they are used."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = []
-        for share in shares:
-            pending.append(pool.submit(make, share))
+        for rows in micro_batches:
+            pending.append(pool.submit(make, rows))
             if len(pending) > ahead:
                 yield pending.pop(0).result()
         while pending:

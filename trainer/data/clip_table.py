@@ -54,10 +54,10 @@ def read(names: tuple[str, str], folder: Path) -> Manifest:
     """The manifest that `write` gave these names. Raises StorageError where a file is missing or damaged."""
     clips, fates = names
     rows = _columns(folder / fates, FATE_TYPES)
-    told = zip(rows["path"], rows["fate"], rows["detail"], strict=True)
+    fate_rows = zip(rows["path"], rows["fate"], rows["detail"], strict=True)
     return Manifest(
         columns=_columns(folder / clips, TYPES),
-        fates=tuple(Fate(path=path, fate=fate, detail=detail) for path, fate, detail in told),
+        fates=tuple(Fate(path=path, fate=fate, detail=detail) for path, fate, detail in fate_rows),
     )
 
 
@@ -66,10 +66,10 @@ def _publish(folder: Path, what: str, columns: Columns, types: Mapping[str, str]
     name = f"{what}-{hashlib.blake2b(content, digest_size=16).hexdigest()}{ARROW}"
     path = folder / name
     try:
-        there = path.read_bytes() == content
+        is_written = path.read_bytes() == content
     except OSError:
-        there = False
-    if there:
+        is_written = False
+    if is_written:
         with suppress(OSError):  # of another user, or on a read-only disk, where nobody removes it either
             os.utime(path)
     else:

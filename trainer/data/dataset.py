@@ -39,9 +39,9 @@ class DataSettings:
     segment_seconds    length of a training crop
     code_views         at how many offsets inside a codec frame each track is encoded
     word_dropout       probability in [0, 1) of each word of a caption to be left out
-    caption_variants   how many variants of each caption one is drawn from each epoch, if `word_dropout` is above 0
+    caption_variants   variants that each caption has if `word_dropout` is above 0; one of them is drawn each epoch
     placeholder        of a word that is learned, and then stands in every caption; None if no word is
-    trained            the trained part of the model, on which the FLOPs of a clip depend
+    trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
     rehash             whether sound files of unchanged size and date are read again
     """
@@ -69,7 +69,7 @@ class Dataset:
 
     train, validation  the clips; None where none validate
     fates              of the files of all folders that were scanned
-    digest             of the contents and captions of the training clips: two runs with the same train on the same
+    digest             of the contents and captions of the training clips: equal where two runs train on the same
     seconds            of all training clips together
     """
 
@@ -97,8 +97,8 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     """
     peers = peers or Alone()
     clips, fates = _encoded(settings, source, device, peers, settings.folder)
-    held = manifest.split(clips["content"], settings.seed, settings.validation_share)
-    train, held_out = _rows(clips, ~held), _rows(clips, held)
+    is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
+    train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
@@ -149,7 +149,7 @@ def _encoded(
     if scanned.several_hosts:
         missing = cache.missing_codes(store, clips, rank=peers.rank, world_size=peers.world_size)
         check_sizes(scanned, [row for rows in missing.values() for row in rows], peers)
-    mine = cache.fill_codes(
+    own_faults = cache.fill_codes(
         store,
         clips,
         lambda: load_codec(source).to(device),
@@ -161,23 +161,21 @@ def _encoded(
         world_size=peers.world_size,
     )
     peers.wait("codes")
-    found = peers.gather([(index, fault.fate, fault.detail) for index, fault in mine])
-    check_encoded(scanned, found, peers)
-    faults = {index: (fate, detail) for rank in found for index, fate, detail in rank}
+    faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
+    check_encoded(scanned, faults_of_ranks, peers)
+    faults = {row: (fate, detail) for of_rank in faults_of_ranks for row, fate, detail in of_rank}
     paths = clips["path"]
-    changed = {
-        paths[index]: Fate(path=paths[index], fate=fate, detail=detail) for index, (fate, detail) in faults.items()
-    }
-    clips = _rows(clips, [index not in faults for index in range(len(paths))])
-    whole = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"]).frames], dtype=bool)
-    short = _rows(clips, ~whole)
+    new_fates = {paths[row]: Fate(path=paths[row], fate=fate, detail=detail) for row, (fate, detail) in faults.items()}
+    clips = _rows(clips, [row not in faults for row in range(len(paths))])
+    has_frames = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"]).frames], dtype=bool)
+    short = _rows(clips, ~has_frames)
     for path, seconds in zip(short["path"], short["seconds"], strict=True):
         detail = f"{seconds:.3f} s, less than a frame of the codec: raise --min_seconds"
-        changed[path] = Fate(path=path, fate="too short", detail=detail)
-    fates = tuple(changed.get(fate.path, fate) for fate in scanned.fates)
-    if not whole.any():
+        new_fates[path] = Fate(path=path, fate="too short", detail=detail)
+    fates = tuple(new_fates.get(fate.path, fate) for fate in scanned.fates)
+    if not has_frames.any():
         raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
-    return _rows(clips, whole), fates
+    return _rows(clips, has_frames), fates
 
 
 def _text(

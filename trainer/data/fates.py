@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from trainer.atomic import write_whole
 from trainer.errors import StorageError
 
-# README.md explains each; tests/test_readme.py holds that.
+# docs/cache.md explains each; tests/test_readme.py holds it to this list.
 FateKind = Literal[
     "used", "no caption", "caption unreadable", "caption too long", "too short", "silent", "not finite", "empty",
     "truncated", "unreadable", "not a file", "duplicate", "unsupported format", "no audio", "ignored",

@@ -166,8 +166,8 @@ def _judge(
     """The clips to train on, in the order given, and every candidate's fate."""
     clips: dict[tuple[str, str | None], _Clip] = {}
     fates = []
-    for one in candidates:
-        shown, facts = display(one.name), learnt[one.path]
+    for candidate in candidates:
+        shown, facts = display(candidate.name), learnt[candidate.path]
         if isinstance(facts, AudioFault):
             fates.append(Fate(path=shown, fate=facts.fate, detail=facts.detail))
             continue
@@ -175,10 +175,10 @@ def _judge(
             detail = f"{facts.seconds:.2f} s, under the {min_seconds:g} s of --min_seconds: use a longer take"
             fates.append(Fate(path=shown, fate="too short", detail=detail))
             continue
-        clip = _Clip(candidate=one, facts=facts)
-        first = clips.setdefault((facts.content, one.caption), clip)
+        clip = _Clip(candidate=candidate, facts=facts)
+        first = clips.setdefault((facts.content, candidate.caption), clip)
         if first is clip:
-            fates.append(Fate(path=shown, fate="used", detail=one.remark))
+            fates.append(Fate(path=shown, fate="used", detail=candidate.remark))
         else:
             detail = f"same sound and caption as {display(first.candidate.name)}, which is used: remove one"
             fates.append(Fate(path=shown, fate="duplicate", detail=detail))

@@ -63,7 +63,7 @@ def scan_once(
     Raises what `manifest.scan` raises, in the first process alone; StorageError where there are other processes and
     the table cannot be written for them, or where they cannot read it.
     """
-    found, told = None, None
+    found, root_and_names = None, None
     if peers.rank == 0:
         found = manifest.scan(
             folder,
@@ -73,9 +73,9 @@ def scan_once(
             facts_folder=tables,
             rehash=rehash,
         )
-        told = os.path.abspath(folder), _written(found, tables, needed=peers.world_size > 1)
+        root_and_names = os.path.abspath(folder), _written(found, tables, needed=peers.world_size > 1)
     peers.wait("scanned")
-    answers = peers.gather((socket.gethostname(), told))
+    answers = peers.gather((socket.gethostname(), root_and_names))
     hosts = tuple(host for host, _ in answers)
     root, names = answers[0][1]
     if found is None:
@@ -94,8 +94,8 @@ def check_sizes(scan: SharedScan, rows: Sequence[int], peers: Peers) -> None:
     differing = []
     if scan.hosts[peers.rank] != scan.hosts[0]:
         paths, sizes = scan.columns["path_bytes"], scan.columns["size_bytes"]
-        said = ((row, _difference(paths[row], sizes[row])) for row in rows)
-        differing = [(row, text) for row, text in said if text]
+        reasons = ((row, _difference(paths[row], sizes[row])) for row in rows)
+        differing = [(row, reason) for row, reason in reasons if reason]
     peers.wait("sizes")
     found = peers.gather((len(differing), differing[:SHOWN]))
     _refuse(scan, sum(count for count, _ in found), [shown for _, shown in found])
@@ -156,13 +156,13 @@ def _refuse(scan: SharedScan, count: int, differing: Sequence[Sequence[tuple[int
     """Raise ConfigError with the (row, reason) of each rank, unless there are none."""
     if count == 0:
         return
-    told = [
+    lines = [
         f"{display(scan.columns['path'][row])} on {host}: {reason}"
         for host, of_rank in zip(scan.hosts, differing, strict=True)
         for row, reason in of_rank
     ]
     raise ConfigError(
         f"the folder {display(scan.folder)} is not the same on all machines: {count} file(s) to be encoded differ from"
-        f" those of the first process, on {scan.hosts[0]}: {'; '.join(told[:SHOWN])}. Copy the folder again, or give"
+        f" those of the first process, on {scan.hosts[0]}: {'; '.join(lines[:SHOWN])}. Copy the folder again, or give"
         " one that all machines share"
     )

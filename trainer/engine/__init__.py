@@ -1,6 +1,6 @@
 """The model on its devices, one optimizer step at a time.
 
-Only this room imports accelerate, deepspeed and torch.distributed; tests/test_layers.py holds that.
+Below launch.py, only this room imports accelerate, deepspeed and torch.distributed; tests/test_layers.py holds that.
 """
 
 from trainer.engine.accelerator import build_accelerator, find_cluster, start_trackers

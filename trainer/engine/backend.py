@@ -1,4 +1,7 @@
-"""What the engine asks of a strategy; torch_backend.py has it for single, ddp, fsdp, hsdp, zero_backend.py for ZeRO."""
+"""What the engine asks of a strategy.
+
+torch_backend.py does it for single, ddp, fsdp and hsdp, zero_backend.py for zero2 and zero3.
+"""
 
 from __future__ import annotations
 

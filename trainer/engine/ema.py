@@ -47,7 +47,7 @@ class Ema:
         """Inside the block the weights hold the average and the average holds the weights.
 
         After the block both are bit for bit what they were, after an error too. Copies of the weights that a backend
-        computes with are not updated here: see `refresh` of the backends.
+        computes with are not updated here: see Backend.refresh_model.
         """
         self._swap()
         try:

@@ -69,7 +69,7 @@ def is_lost_connection(error: BaseException | None) -> bool:
 
 
 def describe_lost_store() -> str:
-    """That the launcher's store is gone, for messages: it lives in rank 0 or in the launcher, whichever made it."""
+    """For messages: what is gone where the store is. Whichever made the store holds it, rank 0 or the launcher."""
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return f"rank 0 or the launcher, at which the processes met ({address}), is gone"
 

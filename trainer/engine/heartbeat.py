@@ -29,7 +29,7 @@ class Heartbeat:
 
     @property
     def host_name(self) -> str:
-        """The host, as one word in any case, because it stands between spaces in an announced failure."""
+        """The host, never empty, because it stands between spaces in an announced failure."""
         return self.host or "an_unknown_host"
 
     def describe(self, rank: int) -> str:

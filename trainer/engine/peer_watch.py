@@ -146,7 +146,8 @@ class PeerWatch:
     def _watch_peers(self, store: dist.TCPStore) -> None:
         """Each second: write this rank's heartbeat, end where a failure is announced, look at the next rank."""
         neighbour = (self._rank + 1) % self._world_size
-        seen, silent_seconds, steps, behind_seconds = Heartbeat(), 0.0, (0, 0), 0.0
+        seen, silent_seconds, behind_seconds = Heartbeat(), 0.0, 0.0
+        steps = 0, 0  # begun by the neighbour, and by this rank
         try:
             while not self._closed and not self._failing:
                 self._count += 1

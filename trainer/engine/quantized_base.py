@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes import functional as codes_of
+from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 
 from trainer.engine.shards import Read
@@ -49,17 +49,17 @@ class QuantizedLinear(nn.Module):
     def fill(self, weight_OI: Tensor) -> None:
         """Hold the codes of `weight_OI` (outputs, inputs) float32, on its device."""
         if self._bits == 4:
-            self._codes, self._scales = codes_of.quantize_4bit(
+            self._codes, self._scales = bnb.quantize_4bit(
                 weight_OI, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
             )
             self._scales.dtype = self._dtype  # the dtype that dequantize_4bit returns
         else:
-            self._codes, self._scales, _ = codes_of.int8_vectorwise_quant(weight_OI.half())
+            self._codes, self._scales, _ = bnb.int8_vectorwise_quant(weight_OI.half())
 
     def weight(self) -> Tensor:
         """The values that the codes stand for, (outputs, inputs) in the compute precision; made anew at each call."""
         if self._bits == 4:
-            return codes_of.dequantize_4bit(self._codes, self._scales)
+            return bnb.dequantize_4bit(self._codes, self._scales)
         return self._codes.to(self._dtype).mul_(self._scales[:, None] / 127)
 
     def held_bytes(self) -> int:

@@ -32,9 +32,9 @@ from trainer.model.trained_model import merged
 from trainer.model.weights import under
 from trainer.spec.trainable import EVERYTHING, Lora, Selection
 
-# Of one file of huggingface/. transformers holds a file's tensors twice while it writes it.
+# The largest file in huggingface/: transformers holds the tensors of a file twice while it writes it.
 MAX_SHARD_SIZE = "4GB"
-# The other entries that audiocraft's own exports have; the version is the one whose layout is written.
+# What audiocraft's own exports hold besides tensors and configuration. The version is the one whose layout we write.
 PACKAGE = {"version": "1.3.0", "exported": True}
 TEXT_EMBEDDING = "encoder.embed_tokens.weight"
 

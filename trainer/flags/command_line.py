@@ -20,24 +20,24 @@ def texts_of_command_line(schema: type, argv: Sequence[str]) -> tuple[dict[str, 
     """Split `--name value` and `--name=value` into texts by field name, and the path given as --config.
 
     Aliases and dashes for underscores are understood. Nothing is converted. Raises ConfigError for an unknown
-    flag (with the nearest one), a flag without a value, a word that belongs to no flag, and two values for
-    one flag.
+    flag (with the nearest one), a flag without a value, and an argument that belongs to no flag. Of a flag
+    that is given twice the last value counts.
     """
     texts: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word == "--":
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--") or argument == "--":
             raise ConfigError(
-                f"'{word}' belongs to no flag: write --name value, and quote a value that holds spaces."
+                f"'{argument}' belongs to no flag: write --name value, and quote a value that holds spaces."
             )
-        typed, equals, text = word.partition("=")
+        typed, equals, text = argument.partition("=")
         name = _resolve(schema, typed[2:], "--")
         if not equals:
-            if not words or words[0].startswith("--"):
+            if not left or left[0].startswith("--"):
                 takes = "the path of a file" if name == CONFIG_FLAG else settings(schema)[name].allowed
                 raise ConfigError(f"{typed} has no value: it takes {takes}.")
-            text = words.pop(0)
+            text = left.pop(0)
         texts[name] = text  # the last one wins, so that a job script's flags can be followed by "$@"
     return texts, texts.pop(CONFIG_FLAG, None)
 
@@ -116,9 +116,9 @@ def _json_pairs(path: str, text: str) -> list[tuple[str, str | None]]:
         raise ConfigError(f"--config {path} is not JSON: {error}.") from error
     if not isinstance(pairs, Pairs):
         raise ConfigError(f'--config {path} must hold one object of flags: {{"lr": 1e-5, "epochs": 10}}.')
-    words = {True: "true", False: "false", None: "none"}
+    spelled = {True: "true", False: "false", None: "none"}
     return [
-        (key, value if isinstance(value, str) else None if isinstance(value, list) else words[value])
+        (key, value if isinstance(value, str) else None if isinstance(value, list) else spelled[value])
         for key, value in pairs
     ]
 

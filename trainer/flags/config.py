@@ -250,7 +250,7 @@ class Config:
     ] = False
     log_steps: Annotated[int, logging("Steps between log lines.", least=1)] = 1
     validation_steps: Annotated[
-        int | None, logging("Steps between validations; none: once an epoch.", least=1)
+        int | None, logging("Steps between validations; none: once per epoch.", least=1)
     ] = None
 
     def __post_init__(self) -> None:
@@ -299,7 +299,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, frozenset[str]]:
     A flag is stated on the command line or in the file of --config; the command line wins. Raises ConfigError
     for everything that cannot work; --help prints and leaves by SystemExit(0).
     """
-    if any(word in ("--help", "-h") for word in argv):
+    if any(argument in ("--help", "-h") for argument in argv):
         command_line.print_help(Config, prog=PROGRAM, description=DESCRIPTION)
     texts, path = command_line.texts_of_command_line(Config, argv)
     if path is not None:

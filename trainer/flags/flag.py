@@ -54,23 +54,23 @@ class Setting:
     def allowed(self) -> str:
         """The values that the flag takes, in words: "a number above 0, or none"."""
         if self.kind is bool:
-            words = "0 or 1 (or false, true)"
+            text = "0 or 1 (or false, true)"
         elif self.choices:
             *others, last = map(str, self.choices)
-            words = ", ".join(others) + f" or {last}"
+            text = ", ".join(others) + f" or {last}"
         elif self.kind is str:
-            words = "a text that is not empty"
+            text = "a text that is not empty"
         else:
-            words = ("a whole number" if self.kind is int else "a number") + _range_in_words(self.flag)
-        return words + (", or none" if self.optional else "")
+            text = ("a whole number" if self.kind is int else "a number") + _range_in_words(self.flag)
+        return text + (", or none" if self.optional else "")
 
     @property
     def metavar(self) -> str:
         """The values in the short form of a help text: "{0,1}", "INT|none"."""
         if self.kind is bool:
             return "{0,1}"
-        word = "{" + ",".join(map(str, self.choices)) + "}" if self.choices else self.kind.__name__.upper()
-        return word + ("|none" if self.optional else "")
+        short = "{" + ",".join(map(str, self.choices)) + "}" if self.choices else self.kind.__name__.upper()
+        return short + ("|none" if self.optional else "")
 
     def read(self, text: str) -> Value:
         """The value written as `text`, or ConfigError naming the flag, the text and what is allowed."""
@@ -158,16 +158,16 @@ def _switch(text: str) -> bool:
 def _range_in_words(flag: Flag) -> str:
     if flag.least is not None and flag.most is not None:
         return f" from {flag.least} to {flag.most}"
-    words = []
+    limits = []
     if flag.least is not None:
-        words.append(f"of {flag.least} or more")
+        limits.append(f"of {flag.least} or more")
     if flag.above is not None:
-        words.append(f"above {flag.above}")
+        limits.append(f"above {flag.above}")
     if flag.most is not None:
-        words.append(f"of {flag.most} or less")
+        limits.append(f"of {flag.most} or less")
     if flag.below is not None:
-        words.append(f"below {flag.below}")
-    return " " + " and ".join(words) if words else ""
+        limits.append(f"below {flag.below}")
+    return " " + " and ".join(limits) if limits else ""
 
 
 def _in_range(value: float, flag: Flag) -> bool:

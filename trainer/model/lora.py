@@ -64,7 +64,7 @@ def with_adapters_merged(base: Weights, adapters: Weights, scale: float) -> Weig
         stem = name.removesuffix(".weight")
         if name != stem and stem + UP in adapters:
             down, up = adapters.stored[stem + DOWN], adapters.stored[stem + UP]
-            stored[name] = Computed(shape=tensor.shape, compute=partial(_sum, tensor, down, up, scale))
+            stored[name] = Computed(shape=tensor.shape, compute=partial(_merged_weight, tensor, down, up, scale))
     return Weights(stored)
 
 
@@ -127,7 +127,7 @@ def _first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
 
 
-def _sum(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:
+def _merged_weight(weight: StoredTensor, down: StoredTensor, up: StoredTensor, scale: float) -> Tensor:
     """Weight (O, I) + scale x up (O, R) x down (R, I), float32."""
     return torch.addmm(weight.whole().float(), up.whole().float(), down.whole().float(), alpha=scale)
 

@@ -74,7 +74,7 @@ def introduction(source: Source, new_word: NewWord, learning_rate: float) -> str
     return (
         f"learning {placeholder.word}: {placeholder.vectors} new row(s) of T5's embedding, which start from"
         f" '{new_word.init_word}'. Their values have a deviation of {deviation:.3g}: --lr {learning_rate:g} moves them"
-        f" by at most {100 * learning_rate / deviation:.2g} % of it a step; some per cent ({0.03 * deviation:.2g}) is"
+        f" by at most {100 * learning_rate / deviation:.2g} % of it per step; some per cent ({0.03 * deviation:.2g}) is"
         " usual"
     )
 

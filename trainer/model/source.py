@@ -1,7 +1,7 @@
 """The MusicGen that `--model_id` names (a short name, a hub id, a folder, `debug`), and its parts.
 
-Each part is loaded on its own and only when it is needed. T5 and EnCodec are needed to fill the cache and to export;
-while training only T5 is, and only for --tune_text.
+Each part is loaded on its own and only when it is needed. T5 and EnCodec are needed to fill the cache and to export.
+While training, EnCodec is never needed, and T5 only with --tune_text 1.
 """
 
 from __future__ import annotations

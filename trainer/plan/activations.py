@@ -1,4 +1,4 @@
-"""Bytes of activations: what the forward pass keeps for the backward pass, and what that works with besides.
+"""Bytes of activations: what the forward pass keeps for the backward pass, and what the backward pass works with.
 
 Counted in values per frame of one clip and per layer, as multiples of the model's width or of the width of its
 feed-forward part (ffn). The counts are what autograd saves in transformers 5.23's MusicgenDecoderLayer with a fused

@@ -1,7 +1,7 @@
 """Every layout that the flags allow on a cluster, with its expected memory, the most wanted first.
 
-What is wanted less, in this order: what costs little is recomputed; the micro-batch shrinks; whole layers are
-recomputed; more is sharded.
+Where memory is short, a layout gives up speed in this order: what costs little is recomputed, then the micro-batch
+shrinks, then whole layers are recomputed, then more is sharded.
 """
 
 from __future__ import annotations

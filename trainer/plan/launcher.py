@@ -63,7 +63,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     world_size = int(environment.get("WORLD_SIZE", "1"))
     local_world_size = int(environment.get("LOCAL_WORLD_SIZE", str(world_size)))
     if world_size % local_world_size:
-        raise ConfigError(f"{world_size} processes in groups of {local_world_size} a node: use equal nodes; {START}")
+        raise ConfigError(f"{world_size} processes in groups of {local_world_size} per node: use equal nodes; {START}")
     strategy, offload = _strategy(environment)
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
@@ -103,7 +103,7 @@ def _strategy(environment: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 def _deepspeed(environment: Mapping[str, str]) -> tuple[str, bool]:
-    """The same where the configuration names DeepSpeed."""
+    """What `_strategy` returns, for a configuration that names DeepSpeed."""
     if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none").lower() not in ("", "none"):
         raise ConfigError(
             "a deepspeed_config_file is not read here, because the trainer sets clipping, accumulation and"

@@ -15,7 +15,7 @@ from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import count
 
-CHECKPOINTING: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
+CHECKPOINTING_IN_WORDS: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Plan:
     gpu_memory_bytes: int | None
     reasons: tuple[str, ...]
 
-    # What most parts of a run read of the layout.
+    # The layout's fields that most parts of a run read.
     @property
     def strategy(self) -> Strategy:
         return self.layout.strategy
@@ -82,11 +82,12 @@ class Plan:
     def describe(self) -> str:
         """The plan as lines for the console."""
         machines = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        recompute = CHECKPOINTING_IN_WORDS[self.gradient_checkpointing]
         has = "" if self.gpu_memory_bytes is None else f" of {self.gpu_memory_bytes / GIB:.1f}"
         lines = [
             f"strategy {self.strategy}{' with the optimizer offloaded' if self.offload_optimizer else ''},"
             f" {self.world_size} process(es){machines}, precision {self.mixed_precision},"
-            f" activation checkpointing {CHECKPOINTING[self.gradient_checkpointing]}{', compiled' * self.compiled}",
+            f" activation checkpointing {recompute}{', compiled' * self.compiled}",
             f"global batch {self.global_batch} = {self.world_size} x {self.accumulation} x {self.micro_batch}"
             " (processes x accumulation x micro-batch, fillers of weight 0 included)",
             f"expected memory of each process: {self.memory.total / GIB:.1f}{has} GiB",
@@ -200,4 +201,4 @@ def _selection_reasons(shape: Shape, request: Request) -> Iterator[str]:
 def _filler_reasons(global_batch: int, layout: Layout) -> Iterator[str]:
     fillers = layout.world_size * layout.accumulation * layout.micro_batch - global_batch
     if fillers:
-        yield f"{fillers} filler rows of weight 0 a step, because {global_batch} clips do not split evenly"
+        yield f"{fillers} filler rows of weight 0 per step, because {global_batch} clips do not split evenly"

@@ -11,6 +11,7 @@ from trainer.plan.launcher import Launch
 from trainer.plan.layout import Checkpointing, Precision, Strategy, Workload
 from trainer.spec.shapes import segment_frames
 
+# What each value of --gradient_checkpointing asks for.
 CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
 LAUNCHER = "the accelerate configuration"
 

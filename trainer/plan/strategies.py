@@ -23,7 +23,7 @@ QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
 class Cluster:
     """The hardware of a run; on CPUs `gpus_per_node` is the number of processes per node.
 
-    gpu_memory_bytes   of the smallest GPU; None where it is unknown or a CPU: nothing is refused then
+    gpu_memory_bytes   of the smallest GPU; None where it is unknown, or on CPUs: no layout is refused for memory then
     host_memory_bytes  of a node; None for unknown
     compiles           whether torch.compile works on its GPUs
     """

@@ -17,8 +17,8 @@ from trainer.spec.shapes import Shape
 from trainer.spec.trainable import CROSS, EMBEDDINGS, EVERYTHING, HEADS, PROJECTION, SELF, Lora, Selection
 
 MULTIPLY_ADD = 2  # FLOPs
-# What a product is computed for each of: attention's scores and sums are computed for each pair of a frame that looks
-# and a frame, or text token, that it looks at.
+# A product is computed once for each unit of its kind. Those of attention's scores and sums are computed for each pair:
+# a frame that looks, and a frame or text token that it looks at.
 Unit = Literal["frame", "token", "frame and frame", "frame and token"]
 
 

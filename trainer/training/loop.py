@@ -93,9 +93,9 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
                 tracker.log(validate(run, engine, step))
 
             # Save. Every rank writes its own file, in a thread beside the next steps.
-            exports = _every(intervals.save_step, step)
-            if exports or save:
-                saver.save(step, engine.state(), run.header, run.on_save_step if exports else None)
+            export_is_due = _every(intervals.save_step, step)
+            if export_is_due or save:
+                saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
                 last_save = time.monotonic()
             saver.check()  # a save that has failed ends the run now, and not when the next one is due
     # Stop, at the end or on request, with a checkpoint of the last step.
@@ -126,21 +126,21 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
 def worst_case(run: Run) -> Batch:
     """The micro-batch that needs most memory: every clip as long as the longest, with the longest caption.
 
-    Of zeros, because memory does not depend on the values. For Engine.rehearse.
+    Its codes and texts are zeros, because memory does not depend on the values. For Engine.rehearse.
     """
-    text, segment = run.train, run.order.segment_frames
+    examples, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
-    longest = max(text.all_texts(), key=len, default=None)
-    states = 1 if longest is None else len(text.text.states(longest))
+    longest = max(examples.all_texts(), key=len, default=None)
+    tokens = 1 if longest is None else len(examples.text.states(longest))
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
-    inputs, labels = inputs_and_labels(codes, text.special_token)
+    inputs, labels = inputs_and_labels(codes, examples.special_token)
     return Batch(
         inputs_BKT=inputs,
         labels_BKT=labels,
-        text_BSD=text.blank_text(rows, states),
-        text_mask_BS=torch.ones(rows, states),
-        attention_BS=torch.ones(rows, states, dtype=torch.bool),
+        text_BSD=examples.blank_text(rows, tokens),
+        text_mask_BS=torch.ones(rows, tokens),
+        attention_BS=torch.ones(rows, tokens, dtype=torch.bool),
         frames=rows * frames,
         padded_frames=rows * frames,
     )
