@@ -1,7 +1,8 @@
-"""One tiny finished run, which any test may read and none may change; and which tests go together to one worker."""
+"""What all tests share: a place for compiled code, a tiny finished run; and which tests go together to one worker."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,17 @@ import pytest
 
 # Files whose tests share `finished_run`, so that one worker makes it once.
 WITH_A_FINISHED_RUN = ("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch's compiler keeps what it compiled apart for each kind of kernels.
+
+    Its usual folder in /tmp serves all processes of a user, and it does not tell their kernels apart: what was compiled
+    under another ATEN_CPU_CAPABILITY gave losses that are not numbers, or ended the process (torch 2.13).
+    """
+    kernels = os.environ.get("ATEN_CPU_CAPABILITY", "native")
+    if config.cache is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.cache.mkdir(f"torchinductor-{kernels}")))
 
 
 @pytest.fixture(scope="session")
