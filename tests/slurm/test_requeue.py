@@ -116,20 +116,3 @@ def test_a_process_that_is_lost_three_times_at_one_checkpoint_ends_the_job(clust
         run.wait_for_step(2, start=index + 1)
         kill_first(run)
     assert run.wait("FAILED", exit_code=137)["Restarts"] == "2"
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-def test_three_interruptions_leave_one_offline_wandb_run(cluster, undisturbed, tmp_path):
-    undisturbed.wait()
-    run = Run(cluster, tmp_path).with_the_cache_of(undisturbed)
-    flags = ("--use_wandb", "1")
-    job = run.submit("multi_node", "--nodes=2", flags=flags, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
-    for index in range(3):
-        run.wait_for_step(run.saved() + random.randint(2, 8), start=index + 1)
-        cluster.slurm("scancel", "--batch", "--signal=USR1", job)
-    assert run.wait()["Restarts"] == "3"
-    run.assert_every_step_once()
-    files = list(tmp_path.rglob("run-*.wandb"))
-    assert len(files) == 4, "one for each start"
-    assert len({path.name for path in files}) == 1, "wandb tells them apart by the run's id"
