@@ -1,8 +1,10 @@
-"""What all tests share: a place for compiled code, a tiny finished run; and which tests go together to one worker."""
+"""What all tests share: a folder for compiled code, a tiny finished run; and which tests go together to one worker."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ import pytest
 WITH_A_FINISHED_RUN = ("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """torch's compiler keeps what it compiled apart for each kind of kernels.
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
-    Its usual folder in /tmp serves all processes of a user, and it does not tell their kernels apart: what was compiled
-    under another ATEN_CPU_CAPABILITY gave losses that are not numbers, or ended the process (torch 2.13).
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What torch.compile makes lies in a folder of this session.
+
+    Its usual folder in /tmp serves all processes of a user and does not tell their kernels apart: what another had
+    compiled under another ATEN_CPU_CAPABILITY gave losses that are not numbers, or ended the process, and one that is
+    killed while it writes there leaves half a library (torch 2.13).
     """
-    kernels = os.environ.get("ATEN_CPU_CAPABILITY", "native")
-    if config.cache is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.cache.mkdir(f"torchinductor-{kernels}")))
+    if COMPILED not in os.environ:  # workers of pytest-xdist find that of the process which started them
+        os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="torchinductor-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +44,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n 2` a worker gets a file at a time, whose fixtures are made once then; one gets all of tests/ranks.
 
+    The units with the most tests come first.
+
     Two tests of several ranks at once would have four processes or more on two cores, under time limits of seconds; and
     each worker with such a test pays for a forkserver.
     """
@@ -46,7 +54,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class TogetherByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.startswith("tests/ranks/"):
+            if file.startswith("tests/slurm/"):  # mostly waits: not to be left to the end
+                return "tests/slurm"
+            if file.startswith("tests/ranks/") or file == "tests/whole_runs/test_resume.py":
                 return "tests/ranks"
             return WITH_A_FINISHED_RUN[0] if file in WITH_A_FINISHED_RUN else file
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import assert_bit_equal, final_state, launch, launch_here, metrics, start
+from tests.ranks.harness import RankProcesses, start_ranks
+from tests.ranks.launches import ends, launched, send, wait_until
+from tests.runs import assert_bit_equal, command, final_state, launch_here, metrics
 
 STEPS = 24
 # Saves almost all the time, so that kills hit saves too.
@@ -18,10 +20,22 @@ FLAGS = ("--max_steps", str(STEPS), "--epochs", "1000", "--lr", "3e-3", "--batch
 FLAGS += ("--use_cfg", "1", "--cfg_rate", "0.3", "--ema_decay", "0.9", "--checkpoint_minutes", "0.0001")
 
 
+def start(folder: Path, *flags: str) -> RankProcesses:
+    """A run in `folder` by a process that has the imports done, which take longer than these runs."""
+    return start_ranks(1, launched, str(folder), [command(folder, *flags)[2:]], None)
+
+
+def finish(running: RankProcesses, folder: Path, expect: int = 0) -> str:
+    """The output of the run, whose exit code must be `expect`."""
+    [(code, output)] = ends(running, folder)
+    assert code == expect, f"exit code {code}, not {expect}:\n{output}"
+    return output
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    launch(folder, *FLAGS)
+    finish(start(folder, *FLAGS), folder)
     return folder
 
 
@@ -32,11 +46,11 @@ def continued(folder: Path, undisturbed: Path) -> Path:
     return folder
 
 
-def kill_while(folder: Path, draw: random.Random, *, saving: bool, **environment: str) -> None:
+def kill_while(folder: Path, draw: random.Random, *, saving: bool) -> None:
     """Start the run and kill -9 it at a random moment of training, or while a checkpoint is half-written."""
-    process = start(folder, *FLAGS, **environment)
+    [process] = start(folder, *FLAGS).processes
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         partial = list(folder.glob("models/checkpoints/*.partial"))
         started = (folder / "models/metrics.jsonl").exists()
         if partial if saving else started:
@@ -44,7 +58,7 @@ def kill_while(folder: Path, draw: random.Random, *, saving: bool, **environment
             break
         time.sleep(0.001)
     process.kill()
-    process.wait()
+    process.join()
 
 
 def survive(tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> None:
@@ -52,7 +66,7 @@ def survive(tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     for index in range(kills):
         kill_while(folder, draw, saving=index % 2 == 0)
-    launch(folder, *FLAGS)
+    finish(start(folder, *FLAGS), folder)
     assert_bit_equal(final_state(folder), final_state(undisturbed))
     assert metrics(folder) == metrics(undisturbed)
     assert list(metrics(folder)) == list(range(1, STEPS + 1))
@@ -74,17 +88,14 @@ def test_ten_kills_change_nothing(tmp_path, undisturbed):
 )
 def test_a_signal_stops_after_a_step_with_a_checkpoint_and_its_own_exit_code(tmp_path, undisturbed, number):
     folder = continued(tmp_path, undisturbed)
-    process = start(folder, *FLAGS[:-1], "60")
-    while not (folder / "models/metrics.jsonl").exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
+    running = start(folder, *FLAGS[:-1], "60")
+    wait_until(running, (folder / "models/metrics.jsonl").exists)
+    send(running, 0, number)
+    output = finish(running, folder, expect=75)
     assert f"{number.name}: saved after step" in output
     stopped = max(metrics(folder))
     assert 0 < stopped < STEPS
-    again = launch(folder, *FLAGS)
+    again = finish(start(folder, *FLAGS), folder)
     assert f"step {stopped} of {STEPS}" in again
     assert_bit_equal(final_state(folder), final_state(undisturbed))
 
@@ -92,12 +103,10 @@ def test_a_signal_stops_after_a_step_with_a_checkpoint_and_its_own_exit_code(tmp
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_a_signal_while_encoding_keeps_what_is_done_and_says_resume_me(tmp_path, undisturbed, number):
     folder = continued(tmp_path, undisturbed)
-    process = start(folder, *FLAGS, "--code_views", "640")  # a long encoding
-    while not list(folder.glob("cache/codes/*-640")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
+    running = start(folder, *FLAGS, "--code_views", "640")  # a long encoding
+    wait_until(running, lambda: list(folder.glob("cache/codes/*-640")))
+    send(running, 0, number)
+    output = finish(running, folder, expect=75)
     assert "run the same command to continue" in output and "Traceback" not in output
     assert list(folder.glob("cache/codes/*-2/*.arrow")), "the cache of another run is gone"
 
