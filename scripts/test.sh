@@ -29,12 +29,6 @@ if ! "$bin/python" -c "import importlib.metadata as m; m.version('audiocraft')" 
         "!!! THE INTEROP TESTS ARE SKIPPED: nothing below says that audiocraft can load what is exported." >&2
 fi
 
-# What torch.compile keeps on disk is not told apart by ATEN_CPU_CAPABILITY, and a process that is killed while it writes
-# there leaves half a library (torch 2.13): each setting gets an empty folder.
-compiled=$(mktemp -d)
-trap 'rm -rf "$compiled"' EXIT
-export TORCHINDUCTOR_CACHE_DIR=$compiled/native
-
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=$((cores < 2 ? 0 : 2))
 failed=()
@@ -60,10 +54,9 @@ if [[ $tier == numbers ]]; then
     # Tests of several ranks give each rank one thread; the others obey OMP_NUM_THREADS.
     numbers_under "1 thread" OMP_NUM_THREADS=1 -- -n "$workers" "$@"
     numbers_under "2 threads" OMP_NUM_THREADS=2 -- "$@"
-    numbers_under "AVX2" OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR="$compiled/avx2" \
+    numbers_under "AVX2" OMP_NUM_THREADS=1 \
         ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 -- -n "$workers" "$@"
-    numbers_under "no vector kernels of torch" OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR="$compiled/default" \
-        ATEN_CPU_CAPABILITY=default -- -n "$workers" "$@"
+    numbers_under "no vector kernels of torch" OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default -- -n "$workers" "$@"
 else
     code=()
     for path in trainer launch.py; do
