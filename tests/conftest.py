@@ -56,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.startswith("tests/slurm/"):  # mostly waits: not to be left to the end
                 return "tests/slurm"
-            if file.startswith("tests/ranks/") or file == "tests/whole_runs/test_resume.py":
+            if file.startswith(("tests/ranks/", "tests/gpu/")) or file == "tests/whole_runs/test_resume.py":
                 return "tests/ranks"
             return WITH_A_FINISHED_RUN[0] if file in WITH_A_FINISHED_RUN else file
 
