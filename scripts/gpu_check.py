@@ -73,7 +73,7 @@ def _run(checks: Sequence[Check], earlier: Sequence[Result], arguments: argparse
     at_once = arguments.at_once or max(1, min(4, (os.cpu_count() or 1) // 4))
     for check, ended in run_all(chosen, seconds=60 * arguments.minutes, at_once=at_once, card_gib=gib):
         results = record.joined(results, [_result(check, ended, name, versions)])
-        record.write(arguments.results, results, CHECKS, _digest)
+        record.write(arguments.results, results, CHECKS)
         print(f"{ended.outcome:6} {check.name}, {ended.seconds:.0f} s: {ended.figure}", flush=True)
         if ended.outcome != "passed":
             print(ended.message, flush=True)

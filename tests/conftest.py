@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     compiled under another ATEN_CPU_CAPABILITY gave losses that are not numbers, or ended the process, and one that is
     killed while it writes there leaves half a library (torch 2.13).
     """
+    if not config.pluginmanager.hasplugin("timeout"):  # a GPU machine without a network has pytest alone
+        config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, which is not installed here")
     if COMPILED not in os.environ:  # workers of pytest-xdist find that of the process which started them
         os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="torchinductor-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -70,21 +70,21 @@ def has_passed(results: Sequence[Result], check: Check, card: str, digest: str) 
     return None
 
 
-def write(folder: Path, results: Sequence[Result], checks: Sequence[Check], digest_of: Callable[[Check], str]) -> None:
-    """Write both files, whole or not at all. digest_of: of a check, on the code as it is."""
+def write(folder: Path, results: Sequence[Result], checks: Sequence[Check]) -> None:
+    """Write both files, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(result), ensure_ascii=False) for result in results)
-    write_whole(folder / JSON, f"[\n{lines}\n]\n".encode())
-    write_whole(folder / MARKDOWN, markdown(results, checks, digest_of).encode())
+    write_whole(folder / JSON, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
+    write_whole(folder / MARKDOWN, markdown(results, checks).encode())
 
 
-def markdown(results: Sequence[Result], checks: Sequence[Check], digest_of: Callable[[Check], str]) -> str:
+def markdown(results: Sequence[Result], checks: Sequence[Check]) -> str:
     """A table of all checks in their order, one row for each card; the messages of those that did not pass below it."""
     text = [
         "# What GPUs have shown",
         "",
-        "Made by `python scripts/gpu_check.py`, which also goes on with what is not shown yet. *this code* means that",
-        "no file that the check depends on has changed since. On each GPU the newest result counts.",
+        "Made by `python scripts/gpu_check.py`. Of each check the newest result on each GPU stands here. Which of them are",
+        "of the code as it is now, `python scripts/gpu_check.py --dry_run` says; the next call goes on with the others.",
         "",
         "| check | what it shows | result | figure | card | date | commit |",
         "|---|---|---|---|---|---|---|",
@@ -95,9 +95,8 @@ def markdown(results: Sequence[Result], checks: Sequence[Check], digest_of: Call
         if not newest:
             text.append(_row(check.name, check.claim, "not run yet", "", "", "", ""))
         for result in newest:
-            code = "this code" if result.digest == digest_of(check) else "earlier code"
             outcome = result.outcome if result.outcome == "passed" else f"**{result.outcome}**"
-            cells = (f"{outcome}, {code}", result.figure, result.card, result.date[:10], result.commit)
+            cells = (outcome, result.figure, result.card, result.date[:10], result.commit)
             text.append(_row(check.name, check.claim, *cells))
             if result.outcome != "passed":
                 quoted = "\n".join(f"    {line}" for line in result.message.splitlines())
@@ -105,7 +104,8 @@ def markdown(results: Sequence[Result], checks: Sequence[Check], digest_of: Call
     if failures:
         text += ["", "## What did not pass", "", *failures]
     versions = {f"{result.card}: " + _words(result.versions): None for result in results}
-    text += ["", "## Versions", "", *(f"- {line}" for line in versions)]
+    if versions:
+        text += ["", "## Versions", "", *(f"- {line}" for line in versions)]
     return "\n".join(text).rstrip() + "\n"
 
 

@@ -101,7 +101,7 @@ def test_a_lost_rank_ends_the_other_in_time_with_a_message(number: str, lost: in
     other = running.processes[1 - lost]
     other.join(60 * TIMEOUT_MINUTES + 60)
     seconds, code = time.monotonic() - since, other.exitcode
-    send(running, lost, signal.SIGKILL)
+    running.processes[lost].kill()  # a stopped one too
     output = (tmp_path / f"rank-{1 - lost}.log").read_text()
     running.results(10)
     last = output.split("error: ")[-1]
