@@ -83,8 +83,8 @@ def markdown(results: Sequence[Result], checks: Sequence[Check]) -> str:
     text = [
         "# What GPUs have shown",
         "",
-        "Made by `python scripts/gpu_check.py`. Of each check the newest result on each GPU stands here. Which of them are",
-        "of the code as it is now, `python scripts/gpu_check.py --dry_run` says; the next call goes on with the others.",
+        "Made by `python scripts/gpu_check.py`. Of each check the newest result on each GPU stands here. Which of them",
+        "are of the code as it is now, `--dry_run` says; the next call goes on with the others.",
         "",
         "| check | what it shows | result | figure | card | date | commit |",
         "|---|---|---|---|---|---|---|",
