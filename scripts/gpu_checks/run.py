@@ -70,7 +70,7 @@ def _fits(check: Check, beside: Sequence[Check], at_once: int, card_gib: float) 
 
 def run_check(check: Check, seconds: float) -> Ended:
     """Run the check's test in a process group of its own, which is killed whole when the time is over."""
-    command = [sys.executable, "-m", "pytest", check.test, "-q", "-s", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", check.test, "-q", "-s", "-rs", "--no-header", "-p", "no:cacheprovider"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     since = time.monotonic()
