@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import resource
@@ -110,6 +111,18 @@ def test_an_exact_stem_wins_over_one_that_differs_in_case(tmp_path: Path) -> Non
     assert fates(scan(tmp_path / "data"))["Song.wav"] == "no caption"
 
 
+def test_a_caption_may_have_the_whole_name_of_its_sound(tmp_path: Path) -> None:
+    pairs = {"a.wav": "a.wav.txt", "B.WAV": "b.wav.txt", "c.wav": "c.txt", "d.wav.wav": "d.wav.txt"}
+    for seed, (name, caption_name) in enumerate(pairs.items()):
+        write_clip(tmp_path / "data" / name, seed=seed)
+        (tmp_path / "data" / caption_name).write_text(f"from {caption_name}")
+    (tmp_path / "data" / "c.wav.txt").write_text("the shorter name wins")
+    write_clip(tmp_path / "data" / "d.wav", seed=9)  # its d.wav.txt is that of d.wav.wav
+    found = scan(tmp_path / "data")
+    assert captions(found) == {name: f"from {text}" for name, text in pairs.items()}
+    assert fates(found)["c.wav.txt"] == "ignored" and fates(found)["d.wav"] == "no caption"
+
+
 def test_equal_sound_with_an_equal_caption_is_used_once_and_with_another_again(tmp_path: Path) -> None:
     for name, caption in (("c", "calm"), ("a/z", "calm"), ("b", " calm\n"), ("d", "loud"), ("e", "")):
         write_clip(tmp_path / "data" / f"{name}.wav", caption)
@@ -177,6 +190,33 @@ def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> No
     facts = tmp_path / "facts"
     longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, facts_folder=facts, show_progress=False)
     assert fates(longer)["a.wav"] == "too short"
+
+
+def test_what_an_older_version_judged_is_judged_anew_once_and_keeps_its_key(tmp_path: Path) -> None:
+    good, loud = write_clip(tmp_path / "data" / "a.wav", "a"), tmp_path / "data" / "b.wav"
+    soundfile.write(loud, noise(1) * 32_768, 8_000, subtype="FLOAT")
+    loud.with_suffix(".txt").write_text("b")
+    facts, files = tmp_path / "facts" / audio_facts.FILE_NAME, {}
+    for path in (good, loud):  # as version 1 wrote it
+        content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        said = {"seconds": 1.0, "sample_rate_hz": 8_000, "channels": 1, "content": content}
+        files[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns, said]
+    write_clip(tmp_path / "more" / "c.wav", "c")
+    facts.parent.mkdir()
+    facts.write_text(json.dumps({"version": 1, "files": files}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a complete cache need not be writable
+    try:
+        read_only = scan(tmp_path / "data")
+        with pytest.raises(StorageError, match="--cache_dir"):
+            scan(tmp_path / "more", tmp_path / "facts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = scan(tmp_path / "data")
+    assert found == read_only and fates(found) == {"a.wav": "used", "b.wav": "out of range"}
+    assert found.columns["content"] == [files[str(good)][2]["content"]]
+    replace_unseen(good)
+    assert scan(tmp_path / "data") == found
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1, "files": {"/a.wav": [1]}}', b"\xff\xfe\0"])
