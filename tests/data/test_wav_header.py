@@ -142,10 +142,19 @@ def test_a_block_codec_whose_header_was_never_updated_says_what_was_not_read(tmp
 def test_a_little_behind_the_samples_that_is_no_chunk_is_not_read_and_counted(tmp_path: Path) -> None:
     (tmp_path / "pad.wav").write_bytes(wav_header(len(SECOND)) + SECOND + bytes(468))
     facts = audio.inspect(tmp_path / "pad.wav")
-    assert facts.seconds == 1 and "468 bytes" in facts.remark
+    assert facts.seconds == 1 and "468 zero bytes" in facts.remark
     assert facts.content == plain_hash(tmp_path / "pad.wav")
+    (tmp_path / "junk.wav").write_bytes(wav_header(len(SECOND)) + SECOND + bytes(range(1, 256)))
+    assert "255 bytes behind its samples" in audio.inspect(tmp_path / "junk.wav").remark
     (tmp_path / "tag.wav").write_bytes(wav_header(len(SECOND)) + SECOND + b"TAG" + bytes(125))
     assert audio.inspect(tmp_path / "tag.wav").remark == ""
+
+
+def test_zeros_behind_the_samples_are_room_that_was_not_needed(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    path.write_bytes(wav_header(len(SECOND)) + SECOND + bytes(200_000))
+    facts = audio.inspect(path)
+    assert facts.seconds == 1 and "200,000 zero bytes" in facts.remark and facts.content == plain_hash(path)
 
 
 def test_a_second_file_appended_to_the_first_is_not_read_and_said(tmp_path: Path) -> None:

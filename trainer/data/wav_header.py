@@ -144,6 +144,8 @@ def sound_of(descriptor: int, file_bytes: int, wav: WavLayout) -> Sound:
     end = _wrapped_end(descriptor, file_bytes, wav)
     if end == by_header:
         end = _chunks_at_end(descriptor, wav, file_bytes)
+        if _is_padding(descriptor, by_header, end):
+            return Sound(end=by_header, remark=f"{end - by_header:,} zero bytes behind its samples are not read")
     if end - by_header < min(wav.data_bytes, wav.bytes_per_second) or not _can_be_mended(wav):
         return Sound(end=by_header, remark=f"{end - by_header:,} bytes behind its samples, by its header, are not read")
     given, found = (size / wav.bytes_per_second for size in (wav.data_bytes, end - wav.data_at))
@@ -234,6 +236,14 @@ def _wrapped_end(descriptor: int, file_bytes: int, wav: WavLayout) -> int:
         if file_bytes - end <= 1 or _chunk_follows(descriptor, wav, end, file_bytes):
             return end
     return by_header
+
+
+def _is_padding(descriptor: int, start: int, end: int) -> bool:
+    """Whether all is zeros from `start` to `end`, as in a file that was made larger than its sound."""
+    step = 1 << 20
+    # Its first part and its last one tell: to read all would double what a file of gigabytes costs.
+    places = [*range(start, min(end, start + 16 * step), step), max(start, end - step)]
+    return not any(any(os.pread(descriptor, min(step, end - place), place)) for place in places)
 
 
 def _can_be_mended(wav: WavLayout) -> bool:
