@@ -18,8 +18,9 @@ import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
 from trainer.data import audio, audio_facts, manifest
-from trainer.data.fates import Fate, summary, write_report
+from trainer.data.fates import Fate, changed_since, summary, write_report
 from trainer.data.manifest import Manifest
+from trainer.data.wav_header import REREAD
 from trainer.errors import ConfigError, StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,6 +321,26 @@ def test_the_report_reads_back_with_every_name_and_detail(tmp_path: Path) -> Non
     with open(path, newline="", encoding="utf-8") as file:
         assert [Fate(**row) for row in csv.DictReader(file)] == rows  # type: ignore[arg-type]
     assert os.listdir(path.parent) == ["report.csv"]
+
+
+def test_files_that_are_used_otherwise_than_in_a_report_are_named_and_no_others(tmp_path: Path) -> None:
+    then = [Fate(path=name, fate="used") for name in ("same.wav", "gone.wav", "loud.wav", "stale.wav", "remarked.wav")]
+    then += [Fate(path="short.wav", fate="too short"), Fate(path="other.wav", fate="truncated")]
+    write_report(then, tmp_path / "report.csv")
+    now = [
+        Fate(path="same.wav", fate="used"), Fate(path="loud.wav", fate="out of range", detail="divide it"),
+        Fate(path="stale.wav", fate="used", detail=f"all 2.00 s {REREAD}"), Fate(path="short.wav", fate="used"),
+        Fate(path="remarked.wav", fate="used", detail="T5 does not know x"), Fate(path="new.wav", fate="used"),
+        Fate(path="other.wav", fate="silent"), Fate(path="notes.md", fate="ignored"),
+    ]  # fmt: skip
+    assert changed_since(tmp_path / "report.csv", now) == (
+        "files used otherwise than then: gone.wav: used then, not there now, loud.wav: used then, out of range now,"
+        " new.wav: not there then, used now, short.wav: too short then, used now,"
+        f" stale.wav: all 2.00 s {REREAD}"
+    )
+    assert changed_since(tmp_path / "report.csv", then) == ""
+    many = [Fate(path=f"{number:02}.wav", fate="used") for number in range(12)]
+    assert changed_since(tmp_path / "missing.csv", many).endswith("09.wav: not there then, used now and 2 more")
 
 
 def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_any() -> None:
