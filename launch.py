@@ -157,13 +157,13 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     from trainer.run.output_dir import check_same_run
 
     data = dataset.prepare(wiring.data_settings(config), parts.source, device, ranks)
-    ranks.say(fates.summary(data.fates))
+    ranks.say(data.describe())
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
     order = wiring.order_of(config, plan, data)
     if parts.checkpoint is not None:
         step = parts.checkpoint.step
-        check_same_run(parts.checkpoint, identity)
+        check_same_run(parts.checkpoint, identity, lambda report: fates.changed_since(report, data.fates))
         if step >= order.steps and parts.folder.finished_step() == step:
             ranks.say(f"already complete: {step} steps, results in {parts.folder.root} (--epochs adds to them)")
             return None

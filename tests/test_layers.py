@@ -34,7 +34,8 @@ WITHOUT_TORCH = (
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
-    *("data.fates", "data.folder_walk", "data.caption_files", "data.clip_table", "data.shared_scan", "data.peers"),
+    *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
+    *("data.shared_scan", "data.peers"),
     *("run.signals", "run.lock", "run.exit_code"),
     "training.schedule",
 )

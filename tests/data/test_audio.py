@@ -48,9 +48,31 @@ def test_facts_are_those_of_soundfile_and_hashlib_whatever_the_content(
     assert facts.content == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def test_samples_beyond_full_scale_are_fine(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", noise(1) * 1000, 8_000, subtype="FLOAT")
-    assert audio.inspect(tmp_path / "x.wav").seconds == 1
+@pytest.mark.parametrize(("peak", "remark"), [(1.0, ""), (1.01, "peak is 1.01"), (8.0, "peak is 8 of full scale")])
+def test_samples_somewhat_beyond_full_scale_are_used_with_a_remark(tmp_path: Path, peak: float, remark: str) -> None:
+    samples = noise(1) / 10
+    samples[4_000] = -peak
+    soundfile.write(tmp_path / "x.wav", samples, 8_000, subtype="FLOAT")
+    facts = audio.inspect(tmp_path / "x.wav")
+    assert facts.seconds == 1 and remark in facts.remark and bool(remark) == bool(facts.remark)
+
+
+@pytest.mark.parametrize(
+    ("scale", "divisor"),
+    [
+        *((8.1, "8.1"), (100.0, "100"), (16_400.0, "32768"), (32_767.0, "32768")),
+        *((2.0**22, "8388608"), (2.0**31, "2147483648"), (1e12, "1e[+]12")),
+    ],
+)
+def test_numbers_of_another_scale_saved_as_floats_are_out_of_range_and_the_divisor_is_named(
+    tmp_path: Path, scale: float, divisor: str
+) -> None:
+    samples = noise(1) / 10
+    samples[4_000] = 1
+    soundfile.write(tmp_path / "x.wav", samples * scale, 8_000, subtype="FLOAT")
+    with pytest.raises(audio.AudioFault, match=f"out of range.*divide .* {divisor}\\b") as caught:
+        audio.inspect(tmp_path / "x.wav")
+    assert caught.value.fate == "out of range"
 
 
 @pytest.mark.parametrize("block_seconds", [1e-9, 0.01, 0.3337, 1.0, 100.0])
@@ -111,7 +133,7 @@ def test_metadata_behind_an_empty_data_chunk_is_not_taken_for_sound(tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["WAV", "RF64", "WAVEX"])
-@pytest.mark.parametrize("lost", [1, 2, 1000, 15_900])
+@pytest.mark.parametrize("lost", [130, 1000, 8_000, 15_900])
 def test_a_data_chunk_cut_anywhere_is_truncated(tmp_path: Path, form: str, lost: int) -> None:
     path = tmp_path / "x.wav"
     soundfile.write(path, noise(1), 8_000, format=form, subtype="PCM_16")
@@ -139,8 +161,8 @@ def test_chunks_before_and_after_the_samples_change_nothing_but_the_hash(tmp_pat
     np.testing.assert_array_equal(joined(tmp_path / "notes.wav", 8_000), joined(tmp_path / "plain.wav", 8_000))
     plain_facts, notes_facts = audio.inspect(tmp_path / "plain.wav"), audio.inspect(tmp_path / "notes.wav")
     assert plain_facts.seconds == notes_facts.seconds and plain_facts.content != notes_facts.content
-    (tmp_path / "cut.wav").write_bytes((plain[:12] + odd + plain[12:])[:-10])
-    with pytest.raises(audio.AudioFault, match="truncated: holds 15,990 of 16,000 bytes"):
+    (tmp_path / "cut.wav").write_bytes((plain[:12] + odd + plain[12:])[:-1_010])
+    with pytest.raises(audio.AudioFault, match="truncated: holds 14,990 of 16,000 bytes"):
         audio.inspect(tmp_path / "cut.wav")
 
 

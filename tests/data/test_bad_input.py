@@ -54,6 +54,7 @@ def of_samples(samples: np.ndarray, rate_hz: int = 8_000, **options: str) -> Cal
 SECOND = pcm16(1)
 WHOLE = wav_header(len(SECOND)) + SECOND
 APPLE_DOUBLE = struct.pack(">II16x", 0x00051607, 0x00020000) + bytes(4_000)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 12345\n"
 FAST_CLOCK = WHOLE[:24] + struct.pack("<II", 2_000_000_000, 4_000_000_000) + WHOLE[32:]
 
 BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -61,13 +62,15 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cut in the header": (holding(WHOLE[:30]), "unreadable", "export it again"),
     "cut behind the header": (holding(WHOLE[:44]), "truncated", "0 of 16,000 bytes"),
     "cut in the samples": (holding(WHOLE[:-6_000]), "truncated", "10,000 of 16,000 bytes"),
-    "web page": (holding(b"<!DOCTYPE html><html>404 Not Found</html>" * 20), "unreadable", "not a sound file"),
+    "web page": (holding(b"<!DOCTYPE html><html>404 Not Found</html>" * 20), "unreadable", "a web page (HTML)"),
     "AppleDouble": (holding(APPLE_DOUBLE), "unreadable", "not a sound file"),
     "zeros": (holding(bytes(100_000)), "unreadable", "not a sound file"),
     "impossible rate": (holding(FAST_CLOCK), "unreadable", "2,000,000,000 Hz"),
     "NaN": (float_wav(float("nan"), 0.0), "not finite", "near 0.0 s"),
     "infinity": (float_wav(float("inf")), "not finite", "NaN or infinite"),
     "minus infinity": (float_wav(float("-inf"), 0.0), "not finite", "NaN or infinite"),
+    "16-bit numbers": (of_samples(noise(1) * 32_768, subtype="FLOAT"), "out of range", "divide them by 32768"),
+    "git-lfs pointer": (holding(LFS), "unreadable", "run git lfs pull"),
     "silence": (of_samples(np.zeros(8_000)), "silent", "-80 dBFS"),
     "near silence": (of_samples(np.full(8_000, 9e-5), subtype="FLOAT"), "silent", "-80 dBFS"),
     "cancelling channels": (of_samples(noise(1)[:, None] * np.array([1, -1])), "silent", "cancel"),
@@ -84,7 +87,7 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "renamed flac": of_samples(noise(1), format="FLAC"),
     "5.1 at 96 kHz": of_samples(noise(1, 96_000, 6), 96_000, subtype="PCM_24"),
     "8 kHz mu-law": of_samples(noise(1), subtype="ULAW"),
-    "beyond full scale": of_samples(noise(1) * 50, subtype="FLOAT"),
+    "beyond full scale": of_samples(noise(1) * 10, subtype="FLOAT"),
     "just audible": of_samples(np.full(8_000, 1.1e-4), subtype="FLOAT"),
     "streamed": holding(wav_header(0xFFFFFFFF, 0xFFFFFFFF) + SECOND),
 }
@@ -137,6 +140,12 @@ CAPTIONS: dict[str, tuple[bytes, str, str | None, str]] = {
     "2,001 characters": (b"x" * 2_001, "caption too long", None, "2,001 characters"),
     "60,000 characters": (b"word " * 12_000, "caption too long", None, "59,999 characters"),
     "two megabytes": (b"x" * 2_000_000, "caption too long", None, "right file"),
+    "git-lfs pointer": (LFS, "caption unreadable", None, "run git lfs pull"),
+    "rich text": (rb"{\rtf1\ansi\deff0 {\fonttbl {\f0 Times;}} slow rock}", "caption unreadable", None, "RTF"),
+    "JSON": (b'{"caption": "slow rock",\n "bpm": 90}', "caption unreadable", None, "is JSON"),
+    "web page": (b"<!DOCTYPE html><html><body>404</body></html>", "caption unreadable", None, "HTML"),
+    "long web page": (b"<!DOCTYPE html>" + b"<p>x</p>" * 300_000, "caption unreadable", None, "HTML"),
+    "angle brackets": (b"<my-style> <CAPTION>rock</CAPTION> a<b", "used", "<my-style> <CAPTION>rock</CAPTION> a<b", ""),
     "NULs": (b"calm\0piano", "caption unreadable", None, "UTF-8"),
     "UTF-16 without BOM": ("calm".encode("utf-16-le"), "caption unreadable", None, "UTF-8"),
     "cut UTF-16": ("calm".encode("utf-16")[:-1], "caption unreadable", None, "UTF-8"),
@@ -196,19 +205,74 @@ def test_a_dataset_inside_a_hidden_folder_is_read(tmp_path: Path) -> None:
     assert len(scan_with_good(tmp_path / ".cache" / "data").clips) == 1
 
 
-def test_links_to_files_are_followed_and_links_to_folders_reported(tmp_path: Path) -> None:
+def test_links_to_files_and_folders_are_followed_and_each_real_folder_searched_once(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     folder.mkdir()
     write_clip(elsewhere / "x.wav", seed=1)
+    write_clip(elsewhere / "deep/y.wav", seed=2)
+    write_clip(folder / "own/z.wav", seed=3)
+    write_clip(tmp_path / "third/w.wav", seed=4)
     (folder / "linked.wav").symlink_to(elsewhere / "x.wav")
     (folder / "folder").symlink_to(elsewhere)
+    (folder / "again").symlink_to(elsewhere / "deep")  # searched first, by its name
+    (folder / "another").symlink_to(elsewhere / "deep")
+    (folder / "aa").symlink_to("own")
     (folder / "loop").symlink_to(".")
-    (folder / "folder.wav").symlink_to(elsewhere)
+    (folder / "up").symlink_to("..")
+    (folder / "own/back").symlink_to("..")
+    (elsewhere / "deep/round").symlink_to("..")
+    (elsewhere / "on").symlink_to(tmp_path / "third")
+    (folder / "nowhere").symlink_to("missing")
     by_path = {one.path: one for one in scan_with_good(folder).fates}
+    used = ["good.wav", "folder/x.wav", "again/y.wav", "own/z.wav", "folder/on/w.wav"]
+    loops = ["loop", "up", "own/back", "again/round"]
+    known = {"another": "again", "aa": "own", "folder/deep": "again"}
     assert {path: one.fate for path, one in by_path.items()} == {
-        "good.wav": "used", "linked.wav": "used", "folder": "ignored", "loop": "ignored", "folder.wav": "ignored",
+        **dict.fromkeys(used, "used"), "linked.wav": "duplicate",
+        **dict.fromkeys([*loops, *known, "nowhere"], "ignored"),
     }
-    assert all("not followed" in by_path[name].detail for name in ("folder", "loop", "folder.wav"))
+    assert all("holds this one" in by_path[name].detail for name in loops)
+    assert all(f"the same folder as {first}," in by_path[name].detail for name, first in known.items())
+
+
+def test_two_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for seed, (name, other) in enumerate((("a", "b"), ("b", "a"))):
+        write_clip(tmp_path / name / "x.wav", seed=seed)
+        (tmp_path / name / "to").symlink_to(tmp_path / other)
+    folder.mkdir()
+    (folder / "a").symlink_to(tmp_path / "a")
+    found = {one.path: one.fate for one in scan_with_good(folder).fates}
+    assert found == {"good.wav": "used", "a/x.wav": "used", "a/to/x.wav": "used", "a/to/to": "ignored"}
+
+
+def test_what_a_sync_tool_keeps_elsewhere_is_named_with_its_cause(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_clip(folder / "song.wav", seed=1)
+    write_clip(folder / "note.wav", seed=2)
+    causes = {
+        ".other.wav.icloud": "iCloud", ".song.txt.icloud": "iCloud", "a.wav.nextcloud": "Nextcloud",
+        "b.wav.cloud": "odrive", "c.WAV.rsls": "Resilio", "d.wav.crdownload": "unfinished download",
+        ".syncthing.e.wav.tmp": "Syncthing", "~syncthing~f.wav.tmp": "Syncthing",
+    }
+    for name in (*causes, "note.gdoc", "a.part"):
+        (folder / name).write_bytes(b"{}")
+    write_clip(folder / "good.wav", "good", seed=99)
+    by_path = {one.path: one for one in scan(folder).fates}
+    for name, cause in causes.items():
+        assert by_path[name].fate == ("ignored" if ".txt" in name else "unreadable") and cause in by_path[name].detail
+    assert by_path["a.part"].detail == "neither .wav nor .txt"
+    assert by_path["song.wav"].fate == by_path["note.wav"].fate == "caption unreadable"
+    assert "song.txt is kept in iCloud" in by_path["song.wav"].detail
+    assert "note.gdoc holds a link to a Google document" in by_path["note.wav"].detail
+    assert {one.path: one.fate for one in scan(folder, no_label=True).fates}["song.wav"] == "used"
+
+
+def test_a_file_that_git_annex_has_not_fetched_says_how_to_fetch_it(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.wav").symlink_to("../.git/annex/objects/f8/8J/SHA256E-s1--ab.wav/SHA256E-s1--ab.wav")
+    found = fate_of(tmp_path / "data", "x.wav", no_label=True)
+    assert found.fate == "unreadable" and "git annex get" in found.detail
 
 
 def test_a_folder_named_like_a_sound_is_searched(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
 
-from tests.audio_files import write_clip
+from tests.audio_files import pcm16, wav_header, write_clip
 from tests.runs import launch_here
-from trainer.data import dataset
+from trainer.data import audio, audio_facts, dataset
+from trainer.data.wav_header import Sound
 from trainer.errors import DataError
 from trainer.flags.config import Config
 from trainer.model.source import open_model
@@ -84,6 +86,48 @@ def test_files_of_a_validation_folder_are_told_from_those_of_equal_name(tmp_path
     assert fates(tmp_path) == {"a.wav": "used", "held/a.wav": "used", "held/b.wav": "no caption"}
     lines = (tmp_path / "models/metrics.jsonl").read_text().splitlines()
     assert any("validation_loss" in json.loads(line) for line in lines)
+
+
+def test_words_that_t5_does_not_know_are_named_with_a_full_cache_too(tmp_path):
+    # The debug tokenizer knows what ASCII can spell.
+    captions = {"a": "slow 音楽", "b": "slow ロック 音楽", "c": "slow rock", "d": "", "e": "🎸 rock"}
+    for seed, (name, caption) in enumerate(captions.items()):
+        write_clip(tmp_path / "data" / f"{name}.wav", caption, seed=seed)
+    write_clip(tmp_path / "held/a.wav", "тихо", seed=9)
+    data = prepare(tmp_path, validation=str(tmp_path / "held"))
+    details = {fate.path.removeprefix(f"{tmp_path}/"): fate.detail for fate in data.fates}
+    assert data.unread == 4 and data.describe().count("4 captions hold words that T5 does not know") == 1
+    assert [name for name in details if "does not know" in details[name]] == ["a.wav", "b.wav", "e.wav", "held/a.wav"]
+    assert "T5 does not know ロック, 音楽 in its caption" in details["b.wav"]
+    again = prepare(tmp_path, validation=str(tmp_path / "held"))
+    assert again.fates == data.fates and again.describe() == data.describe()
+    silent = prepare(tmp_path, no_label=True)
+    assert silent.unread == 0 and "does not know" not in silent.describe()
+
+
+def test_a_clip_of_which_an_older_version_read_less_is_encoded_anew_and_ends_its_run_with_its_name(
+    tmp_path, monkeypatch
+):
+    write_clip(tmp_path / "data/good.wav", "good", seed=1)
+    (tmp_path / "data/stale.wav").write_bytes(wav_header(16_000) + pcm16(3))
+    (tmp_path / "data/stale.txt").write_text("stale")
+    with monkeypatch.context() as older:
+        older.setattr(audio, "sound_of", lambda *given: Sound(end=44 + 16_000))
+        older.setattr(audio_facts, "VERSION", 1)
+        launch_here(tmp_path, *ONE_STEP)
+        keys = cached_keys(tmp_path)
+    assert len(keys) == 2
+    output = launch_here(tmp_path, "--max_steps", "2", "--segment_seconds", "1", expect=1)
+    assert "belongs to another run; dataset: 2 clips" in output
+    assert "stale.wav: its header gives 1.00 s and was not updated: all 3.00 s are used" in output
+    assert "good.wav" not in output.split("belongs to another run")[1]
+    assert keys < cached_keys(tmp_path) and len(cached_keys(tmp_path)) == 3
+    launch_here(tmp_path, *ONE_STEP, "--output_dir", "new")
+
+
+def cached_keys(folder: Path) -> set[str]:
+    parts = (folder / "cache/codes").glob("*/*.arrow")
+    return {key for part in parts for key in pa.ipc.open_stream(part.read_bytes()).read_all()["key"].to_pylist()}
 
 
 def test_codes_are_never_stored_under_the_content_of_another_file(tmp_path):

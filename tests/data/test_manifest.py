@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import resource
@@ -17,8 +18,9 @@ import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
 from trainer.data import audio, audio_facts, manifest
-from trainer.data.fates import Fate, summary, write_report
+from trainer.data.fates import Fate, changed_since, summary, write_report
 from trainer.data.manifest import Manifest
+from trainer.data.wav_header import REREAD
 from trainer.errors import ConfigError, StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +112,18 @@ def test_an_exact_stem_wins_over_one_that_differs_in_case(tmp_path: Path) -> Non
     assert fates(scan(tmp_path / "data"))["Song.wav"] == "no caption"
 
 
+def test_a_caption_may_have_the_whole_name_of_its_sound(tmp_path: Path) -> None:
+    pairs = {"a.wav": "a.wav.txt", "B.WAV": "b.wav.txt", "c.wav": "c.txt", "d.wav.wav": "d.wav.txt"}
+    for seed, (name, caption_name) in enumerate(pairs.items()):
+        write_clip(tmp_path / "data" / name, seed=seed)
+        (tmp_path / "data" / caption_name).write_text(f"from {caption_name}")
+    (tmp_path / "data" / "c.wav.txt").write_text("the shorter name wins")
+    write_clip(tmp_path / "data" / "d.wav", seed=9)  # its d.wav.txt is that of d.wav.wav
+    found = scan(tmp_path / "data")
+    assert captions(found) == {name: f"from {text}" for name, text in pairs.items()}
+    assert fates(found)["c.wav.txt"] == "ignored" and fates(found)["d.wav"] == "no caption"
+
+
 def test_equal_sound_with_an_equal_caption_is_used_once_and_with_another_again(tmp_path: Path) -> None:
     for name, caption in (("c", "calm"), ("a/z", "calm"), ("b", " calm\n"), ("d", "loud"), ("e", "")):
         write_clip(tmp_path / "data" / f"{name}.wav", caption)
@@ -177,6 +191,33 @@ def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> No
     facts = tmp_path / "facts"
     longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, facts_folder=facts, show_progress=False)
     assert fates(longer)["a.wav"] == "too short"
+
+
+def test_what_an_older_version_judged_is_judged_anew_once_and_keeps_its_key(tmp_path: Path) -> None:
+    good, loud = write_clip(tmp_path / "data" / "a.wav", "a"), tmp_path / "data" / "b.wav"
+    soundfile.write(loud, noise(1) * 32_768, 8_000, subtype="FLOAT")
+    loud.with_suffix(".txt").write_text("b")
+    facts, files = tmp_path / "facts" / audio_facts.FILE_NAME, {}
+    for path in (good, loud):  # as version 1 wrote it
+        content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        said = {"seconds": 1.0, "sample_rate_hz": 8_000, "channels": 1, "content": content}
+        files[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns, said]
+    write_clip(tmp_path / "more" / "c.wav", "c")
+    facts.parent.mkdir()
+    facts.write_text(json.dumps({"version": 1, "files": files}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a complete cache need not be writable
+    try:
+        read_only = scan(tmp_path / "data")
+        with pytest.raises(StorageError, match="--cache_dir"):
+            scan(tmp_path / "more", tmp_path / "facts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = scan(tmp_path / "data")
+    assert found == read_only and fates(found) == {"a.wav": "used", "b.wav": "out of range"}
+    assert found.columns["content"] == [files[str(good)][2]["content"]]
+    replace_unseen(good)
+    assert scan(tmp_path / "data") == found
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1, "files": {"/a.wav": [1]}}', b"\xff\xfe\0"])
@@ -280,6 +321,26 @@ def test_the_report_reads_back_with_every_name_and_detail(tmp_path: Path) -> Non
     with open(path, newline="", encoding="utf-8") as file:
         assert [Fate(**row) for row in csv.DictReader(file)] == rows  # type: ignore[arg-type]
     assert os.listdir(path.parent) == ["report.csv"]
+
+
+def test_files_that_are_used_otherwise_than_in_a_report_are_named_and_no_others(tmp_path: Path) -> None:
+    then = [Fate(path=name, fate="used") for name in ("same.wav", "gone.wav", "loud.wav", "stale.wav", "remarked.wav")]
+    then += [Fate(path="short.wav", fate="too short"), Fate(path="other.wav", fate="truncated")]
+    write_report(then, tmp_path / "report.csv")
+    now = [
+        Fate(path="same.wav", fate="used"), Fate(path="loud.wav", fate="out of range", detail="divide it"),
+        Fate(path="stale.wav", fate="used", detail=f"all 2.00 s {REREAD}"), Fate(path="short.wav", fate="used"),
+        Fate(path="remarked.wav", fate="used", detail="T5 does not know x"), Fate(path="new.wav", fate="used"),
+        Fate(path="other.wav", fate="silent"), Fate(path="notes.md", fate="ignored"),
+    ]  # fmt: skip
+    assert changed_since(tmp_path / "report.csv", now) == (
+        "files used otherwise than then: gone.wav: used then, not there now, loud.wav: used then, out of range now,"
+        " new.wav: not there then, used now, short.wav: too short then, used now,"
+        f" stale.wav: all 2.00 s {REREAD}"
+    )
+    assert changed_since(tmp_path / "report.csv", then) == ""
+    many = [Fate(path=f"{number:02}.wav", fate="used") for number in range(12)]
+    assert changed_since(tmp_path / "missing.csv", many).endswith("09.wav: not there then, used now and 2 more")
 
 
 def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_any() -> None:

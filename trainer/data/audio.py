@@ -6,6 +6,7 @@ NaN samples and silence, and reports none of them (measured with soundfile 0.14,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -20,15 +21,22 @@ import numpy as np
 import soundfile
 import soxr
 
-from trainer.data.wav_header import UnclosedWav, wav_layout
+from trainer.data.text_content import why_no_sound
+from trainer.data.wav_header import CutOff, MendedWav, sound_of, wav_layout
 
 # What can be wrong with a sound file. Each is also a kind of fate, which the file then has (trainer/data/fates.py).
-FaultKind = Literal["not a file", "unreadable", "truncated", "empty", "not finite", "silent"]
+FaultKind = Literal["not a file", "unreadable", "truncated", "empty", "not finite", "out of range", "silent"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS; the last bit of 16-bit audio lies at -90 dBFS
+# Of full scale, 18 dB. Music is mastered to 1, and what decoders and mixes add stays far below this. Numbers of 16 bits
+# that were saved as floats lie far above it, and EnCodec's codes of them have nothing to do with the sound.
+LARGEST_PEAK = 8.0
+INTEGER_SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}  # full scale of numbers of so many bits
 LOUDEST = 1e30  # full scale is 1; sums of samples beyond this overflow float32, and no sound has them
 SAMPLE_RATES_HZ = (1_000, 1_000_000)  # a header with another rate is damaged; by it, seconds could last for days
+FAILED_READS = (errno.EIO, errno.EINVAL, errno.ETIMEDOUT, errno.ENODATA, errno.EOPNOTSUPP)  # what such files give
+ONLINE_ONLY = "If OneDrive, Dropbox, Google Drive or iCloud keeps it online only, have it kept on this machine"
 BLOCK_VALUES = 1 << 18  # samples x channels that `inspect` decodes at once: 1 MiB of float32
 
 
@@ -39,13 +47,15 @@ class AudioFacts:
     seconds         of the samples that were read
     sample_rate_hz  of the file
     channels        of the file
-    content         hex blake2b-128 of the file's bytes
+    content         as `content_of` gives it
+    remark          what is unusual about it and was done, for the report; "" for nothing
     """
 
     seconds: float
     sample_rate_hz: int
     channels: int
     content: str
+    remark: str = ""
 
 
 class AudioFault(Exception):
@@ -61,23 +71,37 @@ def inspect(path: Path) -> AudioFacts:
     """The facts of a sound file that is whole and audible, from one pass over its samples and one over its bytes.
 
     Its seconds are counted from the samples, because the length in the header of an mp3 file is only an estimate.
-    Samples beyond [-1, 1] are accepted. Raises AudioFault for every file that is not whole and audible.
+    Samples somewhat beyond [-1, 1] are accepted. Raises AudioFault for every file that is not whole and audible.
     """
-    with _opened(path) as sound:
-        frames = _check_samples(sound)
+    with _opened(path) as (sound, header_remark):
+        frames, peak_remark = _check_samples(sound)
         rate, channels = sound.samplerate, sound.channels
-    return AudioFacts(seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=content_of(path))
+    remark = "; ".join(filter(None, (header_remark, peak_remark)))
+    return AudioFacts(
+        seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=content_of(path), remark=remark
+    )
 
 
 def content_of(path: Path) -> str:
-    """Hex blake2b-128 of the file's bytes. Raises AudioFault where it cannot be read."""
+    """Hex blake2b-128 of the file's bytes, by which its codes are found. Raises AudioFault where it cannot be read.
+
+    Where versions before 2026-11-27 read other samples of these bytes, the place where the sound ends is hashed too,
+    so that the codes which they cached are not taken for those of the whole sound.
+    """
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb", buffering=0) as raw:
             while piece := raw.read(1 << 20):
                 digest.update(piece)
+            size = os.fstat(raw.fileno()).st_size
+            wav = wav_layout(raw.fileno(), size)
+            sound = sound_of(raw.fileno(), size, wav) if wav else None
     except OSError as error:
         raise unreadable(error) from error
+    except CutOff as cut:
+        raise _truncated(cut) from cut
+    if sound and sound.reread:
+        digest.update(f"sound to byte {sound.end}".encode())
     return digest.hexdigest()
 
 
@@ -88,7 +112,7 @@ def stream(path: Path, sample_rate_hz: int, block_seconds: float = 10.0) -> Iter
     their size; at the file's own rate the samples pass unchanged. Raises AudioFault for a file that cannot be decoded,
     also in the middle of it.
     """
-    with _opened(path) as sound:
+    with _opened(path) as (sound, _):
         block_frames = max(1, round(block_seconds * sound.samplerate))
         blocks = (_mono(block) for block in _blocks(sound, block_frames))
         if sound.samplerate == sample_rate_hz:
@@ -106,8 +130,8 @@ def stream(path: Path, sample_rate_hz: int, block_seconds: float = 10.0) -> Iter
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """The decoder of a regular file; raises AudioFault for what is none.
+def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
+    """The decoder of a regular file, and a remark on its header or ""; raises AudioFault for what is none.
 
     It is opened by descriptor, because libsndfile can be given no name that is not UTF-8.
     """
@@ -119,30 +143,38 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             raw = stack.enter_context(open(path, "rb", buffering=0))
             size = os.fstat(raw.fileno()).st_size
             if size == 0:
-                raise AudioFault("unreadable", "zero bytes: copy or export it again")
-            wav = wav_layout(raw.fileno(), size)
-            if wav and not wav.streamed and wav.data_bytes > wav.held_bytes:
-                held = f"{wav.held_bytes:,} of {wav.data_bytes:,} bytes"
-                raise AudioFault("truncated", f"holds {held} of audio: copy or export it again")
-            readable: int | io.FileIO = raw.fileno()
-            if wav and wav.unclosed:
-                readable = stack.enter_context(UnclosedWav(path, wav.size_at))
+                raise AudioFault("unreadable", f"zero bytes: copy or export it again. {ONLINE_ONLY}")
+            wav, remark = wav_layout(raw.fileno(), size), ""
+            readable: int | io.RawIOBase = raw.fileno()
+            if wav:
+                sound_bytes = sound_of(raw.fileno(), size, wav)
+                remark = sound_bytes.remark
+                if sound_bytes.mended:
+                    readable = stack.enter_context(MendedWav(path, wav, sound_bytes))
             sound = stack.enter_context(_Sequential(readable, closefd=False))
         except soundfile.LibsndfileError as error:
+            text = why_no_sound(os.pread(raw.fileno(), 4096, 0))
             detail = f"not a sound file that libsndfile reads ({_reason(error)}): export it again as .wav"
-            raise AudioFault("unreadable", detail) from error
+            raise AudioFault("unreadable", text or detail) from error
+        except CutOff as cut:
+            raise _truncated(cut) from cut
         except OSError as error:
             raise unreadable(error) from error
         if not SAMPLE_RATES_HZ[0] <= sound.samplerate <= SAMPLE_RATES_HZ[1]:
             detail = f"its header gives a sample rate of {sound.samplerate:,} Hz: export it again"
             raise AudioFault("unreadable", detail)
-        yield sound
+        yield sound, remark
 
 
 def unreadable(error: OSError) -> AudioFault:
     """The fault of a file at which the operating system failed."""
     reason = error.strerror or str(error)
-    return AudioFault("unreadable", f"cannot be opened or read ({reason}): check the link, rights and disk")
+    detail = f"cannot be opened or read ({reason}): check the link, rights and disk. {ONLINE_ONLY}"
+    return AudioFault("unreadable", detail if error.errno in FAILED_READS else detail.removesuffix(f". {ONLINE_ONLY}"))
+
+
+def _truncated(cut: CutOff) -> AudioFault:
+    return AudioFault("truncated", f"{cut} of audio: copy or export it again")
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -171,8 +203,11 @@ def _mono(block: np.ndarray) -> np.ndarray:
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
-def _check_samples(sound: soundfile.SoundFile) -> int:
-    """How many frames the file really holds; raises AudioFault unless they are whole, finite and audible."""
+def _check_samples(sound: soundfile.SoundFile) -> tuple[int, str]:
+    """How many frames the file really holds, and a remark on how loud they are or "".
+
+    Raises AudioFault unless they are whole, finite, audible and not far beyond full scale.
+    """
     frames, peak, mono_peak = 0, 0.0, 0.0
     for block in _blocks(sound, max(1, BLOCK_VALUES // sound.channels)):
         block_peak = _max_abs(block)
@@ -188,11 +223,22 @@ def _check_samples(sound: soundfile.SoundFile) -> int:
     if frames < sound.frames and not sound.subtype.startswith("MPEG"):
         held = f"{frames:,} of {sound.frames:,} samples"
         raise AudioFault("truncated", f"holds {held}: copy or export it again")
+    if peak > LARGEST_PEAK:
+        raise AudioFault("out of range", _how_to_scale(peak))
     if peak < SILENCE_PEAK:
         raise AudioFault("silent", "never louder than -80 dBFS: replace it or take it out")
     if mono_peak < SILENCE_PEAK:
         raise AudioFault("silent", "its channels cancel each other in mono: invert one of them")
-    return frames
+    return frames, f"its peak is {peak:.3g} of full scale: used as it is" if peak > 1 else ""
+
+
+def _how_to_scale(peak: float) -> str:
+    """What to do with samples whose peak is this many times full scale."""
+    of_bits = [(bits, scale) for bits, scale in INTEGER_SCALES.items() if 256 < peak <= scale]
+    if of_bits:
+        bits, scale = of_bits[0]
+        return f"its peak is {peak:,.0f} of 1, as of {bits}-bit numbers saved as floats: divide them by {scale:.0f}"
+    return f"its peak is {peak:,.4g}, and full scale is 1: divide its samples by {peak:.4g} or more"
 
 
 def _max_abs(samples: np.ndarray) -> float:

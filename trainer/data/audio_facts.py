@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from trainer.data.audio import AudioFacts, AudioFault, inspect, unreadable
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
-VERSION = 1  # to be raised when `inspect` comes to judge files differently: all files are then read again
+# To be raised when `inspect` comes to judge files differently: all files are then read again. Version 2 (2026-11-27)
+# looks at peaks beyond full scale and at headers that were not updated.
+VERSION = 2
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
 BAR_AFTER_SECONDS = 2.0
@@ -30,7 +33,8 @@ def inspect_all(
     """What `inspect` returns or raises for each absolute path, found by a few threads.
 
     It is kept in a file in `facts_folder`, under the path, size and modification time of each sound: an unchanged one
-    is not read again unless `rehash`. Raises StorageError if something new cannot be kept there.
+    is not read again unless `rehash`, or unless it was judged by an older VERSION. Raises StorageError if something
+    new cannot be kept there.
     """
     known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
@@ -47,8 +51,14 @@ def inspect_all(
         else:
             stamps[path] = stamp
     if stamps:
-        _save(facts_folder, known)  # a folder that cannot be written shows now, not after an hour of reading
-        _inspect_new(stamps, known, results, facts_folder, show_progress)
+        save: Callable[[], None] = partial(_save, facts_folder, known)
+        try:
+            save()  # a folder that cannot be written shows now, not after an hour of reading
+        except StorageError:
+            if not _of_older_version(facts_folder).issuperset(stamps):
+                raise
+            save = _keep_nothing  # an older version's complete cache on a read-only disk
+        _inspect_new(stamps, known, results, save, show_progress)
     return results
 
 
@@ -58,7 +68,7 @@ _Known = dict[str, tuple[tuple[int, int], AudioFacts | AudioFault]]
 
 def _inspect_new(
     stamps: dict[str, tuple[int, int]], known: _Known, results: dict[str, AudioFacts | AudioFault],
-    facts_folder: Path, show_progress: bool,
+    save: Callable[[], None], show_progress: bool,
 ) -> None:
     """Inspect the files of `stamps`, and put what was found into `results` and `known`.
 
@@ -85,12 +95,16 @@ def _inspect_new(
                 bar.update()
             if unsaved and time.monotonic() >= save_at:
                 began = time.monotonic()
-                _save(facts_folder, known)
+                save()
                 unsaved, save_at = False, time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - began))
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-        _save(facts_folder, known)
+        save()
+
+
+def _keep_nothing() -> None:
+    """In place of `_save`, where what is learnt cannot be kept and need not be."""
 
 
 def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
@@ -118,6 +132,15 @@ def _load(facts_folder: Path) -> _Known:
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def _of_older_version(facts_folder: Path) -> frozenset[str]:
+    """The paths of which an older version kept something."""
+    try:
+        stored = json.loads((facts_folder / FILE_NAME).read_bytes())
+        return frozenset(stored["files"]) if stored["version"] < VERSION else frozenset()
+    except (OSError, ValueError, TypeError, KeyError):
+        return frozenset()
 
 
 def _save(facts_folder: Path, known: _Known) -> None:

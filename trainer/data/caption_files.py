@@ -8,6 +8,7 @@ import stat
 from typing import Literal
 
 from trainer.data.captions import LINE
+from trainer.data.text_content import why_no_caption
 
 CAPTION_CHARACTERS = 2_000
 CAPTION_BYTES = 1 << 20  # a longer file is no caption, and is not read to its end
@@ -30,7 +31,8 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
     lines  whether each line is a caption of its own; those that are not blank are returned joined by LINE
 
     All white space becomes single spaces. UTF-8 is read, UTF-16 where a byte order mark says so, and what is neither as
-    Windows-1252, of which Latin-1's letters are a part. Raises CaptionFault for what is no text, or too long.
+    Windows-1252, of which Latin-1's letters are a part. Raises CaptionFault for what is no text, too long, or text of
+    another kind than a caption (trainer/data/text_content.py).
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -40,9 +42,15 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
     except OSError as error:
         detail = f"cannot be read ({error.strerror}): check its rights"
         raise CaptionFault("caption unreadable", detail) from error
+    try:
+        text, remark = _decode(raw)
+    except UnicodeDecodeError as error:
+        why = why_no_caption(raw, None) or "is no text: save it as plain UTF-8 text"
+        raise CaptionFault("caption unreadable", why) from error
+    if reason := why_no_caption(raw, text):  # before all else, because such a file is often long too
+        raise CaptionFault("caption unreadable", reason)
     if len(raw) > CAPTION_BYTES:
         raise CaptionFault("caption too long", f"is over {CAPTION_BYTES:,} bytes: is it the right file?")
-    text, remark = _decode(raw)
     if CONTROLS.intersection(text):
         raise CaptionFault("caption unreadable", "holds NUL or control characters: save it as UTF-8 text")
     captions = [" ".join(part.split()) for part in (text.splitlines() if lines else [text])]
@@ -55,12 +63,12 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
 
 
 def _decode(raw: bytes) -> tuple[str, str]:
+    """The text and a remark. Raises UnicodeDecodeError for what is no text."""
+    if len(raw) > CAPTION_BYTES:  # it may end within a character
+        return raw.decode("utf-8", "replace"), ""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16"), "caption read as UTF-16"
     try:
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return raw.decode("utf-16"), "caption read as UTF-16"
-        try:
-            return raw.decode("utf-8-sig"), ""
-        except UnicodeDecodeError:
-            return raw.decode("cp1252"), "caption is not UTF-8, read as Latin-1 (Windows-1252)"
-    except UnicodeDecodeError as error:
-        raise CaptionFault("caption unreadable", "is no text: save it as plain UTF-8 text") from error
+        return raw.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        return raw.decode("cp1252"), "caption is not UTF-8, read as Latin-1 (Windows-1252)"

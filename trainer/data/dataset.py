@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest
+from trainer.data import cache, manifest, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.captions import first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
@@ -69,6 +69,7 @@ class Dataset:
 
     train, validation  the clips; None where none validate
     fates              of the files of all folders that were scanned
+    unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     seconds            of all training clips together
     """
@@ -76,6 +77,7 @@ class Dataset:
     train: Examples
     validation: Examples | None
     fates: tuple[Fate, ...]
+    unread: int
     digest: str
     seconds: float
 
@@ -83,6 +85,10 @@ class Dataset:
     def clips(self) -> int:
         """How many clips are trained on."""
         return len(self.train.captions)
+
+    def describe(self) -> str:
+        """What became of the files, for the console."""
+        return "\n".join(filter(None, (summary(self.fates), unknown_words.message(self.unread))))
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -96,13 +102,14 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     that it has to encode.
     """
     peers = peers or Alone()
-    clips, fates = _encoded(settings, source, device, peers, settings.folder)
+    clips, fates, unread = _encoded(settings, source, device, peers, settings.folder)
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other_fates = _encoded(settings, source, device, peers, folder)
+        held_out, other_fates, other_unread = _encoded(settings, source, device, peers, folder)
+        unread += other_unread
         shown = display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
     texts = _texts(settings, train)
@@ -112,6 +119,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         train=_examples(settings, source, train, text, texts),
         validation=_examples(settings, source, held_out, text) if _count(held_out) else None,
         fates=fates,
+        unread=unread,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
     )
@@ -129,8 +137,8 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 
 def _encoded(
     settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
-) -> tuple[Columns, tuple[Fate, ...]]:
-    """The folder's clips, the codes of all of which are cached, and the fates of its files.
+) -> tuple[Columns, tuple[Fate, ...], int]:
+    """The folder's clips, the codes of all of which are cached, the fates of its files, and `Dataset.unread` of them.
 
     A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
     since there is nothing of it to learn; their fates say so.
@@ -175,7 +183,26 @@ def _encoded(
     fates = tuple(new_fates.get(fate.path, fate) for fate in scanned.fates)
     if not has_frames.any():
         raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
-    return _rows(clips, has_frames), fates
+    clips = _rows(clips, has_frames)
+    unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
+    fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in fates)
+    return clips, fates, len(unread)
+
+
+def _unknown_words(settings: DataSettings, source: Source, clips: Columns) -> dict[str, str]:
+    """A remark on each clip whose caption holds words that T5 does not know, by the clip's path.
+
+    It needs the tokenizer alone, which every run loads (`Source.text_identity`), whether or not the cache is complete.
+    """
+    captions = clips["caption"]
+    if not any(captions):
+        return {}
+    tokenizer = source.load_tokenizer()
+    if settings.placeholder is not None:
+        tokenizer = extended_tokenizer(tokenizer, settings.placeholder)
+    found = unknown_words.unknown_words(tokenizer, captions)
+    rows = zip(clips["path"], captions, strict=True)
+    return {path: unknown_words.remark(found[caption]) for path, caption in rows if caption in found}
 
 
 def _text(

@@ -6,20 +6,23 @@ import csv
 import io
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from trainer.atomic import write_whole
+from trainer.data.wav_header import REREAD
 from trainer.errors import StorageError
 
 # docs/cache.md explains each; tests/test_readme.py holds it to this list.
 FateKind = Literal[
-    "used", "no caption", "caption unreadable", "caption too long", "too short", "silent", "not finite", "empty",
-    "truncated", "unreadable", "not a file", "duplicate", "unsupported format", "no audio", "ignored",
+    "used", "no caption", "caption unreadable", "caption too long", "too short", "silent", "not finite",
+    "out of range", "empty", "truncated", "unreadable", "not a file", "duplicate", "unsupported format", "no audio",
+    "ignored",
 ]
 FATE_KINDS: tuple[FateKind, ...] = get_args(FateKind)
 EXAMPLES = 10  # files left out that a summary shows
+NOWHERE = ("not there", "")  # fate and detail of a file that a report does not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,10 @@ class Fate:
     path: str
     fate: FateKind
     detail: str = ""
+
+    def with_remark(self, remark: str) -> Fate:
+        """The same with something more in its detail; nothing for ""."""
+        return replace(self, detail="; ".join(filter(None, (self.detail, remark)))) if remark else self
 
 
 def summary(fates: Iterable[Fate]) -> str:
@@ -65,6 +72,35 @@ def write_report(fates: Iterable[Fate], path: Path) -> None:
     except OSError as error:
         raise StorageError(f"the dataset report {display(path)} cannot be written ({error.strerror}): "
                            "free space there, or give another --output_dir") from error
+
+
+def changed_since(report: Path, fates: Iterable[Fate]) -> str:
+    """The files that are used otherwise than when `report` was written, in words for a person; "" for none.
+
+    A file is named if it was used and is not, the other way round, or if other samples of it are read than by
+    versions before 2026-11-27. One whose content or caption was changed cannot be told from the report.
+    """
+    then, now = _read_report(report), {fate.path: (str(fate.fate), fate.detail) for fate in fates}
+    changes = (_change(path, then.get(path, NOWHERE), now.get(path, NOWHERE)) for path in sorted({*then, *now}))
+    named = [change for change in changes if change]
+    more = f" and {len(named) - EXAMPLES} more" if len(named) > EXAMPLES else ""
+    return f"files used otherwise than then: {', '.join(named[:EXAMPLES])}{more}" if named else ""
+
+
+def _change(path: str, then: tuple[str, str], now: tuple[str, str]) -> str:
+    """What became of a file between two fates with their details, in words; "" where nothing is used otherwise."""
+    if then[0] == now[0] == "used":
+        return f"{path}: {now[1]}" if REREAD in now[1] and REREAD not in then[1] else ""
+    return f"{path}: {then[0]} then, {now[0]} now" if "used" in (then[0], now[0]) else ""
+
+
+def _read_report(path: Path) -> dict[str, tuple[str, str]]:
+    """Fate and detail of each path in a report; empty where it is missing or damaged."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["path"]: (row["fate"], row["detail"]) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return {}
 
 
 def display(path: str | os.PathLike[str]) -> str:

@@ -6,11 +6,12 @@ Nothing is opened here. A caption file that is in use has no fate of its own, si
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.data.fates import Fate, display
+from trainer.data.fates import Fate, FateKind, display
 
 OTHER_AUDIO = frozenset((
     ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".wma", ".aif", ".aiff", ".aifc", ".au",
@@ -19,37 +20,84 @@ OTHER_AUDIO = frozenset((
 JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # what macOS and Windows leave behind
 
 
+# What a sync tool leaves in place of a file that it keeps elsewhere: the file's own name stands in the first group.
+PLACEHOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\.(.+)\.icloud"), "kept in iCloud alone: in Finder, Download Now, or `brctl download` its folder"),
+    (re.compile(r"(.+)\.(?:nextcloud|owncloud)"), "a placeholder of Nextcloud or ownCloud: make it available locally"),
+    (re.compile(r"(.+)\.cloudf?"), "a placeholder of odrive: sync it"),
+    (re.compile(r"(.+)\.rsls"), "a placeholder of Resilio Sync: sync it to this device"),
+    (re.compile(r"[.~]syncthing[.~](.+)\.tmp"), "being copied by Syncthing: wait until it is done"),
+    (re.compile(r"(.+)\.(?:crdownload|part|partial|download|!sync)"), "an unfinished download: fetch it again"),
+)
+GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hold a link and no text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sound:
     """A .wav file, or what has the name of one, and the caption file beside it; both relative to the data folder.
 
     caption_name  "" where there is none
+    elsewhere     what stands in the caption's place where a sync tool keeps it elsewhere, and why; else ""
     """
 
     name: str
     caption_name: str
+    elsewhere: str = ""
 
 
 def walk(root: str) -> Iterator[Sound | Fate]:
     """Every .wav file below the folder `root`, and the fates of all that is none.
 
-    Links to folders are not followed: they could lead round in circles, or to a folder that is searched already.
+    Linked folders are searched under the link's name, after all others. Each real folder is searched once: a link back
+    to where it came from is left out, and so is a second way to the same folder.
+    """
+    found_at: dict[str, str] = {}  # the real path of each folder that was searched: its name below `root`
+    links: list[tuple[str, str]] = []
+    yield from _search(root, "", os.path.realpath(root), found_at, links)
+    while links:
+        following: list[tuple[str, str]] = []
+        for name, inside in sorted(links):
+            real = os.path.realpath(os.path.join(root, name))
+            if _holds(real, inside) or _holds(real, os.path.realpath(root)):
+                yield Fate(path=display(name), fate="ignored", detail="linked folder that holds this one: not followed")
+            else:
+                yield from _search(root, name, real, found_at, following)
+        links = following
+
+
+def _search(
+    root: str, start: str, real_start: str, found_at: dict[str, str], links: list[tuple[str, str]]
+) -> Iterator[Sound | Fate]:
+    """All below one folder but what is linked there: links to folders are added to `links`.
+
+    start       the folder's name below `root`, "" for `root` itself; real_start is its real path
+    found_at    see `walk`; the folders that are searched are added
+    links       (name, real path of the folder in which it lies)
     """
     unreadable: list[OSError] = []
-    for parent, folders, names in os.walk(root, onerror=unreadable.append):
-        inside = os.path.relpath(parent, root)
-        prefix = "" if inside == "." else inside + os.sep
+    top = os.path.join(root, start) if start else root
+    for parent, folders, names in os.walk(top, onerror=unreadable.append):
+        inside = os.path.relpath(parent, top)
+        real = real_start if inside == "." else os.path.join(real_start, inside)
+        place = "" if parent == root else os.path.relpath(parent, root)
+        if real in found_at:
+            folders.clear()
+            same = display(found_at[real] or ".")
+            yield Fate(path=display(place), fate="ignored", detail=f"the same folder as {same}, which is searched")
+            continue
+        found_at[real] = place
+        prefix = place and place + os.sep
         keep = []
         for name in sorted(folders):
-            shown = display(prefix + name)
             if _is_junk(name):
-                yield Fate(path=shown, fate="ignored", detail="hidden folder, skipped whole")
+                yield Fate(path=display(prefix + name), fate="ignored", detail="hidden folder, skipped whole")
             elif os.path.islink(os.path.join(parent, name)):
-                yield Fate(path=shown, fate="ignored", detail="linked folder, not followed: move it here")
+                links.append((prefix + name, real))
             else:
                 keep.append(name)
                 if _suffix(name) == ".wav":
-                    yield Fate(path=shown, fate="not a file", detail="a folder, searched like any other")
+                    detail = "a folder, searched like any other"
+                    yield Fate(path=display(prefix + name), fate="not a file", detail=detail)
         folders[:] = keep
         yield from _pair(prefix, sorted(names))
     for error in unreadable:
@@ -57,26 +105,34 @@ def walk(root: str) -> Iterator[Sound | Fate]:
         yield Fate(path=display(os.path.relpath(error.filename, root)), fate="unreadable", detail=detail)
 
 
+def _holds(folder: str, other: str) -> bool:
+    """Whether `other` is the real folder `folder`, or lies in it."""
+    return os.path.commonpath([folder, other]) == folder
+
+
 def _pair(prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
     """The .wav files of one folder with their captions, and the fates of its other files."""
     visible = [name for name in names if not _is_junk(name)]
     sounds = [name for name in visible if _suffix(name) == ".wav"]
     texts = [name for name in visible if _suffix(name) == ".txt"]
-    exact = {stem(name): name for name in texts}  # sorted, so x.txt wins over x.TXT
-    owners = {stem(name) for name in sounds}
-    loose = {_loose(stem(name)): name for name in texts if stem(name) not in owners}
-    taken = set()
+    elsewhere = {_loose(real): why for real, why in map(_placeholder, names) if why}
+    caption_of = _captions(sounds, texts)
+    taken = set(caption_of.values())
     for name in sounds:
-        caption_name = exact.get(stem(name)) or loose.get(_loose(stem(name)), "")
-        taken.add(caption_name)
-        yield Sound(name=prefix + name, caption_name=caption_name and prefix + caption_name)
-    loose_owners = {_loose(owner) for owner in owners}
+        caption_name = caption_of.get(name, "")
+        why = "" if caption_name else _why_no_text(name, names, elsewhere)
+        yield Sound(name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why)
+    owners = {_loose(key) for name in sounds for key in (stem(name), name)}
     for name in names:
         shown, suffix = display(prefix + name), _suffix(name)
-        if _is_junk(name):
+        real, why = _placeholder(name)
+        if why and _suffix(real) in (".wav", ".txt"):
+            kind: FateKind = "unreadable" if _suffix(real) == ".wav" else "ignored"
+            yield Fate(path=shown, fate=kind, detail=f"{display(real)} is {why}")
+        elif _is_junk(name):
             yield Fate(path=shown, fate="ignored", detail="hidden or system file")
         elif suffix == ".txt" and name not in taken:
-            if _loose(stem(name)) in loose_owners:
+            if _loose(stem(name)) in owners:
                 yield Fate(path=shown, fate="ignored", detail="another caption file fits its .wav better")
             else:
                 yield Fate(path=shown, fate="no audio", detail="no .wav of this name beside it: add it")
@@ -84,6 +140,43 @@ def _pair(prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
             yield Fate(path=shown, fate="unsupported format", detail=f"{suffix}: convert it to .wav")
         elif suffix not in (".wav", ".txt"):
             yield Fate(path=shown, fate="ignored", detail="neither .wav nor .txt")
+
+
+def _captions(sounds: list[str], texts: list[str]) -> dict[str, str]:
+    """The caption file of each sound that has one: song.txt of song.wav, or else song.wav.txt.
+
+    A name that differs in case, or in how accents are stored, will do where no sound has just that name.
+    """
+    exact = {stem(name): name for name in texts}  # sorted, so x.txt wins over x.TXT
+    owned = {key for name in sounds for key in (stem(name), name)}
+    loose = {_loose(stem(name)): name for name in texts if stem(name) not in owned}
+    stems = {stem(name) for name in sounds}
+    found = {}
+    for name in sounds:
+        full = exact.get(name) if name not in stems else None  # song.wav.txt is that of song.wav.wav, if there is one
+        caption = exact.get(stem(name)) or full or loose.get(_loose(stem(name))) or loose.get(_loose(name))
+        if caption:
+            found[name] = caption
+    return found
+
+
+def _placeholder(name: str) -> tuple[str, str]:
+    """The name of the file for which `name` stands, and why that is not here; ("", "") for any other name."""
+    for pattern, why in PLACEHOLDERS:
+        if match := pattern.fullmatch(name):
+            return match[1], why
+    return "", ""
+
+
+def _why_no_text(name: str, names: list[str], elsewhere: dict[str, str]) -> str:
+    """Why the sound `name` has no caption, where a sync tool keeps that elsewhere: "song.txt is kept ..."; else ""."""
+    for text in (f"{stem(name)}.txt", f"{name}.txt"):
+        if why := elsewhere.get(_loose(text)):
+            return f"{display(text)} is {why}"
+    for document in (stem(name) + suffix for suffix in GOOGLE_DOCUMENTS):
+        if document in names:
+            return f"{display(document)} holds a link to a Google document and no text: download it as plain text"
+    return ""
 
 
 def stem(name: str) -> str:

@@ -136,12 +136,15 @@ def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> 
     try:
         status = os.stat(path)
     except OSError as error:
-        return Fate(path=shown, fate="unreadable", detail=f"{error.strerror}: check the link or its rights")
+        advice = "run git annex get" if _is_annexed(path) else "check the link or its rights"
+        return Fate(path=shown, fate="unreadable", detail=f"{error.strerror}: {advice}")
     if not stat.S_ISREG(status.st_mode):
         return Fate(path=shown, fate="not a file", detail="a pipe or device: put a sound file in its place")
     caption, remark = None, ""
     if no_label:
         remark = "caption not used under --no_label 1" if sound.caption_name else ""
+    elif sound.elsewhere:
+        return Fate(path=shown, fate="caption unreadable", detail=sound.elsewhere)
     elif not sound.caption_name:
         expected = display(stem(os.path.basename(sound.name)) + ".txt")
         detail = f"write {expected} beside it, or train without text: --no_label 1"
@@ -152,6 +155,11 @@ def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> 
         except CaptionFault as fault:
             return Fate(path=shown, fate=fault.fate, detail=f"{display(sound.caption_name)} {fault.detail}")
     return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, remark=remark)
+
+
+def _is_annexed(path: str) -> bool:
+    """Whether the file is a link into the store of git-annex, which has not fetched what it leads to."""
+    return os.path.islink(path) and "/annex/objects/" in os.readlink(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +186,8 @@ def _judge(
         clip = _Clip(candidate=candidate, facts=facts)
         first = clips.setdefault((facts.content, candidate.caption), clip)
         if first is clip:
-            fates.append(Fate(path=shown, fate="used", detail=candidate.remark))
+            remarks = filter(None, (facts.remark, candidate.remark))
+            fates.append(Fate(path=shown, fate="used", detail="; ".join(remarks)))
         else:
             detail = f"same sound and caption as {display(first.candidate.name)}, which is used: remove one"
             fates.append(Fate(path=shown, fate="duplicate", detail=detail))

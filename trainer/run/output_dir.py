@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,14 +129,21 @@ def _named_checkpoint(folder: OutputDir, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def check_same_run(checkpoint: Checkpoint, now: Mapping[str, object]) -> None:
+def check_same_run(
+    checkpoint: Checkpoint, now: Mapping[str, object], changed_files: Callable[[Path], str] = lambda report: ""
+) -> None:
     """Raise CheckpointError where the checkpoint belongs to other data or settings than the run that starts now.
 
-    now  the identity of that run, see RunHeader.identity; the message names each entry that differs, with both values
+    now            the identity of that run, see RunHeader.identity; the message names each entry that differs, with
+                   both values
+    changed_files  what is said of the files that make the dataset another one, given the report on its files that the
+                   checkpoint's run wrote
     """
     then = checkpoint.run.identity
     names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
     different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]
+    if "dataset" in names and (files := changed_files(OutputDir(root=checkpoint.folder.parent.parent).report)):
+        different.append(files)
     if different:
         raise CheckpointError(
             f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"
