@@ -14,6 +14,7 @@ import pytest
 # Each call as the C library has it. ODD_MOUNT lists what is refused, separated by spaces.
 SOURCE = r"""
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -45,6 +46,37 @@ static int holder_refused(const char *path) {
     return unlink(bad) == 0 && refused("unreadable", EIO);
 }
 #define REAL(name) static __typeof__(name) *real; if (!real) real = dlsym(RTLD_NEXT, #name)
+
+/* `remembers`: as NFS does for up to a minute, a name that did not exist still does not, until the folder that would have
+   it is listed. */
+static char absent[1000][512];
+static int absents;
+static int remembered(const char *path) {
+    for (int i = 0; i < absents; i++) if (!strcmp(absent[i], path)) return refused("remembers", ENOENT);
+    return 0;
+}
+static int noted(int answer, const char *path) {
+    if (answer < 0 && errno == ENOENT && refused("remembers", ENOENT) && absents < 1000 && strlen(path) < 512)
+        strcpy(absent[absents++], path);
+    return answer;
+}
+DIR *opendir(const char *path) {
+    REAL(opendir);
+    if (remembered(path)) return 0;
+    DIR *found = real(path);
+    if (!found) { noted(-1, path); return 0; }
+    size_t length = strlen(path);
+    for (int i = 0; i < absents; i++)
+        if (!strncmp(absent[i], path, length) && absent[i][length] == '/' && !strchr(absent[i] + length + 1, '/'))
+            absent[i][0] = 0;
+    return found;
+}
+int stat64(const char *p, struct stat64 *to) {
+    REAL(stat64); return remembered(p) ? -1 : noted(real(p, to), p);
+}
+int lstat64(const char *p, struct stat64 *to) {
+    REAL(lstat64); return remembered(p) ? -1 : noted(real(p, to), p);
+}
 
 int chmod(const char *p, mode_t m) { REAL(chmod); return refused("chmod", EPERM) ? -1 : real(p, m); }
 int fchmod(int f, mode_t m) { REAL(fchmod); return refused("chmod", EPERM) ? -1 : real(f, m); }
@@ -79,13 +111,15 @@ int open64(const char *p, int flags, ...) {
     REAL(open64);
     va_list rest; va_start(rest, flags); mode_t mode = va_arg(rest, mode_t); va_end(rest);
     if (((flags & O_APPEND) && refused("append", ENOTSUP)) || holder_refused(p)) return -1;
-    return real(p, flags, mode);
+    if (!(flags & O_CREAT) && remembered(p)) return -1;
+    return flags & O_CREAT ? real(p, flags, mode) : noted(real(p, flags, mode), p);
 }
 int open(const char *p, int flags, ...) {
     REAL(open);
     va_list rest; va_start(rest, flags); mode_t mode = va_arg(rest, mode_t); va_end(rest);
     if (((flags & O_APPEND) && refused("append", ENOTSUP)) || holder_refused(p)) return -1;
-    return real(p, flags, mode);
+    if (!(flags & O_CREAT) && remembered(p)) return -1;
+    return flags & O_CREAT ? real(p, flags, mode) : noted(real(p, flags, mode), p);
 }
 """
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from tests.data.test_arrow_store import number_row, number_store
+from tests.odd_mount import odd_mount
+from tests.runs import ROOT
 from trainer import atomic
 from trainer.atomic import appears, is_there, names_in, replacing_folder, write_once
+from trainer.data import clip_table
+from trainer.run.lock import _holder_of_this_process, holder_path
 
 
 def is_ours(name: str) -> bool:
@@ -105,3 +114,66 @@ def test_names_are_listed_and_a_folder_that_is_not_there_has_none(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert is_there(Path("a")) and is_there(Path("a/b")) and names_in(Path("z")) == []
     assert appears(Path("a"), 0.0) and not appears(Path("z"), 0.0)
+
+
+# What a rank on another machine looks for before the first one has made it, and again after that.
+ANOTHER_MACHINE = """
+import sys
+from pathlib import Path
+from tests.data.test_arrow_store import number_store
+from trainer.atomic import appears
+from trainer.data import clip_table
+from trainer.errors import StorageError
+from trainer.run.checkpoint_folders import complete_checkpoints
+from trainer.run.lock import read_holder
+
+root = Path(sys.argv[1])
+clip_table.SHOWN_SECONDS = 0.0
+
+
+def look():
+    try:
+        clips = clip_table._columns(root / "scan/clips.arrow", {"path": "string"})
+    except StorageError:
+        clips = None
+    holder, checkpoints = read_holder(root / "models"), complete_checkpoints(root / "models/checkpoints")
+    return [bool(found) for found in (
+        number_store(root / "cache/codes/encodec").keys(), clips, holder, checkpoints, appears(root / "mark", 0.0)
+    )]
+
+
+exists = lambda: (root / "models/checkpoints/step-00000001/checkpoint.json").exists()
+print(exists(), look(), flush=True)
+sys.stdin.readline()
+print(exists(), look(), exists(), flush=True)
+"""
+
+
+def test_what_another_machine_has_made_is_seen_where_nfs_still_remembers_that_it_was_not_there(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER_MACHINE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **odd_mount("remembers")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == f"False {[False] * 5}\n"
+        number_store(tmp_path / "cache/codes/encodec").append([number_row(0)])
+        (tmp_path / "models/checkpoints/step-00000001").mkdir(parents=True)
+        (tmp_path / "models/checkpoints/step-00000001/checkpoint.json").touch()
+        holder_path(tmp_path / "models").write_text(json.dumps(asdict(_holder_of_this_process())))
+        (tmp_path / "scan").mkdir()
+        table = clip_table._stream({"path": ["a.wav"]}, {"path": "string"})
+        (tmp_path / "scan/clips.arrow").write_bytes(table)
+        (tmp_path / "mark").touch()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        said = process.stdout.readline()
+    finally:
+        process.kill()
+        process.wait()
+    if said.startswith("True"):
+        pytest.skip("NOTHING SHOWS what NFS remembers: Path.exists() of this Python is not what the library replaces")
+    assert said == f"False {[True] * 5} True\n"
