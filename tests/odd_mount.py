@@ -47,8 +47,8 @@ static int holder_refused(const char *path) {
 }
 #define REAL(name) static __typeof__(name) *real; if (!real) real = dlsym(RTLD_NEXT, #name)
 
-/* `remembers`: as NFS does for up to a minute, a name that did not exist still does not, until the folder that would have
-   it is listed. */
+/* `remembers`: as NFS does for up to a minute, a name that did not exist still does not, until the folder that would
+   have it is listed. */
 static char absent[1000][512];
 static int absents;
 static int remembered(const char *path) {

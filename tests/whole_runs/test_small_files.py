@@ -1,4 +1,4 @@
-"""Each small file that a run leaves, emptied, cut or garbled as by a power loss: done without, or refused with advice."""
+"""Each small file that a run leaves, empty, cut or garbled as by a power loss: done without, or refused with advice."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reads_the_sounds_again(run: Path) -> None:
 def writes_the_table_anew(run: Path) -> None:
     file = next(path for path in (run / "cache/scan").glob("*.arrow") if path.stat().st_ino in damaged_inodes)
     kind, types = file.name.split("-")[0], {"clips": clip_table.TYPES, "fates": clip_table.FATE_TYPES}
-    with pytest.raises(TrainerError, match="damaged .* run again, and the first process writes it anew"):
+    with pytest.raises(TrainerError, match=r"damaged .* run again, and the first process writes it anew"):
         clip_table._columns(file, types[kind])
 
 
