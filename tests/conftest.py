@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     compiled under another ATEN_CPU_CAPABILITY gave losses that are not numbers, or ended the process, and one that is
     killed while it writes there leaves half a library (torch 2.13).
     """
+    if not config.pluginmanager.hasplugin("timeout"):  # a GPU machine without a network has pytest alone
+        config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, which is not installed here")
     if COMPILED not in os.environ:  # workers of pytest-xdist find that of the process which started them
         os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="torchinductor-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -59,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.startswith("tests/slurm/"):  # mostly waits: not to be left to the end
                 return "tests/slurm"
-            if file.startswith("tests/ranks/") or file == "tests/whole_runs/test_resume.py":
+            if file.startswith(("tests/ranks/", "tests/gpu/")) or file == "tests/whole_runs/test_resume.py":
                 return "tests/ranks"
             return WITH_A_FINISHED_RUN[0] if file in WITH_A_FINISHED_RUN else file
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.gpu import base_bits
+from tests.gpu.one_card import gib, say_figure
 from tests.runs import ROOT, environ, launch, metrics
 from trainer.model.source import open_model
 from trainer.model.trained_model import merged
@@ -33,10 +35,11 @@ GIB = 2**30
 @cache
 def measured(size: str, strategy: str, bits: int, compiled: bool = False) -> dict:
     """What tests/gpu/base_bits.py prints, run in a process of its own, so that memory starts from nothing."""
-    pytest.importorskip("bitsandbytes")
+    if bits:
+        pytest.importorskip("bitsandbytes")
     words = [size, strategy, str(bits), str(int(compiled))]
     environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
-    command = [sys.executable, "-m", "tests.gpu.base_bits", *words]
+    command = [sys.executable, "-m", base_bits.__name__, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
     assert lines, done.stdout + done.stderr
@@ -75,16 +78,20 @@ def test_a_product_and_its_gradient_are_those_of_the_codes_values(bits: int, dty
 @pytest.mark.parametrize("size", ["small", "medium"])
 def test_memory_is_what_the_plan_expects_and_the_loss_falls(size: str, bits: int) -> None:
     found = measured(size, "single", bits)
+    peak, expected, weights = (gib(found[f"{name}_bytes"]) for name in ("peak", "expected", "weight"))
+    say_figure(f"peak {peak} of planned {expected}, weights {weights}")
     assert found["weight_bytes"] == pytest.approx(found["expected_weight_bytes"], rel=0.01)
     assert found["peak_bytes"] == pytest.approx(found["expected_bytes"], rel=0.10)
     assert found["built_bytes"] < found["weight_bytes"] + 1.5 * GIB, "more than one layer was held unrounded"
     assert found["losses"][-1] < found["losses"][0] - 0.02
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [0, 4, 8])
 def test_a_resumed_run_goes_on_bit_for_bit(bits: int) -> None:
     found = measured("small", "single", bits)
-    assert found["resumed"] == found["losses"][-len(found["resumed"]) :]
+    expected = found["losses"][-len(found["resumed"]) :]
+    say_figure(f"losses after the resumption {found['resumed']}, without it {expected}")
+    assert found["resumed"] == expected
 
 
 def test_losses_are_near_those_beside_a_base_in_bf16_and_ddp_gives_the_same() -> None:

@@ -12,7 +12,9 @@ import sys
 import pytest
 import torch
 
+from tests.gpu import cases
 from tests.gpu.cases import work_of
+from tests.gpu.one_card import gib, say_figure
 from tests.runs import ROOT, environ
 
 pytestmark = [
@@ -27,7 +29,7 @@ def measured(size: str, strategy: str, micro_batch: int, way: str) -> dict:
     """What tests/gpu/cases.py prints, run in a process of its own, so that memory starts from nothing."""
     words = [size, strategy, str(micro_batch), way]
     environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
-    command = [sys.executable, "-m", "tests.gpu.cases", *words]
+    command = [sys.executable, "-m", cases.__name__, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
     assert lines, done.stdout + done.stderr
@@ -55,6 +57,8 @@ def test_strategies_give_the_losses_of_one_eager_process_in_bf16(strategy, way, 
     if strategy == "zero2":
         pytest.importorskip("deepspeed")
     found, expected = measured("small", strategy, 2, way), one_process["losses"]
+    apart = [abs(loss - other) for loss, other in zip(found["losses"], expected, strict=True)]
+    say_figure(f"losses within {max(apart):.1e} nats over {len(apart)} steps, the first within {apart[0]:.1e}")
     # The first step has equal weights: bf16's roundings alone, here in weights, there in their casts.
     assert found["losses"][0] == pytest.approx(expected[0], rel=2e-3)
     assert found["norms"][0] == pytest.approx(one_process["norms"][0], rel=2e-2)
@@ -87,4 +91,6 @@ def test_memory_is_what_the_plan_expects(size, strategy, micro_batch, way):
     if expected > 0.95 * torch.cuda.get_device_properties(0).total_memory:
         pytest.skip(f"{expected / 2**30:.0f} GiB are more than this GPU has")
     found = measured(size, strategy, micro_batch, way)
+    ratio = found["peak_bytes"] / found["expected_bytes"]
+    say_figure(f"peak {gib(found['peak_bytes'])}, {ratio:.3f} of planned {gib(found['expected_bytes'])}")
     assert found["peak_bytes"] == pytest.approx(found["expected_bytes"], rel=0.10)

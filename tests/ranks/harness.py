@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # The last is what each rank of ZeRO would import of DeepSpeed and, with it, of torch's compiler: a second and more.
@@ -36,17 +36,34 @@ def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, 
 
 
 class RankProcesses:
-    """Owns one process per rank."""
+    """Owns one process per rank.
 
-    def __init__(self, world_size: int, function: Callable[..., Any], arguments: tuple, named: dict[str, Any]):
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+    environments  variables of each rank besides; with them each rank imports everything itself, since CUDA cannot be
+                  used in a process that was forked from one which has looked for it
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        function: Callable[..., Any],
+        arguments: tuple,
+        named: dict[str, Any],
+        environments: Sequence[Mapping[str, str]] = (),
+    ):
+        context = mp.get_context("spawn" if environments else "forkserver")
+        if not environments:
+            context.set_forkserver_preload(PRELOADED)
         port = free_port()
         self._pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         self.processes = [
             context.Process(
                 target=_rank_main,
-                args=(rank, world_size, port, self._pipes[rank][1], function, arguments, named),
+                args=(
+                    (rank, world_size, port),
+                    environments[rank] if environments else {},
+                    self._pipes[rank][1],
+                    (function, arguments, named),
+                ),
                 daemon=True,
             )
             for rank in range(world_size)
@@ -98,8 +115,12 @@ def launch_rank(folder: str, *flags: str) -> tuple[int, str]:
 
 
 def _rank_main(
-    rank: int, world_size: int, port: int, pipe: Any, function: Callable[..., Any], arguments: tuple, named: dict
+    place: tuple[int, int, int],
+    environment: Mapping[str, str],
+    pipe: Any,
+    call: tuple[Callable[..., Any], tuple, dict[str, Any]],
 ) -> None:
+    rank, world_size, port = place
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -109,6 +130,7 @@ def _rank_main(
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **environment,
     }
     if world_size == 1:  # as `python launch.py` starts it
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -116,6 +138,7 @@ def _rank_main(
     import torch
 
     torch.set_num_threads(1)
+    function, arguments, named = call
     try:
         pipe.send(("returned", function(*arguments, **named)))
     except Exception:

@@ -7,10 +7,10 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.ranks.harness import RankProcesses, start_ranks
+from tests.ranks.harness import RankProcesses
 from tests.runs import few_clips
 
 FLAGS = [
@@ -27,16 +27,18 @@ def start(
     world_size: int = 2,
     change: Callable[[], None] | None = None,
     of_rank: Sequence[Sequence[str]] = (),
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> RankProcesses:
     """The run in `folder`, which gets data/, cache/ and models/; started, not waited for.
 
     change   called on every rank before launch.py's main
     of_rank  further flags of each rank
+    environments  variables of each rank besides (see RankProcesses)
     """
     if not (folder / "data").exists():
         few_clips(folder / "data")
     every = [[*FLAGS, *flags, *(of_rank[rank] if of_rank else ())] for rank in range(world_size)]
-    return start_ranks(world_size, launched, str(folder), every, change)
+    return RankProcesses(world_size, launched, (str(folder), every, change), {}, environments)
 
 
 def ends(running: RankProcesses, folder: Path, seconds: float = 60) -> list[tuple[int, str]]:

@@ -1,0 +1,265 @@
+"""Every check that needs a GPU, the most valuable first. A claim that only a GPU can show gets an entry here."""
+
+from __future__ import annotations
+
+from gpu_checks.check import Check
+
+BITS = "tests/gpu/test_base_bits.py"
+CUDA = "tests/gpu/test_cuda.py"
+RANKS = "tests/gpu/test_ranks_on_one_card.py"
+RUNS = "tests/gpu/test_whole_runs.py"
+WORLDS = "tests/gpu/test_fake_worlds.py"
+SPEED = "tests/gpu/test_speed.py"
+PRECISIONS = "tests/gpu/test_precisions.py"
+
+RESUMED = f"{BITS}::test_a_resumed_run_goes_on_bit_for_bit"
+MEMORY = f"{CUDA}::test_memory_is_what_the_plan_expects"
+EQUAL = f"{RANKS}::test_ranks_that_share_a_card_give_the_numbers_of_one_process"
+LOST = f"{RUNS}::test_a_lost_rank_ends_the_other_in_time_with_a_message"
+TOLD = f"{RUNS}::test_sigterm_to_one_rank_ends_both_with_a_checkpoint_and_another_strategy_goes_on"
+WORLD = f"{WORLDS}::test_a_rank_of_a_large_world_needs_what_the_plan_says"
+BF16 = f"{CUDA}::test_strategies_give_the_losses_of_one_eager_process_in_bf16"
+
+
+def _equal(case: str, *needs: str) -> Check:
+    ranks = 4 if "4 ranks" in case else 2
+    return Check(
+        name=f"equal numbers: {case}",
+        claim=f"{ranks} ranks that share the card over NCCL give losses and norms of one process",
+        test=f"{EQUAL}[{case}]",
+        usual_seconds=60 if "compiled" in case else 30 + 5 * ranks,
+        gib=2.5 * ranks,
+        needs=needs,
+    )
+
+
+def _memory(size: str, strategy: str, micro_batch: int, way: str, gib: float, seconds: int) -> Check:
+    return Check(
+        name=f"memory: {size} {strategy} {way}",
+        claim=f"the peak of {micro_batch} clips of 30 s is within 10 % of the plan's",
+        test=f"{MEMORY}[{size}-{strategy}-{micro_batch}-{way}]",
+        usual_seconds=seconds,
+        gib=gib,
+        needs=("deepspeed",) if strategy.startswith("zero") else (),
+    )
+
+
+def _bf16(strategy: str, way: str) -> Check:
+    return Check(
+        name=f"bf16: small {strategy} {way}",
+        claim="the losses of one eager process, to bf16's rounding",
+        test=f"{BF16}[{strategy}-{way}]",
+        usual_seconds=50,
+        gib=12,
+        needs=("deepspeed",) if strategy.startswith("zero") else (),
+    )
+
+
+def _world(case: str, gib: float, *needs: str) -> Check:
+    return Check(
+        name=f"one rank: {case}",
+        claim="its peak is within 10 % of the plan's; and how long the host needs for a step",
+        test=f"{WORLD}[{case}]",
+        usual_seconds=60,
+        gib=gib,
+        alone=True,
+        needs=needs,
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    *(
+        Check(
+            name=f"resumption: {'bf16' if bits == 0 else f'{bits} bits'}",
+            claim="adapters of small go on bit for bit after a resumption",
+            test=f"{RESUMED}[{bits}]",
+            usual_seconds=35,
+            gib=6,
+            needs=("bitsandbytes",) if bits else (),
+        )
+        for bits in (4, 8, 0)
+    ),
+    _memory("small", "single", 4, "compiled", 14, 40),
+    _memory("medium", "single", 8, "selective", 50, 50),
+    _memory("large", "single", 4, "selective", 70, 75),
+    _equal("ddp 2 ranks"),
+    _equal("zero2 2 ranks", "deepspeed"),
+    _equal("fsdp 2 ranks"),
+    _equal("zero3 2 ranks", "deepspeed"),
+    *(
+        Check(
+            name=f"a lost rank: {number} to rank {rank}",
+            claim="the other ends with a message and exit_code 1, within --timeout_minutes",
+            test=f"{LOST}[{number}-{rank}]",
+            usual_seconds=100,
+            gib=5,
+        )
+        for number, rank in (("SIGKILL", 1), ("SIGKILL", 0), ("SIGSTOP", 1), ("SIGSTOP", 0))
+    ),
+    *(
+        Check(
+            name=f"a stop: SIGTERM to rank {rank}",
+            claim="both ranks save after the same step and end with 75; one process continues with the same losses",
+            test=f"{TOLD}[{rank}]",
+            usual_seconds=90,
+            gib=5,
+        )
+        for rank in (1, 0)
+    ),
+    *(
+        Check(
+            name=f"a whole run: {strategy} 2 ranks",
+            claim="launch.py from start to exports, with the losses of one process",
+            test=f"{RUNS}::test_a_run_from_start_to_exports[{strategy}]",
+            usual_seconds=80,
+            gib=5,
+            needs=("deepspeed",) if strategy == "zero2" else (),
+        )
+        for strategy in ("fsdp", "zero2")
+    ),
+    *(_equal(f"{strategy} 2 ranks bf16") for strategy in ("fsdp", "ddp")),
+    *(_equal(f"{strategy} 2 ranks bf16", "deepspeed") for strategy in ("zero2", "zero3")),
+    *(_equal(f"{strategy} 2 ranks compiled") for strategy in ("fsdp", "ddp")),
+    _equal("zero2 2 ranks compiled", "deepspeed"),
+    Check(
+        name="checkpoints: zero2 2 ranks",
+        claim="weights after 12 steps are those of one process",
+        test=f"{RUNS}::test_checkpoints_of_two_ranks_are_the_values_of_one_process",
+        usual_seconds=80,
+        gib=5,
+        needs=("deepspeed",),
+    ),
+    _equal("hsdp 4 ranks"),
+    _equal("hsdp 4 ranks bf16"),
+    _equal("fsdp 4 ranks"),
+    _equal("zero2 4 ranks", "deepspeed"),
+    _world("large fsdp on 8 ranks", 50),
+    _world("large fsdp on 64 ranks", 50),
+    _world("medium zero2 on 8 ranks", 50, "deepspeed"),
+    _world("large hsdp on 16 ranks of 2 machines", 50),
+    *(
+        Check(
+            name=f"the step: {size}",
+            claim="frames per second, MFU and peak as the plan would run it",
+            test=f"{SPEED}::test_the_step_as_the_plan_would_run_it[{size}]",
+            usual_seconds=60,
+            gib=75,
+            alone=True,
+        )
+        for size in ("large", "medium", "small")
+    ),
+    Check(
+        name="the step: beside a bare loop",
+        claim="throughput of our step against transformers' decoder with fused AdamW alone",
+        test=f"{SPEED}::test_the_step_beside_a_bare_loop",
+        usual_seconds=60,
+        gib=75,
+        alone=True,
+    ),
+    Check(
+        name="encoding",
+        claim="seconds of sound per second into the cache, against EnCodec alone",
+        test=f"{SPEED}::test_encoding_beside_encodec_alone",
+        usual_seconds=60,
+        gib=20,
+        alone=True,
+    ),
+    Check(
+        name="saving",
+        claim="how long a checkpoint of medium holds up the steps",
+        test=f"{SPEED}::test_a_checkpoint_beside_the_steps",
+        usual_seconds=70,
+        gib=75,
+        alone=True,
+    ),
+    *(
+        Check(
+            name=f"offload: {strategy}",
+            claim="the numbers of an optimizer on the device",
+            test=f"{PRECISIONS}::test_an_offloaded_optimizer_gives_the_numbers_of_one_on_the_device[{strategy}]",
+            usual_seconds=45,
+            needs=("deepspeed",),
+        )
+        for strategy in ("zero2", "zero3")
+    ),
+    Check(
+        name="adamw8bit",
+        claim="losses near those of float32 moments, in a quarter of their bytes",
+        test=f"{PRECISIONS}::test_moments_of_8_bits_learn_alike_in_a_quarter_of_the_memory",
+        usual_seconds=35,
+        needs=("bitsandbytes",),
+    ),
+    Check(
+        name="fp16",
+        claim="losses near float32's, with loss scaling",
+        test=f"{PRECISIONS}::test_fp16_with_its_loss_scaling_stays_near_float32",
+        usual_seconds=35,
+    ),
+    *(
+        _bf16(strategy, way)
+        for strategy, way in (
+            ("zero2", "selective"),
+            ("fsdp", "selective"),
+            ("fsdp", "compiled"),
+            ("single", "selective"),
+            ("zero2", "eager"),
+            ("fsdp", "eager"),
+        )
+    ),
+    *(
+        Check(
+            name=f"memory: {size} beside a base in {bits} bits",
+            claim="peak and weights are the plan's, and the loss falls",
+            test=f"{BITS}::test_memory_is_what_the_plan_expects_and_the_loss_falls[{size}-{bits}]",
+            usual_seconds=45,
+            gib=10,
+            needs=("bitsandbytes",),
+        )
+        for size in ("small", "medium")
+        for bits in (4, 8)
+    ),
+    *(
+        Check(
+            name=f"products: {bits} bits {dtype}",
+            claim="a product with rounded weights and its gradient are those of the codes' values",
+            test=f"{BITS}::test_a_product_and_its_gradient_are_those_of_the_codes_values[{bits}-dtype{number}]",
+            usual_seconds=20,
+            gib=1,
+            needs=("bitsandbytes",),
+        )
+        for bits in (4, 8)
+        for number, dtype in enumerate(("bfloat16", "float16", "float32"))
+    ),
+    Check(
+        name="4 bits: near bf16, and ddp",
+        claim="losses beside a base in 4 bits are near those beside bf16's; ddp gives the same",
+        test=f"{BITS}::test_losses_are_near_those_beside_a_base_in_bf16_and_ddp_gives_the_same",
+        usual_seconds=80,
+        gib=6,
+        needs=("bitsandbytes",),
+    ),
+    Check(
+        name="4 bits: compiled",
+        claim="compiled layers give the same losses",
+        test=f"{BITS}::test_compiled_layers_give_the_same_losses",
+        usual_seconds=70,
+        gib=6,
+        needs=("bitsandbytes",),
+    ),
+    Check(
+        name="4 and 8 bits: a whole run",
+        claim="a run resumes with other bits, and exports the unrounded base with its adapters",
+        test=f"{BITS}::test_a_run_resumes_with_other_bits_and_exports_the_unrounded_base_with_its_adapters",
+        usual_seconds=70,
+        gib=4,
+        needs=("bitsandbytes",),
+    ),
+    _memory("small", "single", 4, "eager", 14, 35),
+    _memory("small", "zero2", 4, "eager", 16, 40),
+    _memory("small", "fsdp", 4, "eager", 14, 40),
+    _memory("small", "fsdp", 4, "selective", 14, 40),
+    _memory("medium", "single", 2, "eager", 40, 45),
+    _memory("medium", "fsdp", 2, "recomputing", 40, 45),
+    _memory("large", "single", 1, "recomputing", 62, 70),
+    _memory("large", "fsdp", 1, "recomputing", 70, 70),
+)
