@@ -22,7 +22,7 @@ from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
-from trainer.exports.audiocraft_config import CONFIG, codec_config, lm_config, text_encoder_name
+from trainer.exports.audiocraft_config import CONFIG, TEXT_ENCODERS, codec_config, lm_config, text_encoder_name
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
 from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
 from trainer.model.lora import save_adapter
@@ -238,7 +238,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    return OUR_NAME.fullmatch(name) is not None
+    """Whether the program wrote this file into an exported folder, or this T5, which audiocraft would take up."""
+    return OUR_NAME.fullmatch(name) is not None or name in {known.split("/")[0] for known in TEXT_ENCODERS}
 
 
 @contextmanager
