@@ -5,10 +5,11 @@ python scripts/loss_curve.py models
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from trainer.run.metrics import reports
 
 WIDTH = 60
 LEVELS = " ▁▂▃▄▅▆▇█"
@@ -21,9 +22,8 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     path = Path(argv[0]) / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        losses = [float(line["loss"]) for line in lines if "loss" in line]
-    except (OSError, ValueError) as error:
+        losses = [float(report["loss"]) for report in reports(path) if "loss" in report]
+    except OSError as error:
         print(f"error: {path} cannot be read ({error}): give the output_dir of a run", file=sys.stderr)
         return 1
     if not losses:

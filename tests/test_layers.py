@@ -36,7 +36,7 @@ WITHOUT_TORCH = (
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.shared_scan", "data.peers"),
-    *("run.signals", "run.lock", "run.exit_code"),
+    *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics"),
     "training.schedule",
 )
 WITH_RANKS = ("trainer.engine", "launch")

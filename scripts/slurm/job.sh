@@ -71,7 +71,8 @@ prepare() {
 }
 
 newest_checkpoint() {
-    find "$output_dir/checkpoints" -path '*/step-*[0-9]/checkpoint.json' 2>/dev/null | sort | tail -n 1
+    find "$output_dir/checkpoints" -regextype posix-extended -regex '.*/step-[0-9]{8,}/checkpoint\.json' 2>/dev/null |
+        sort | tail -n 1
 }
 
 # The id of the other job that runs in output_dir or was killed there, as launch.py's lock names it

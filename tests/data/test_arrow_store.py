@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.odd_mount import odd_mount
 from trainer.data import arrow_store
 from trainer.data.arrow_store import PART, PARTIAL, Store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["trainer.data.cache", "trainer.model.debug_model"])  # the same in every test file
@@ -115,10 +120,10 @@ def an_hour_old(path: Path) -> None:
 def test_only_abandoned_partial_files_are_removed(tmp_path: Path) -> None:
     store = number_store(tmp_path)
     store.append([number_row(0)])
-    abandoned = tmp_path / ("left-by-a-kill" + PARTIAL)
+    abandoned = tmp_path / (arrow_store._new_stem() + PARTIAL)
     abandoned.write_bytes(b"half")
     an_hour_old(abandoned)
-    with arrow_store._locked(tmp_path / ("in-hand" + PARTIAL)) as file:
+    with arrow_store._locked(tmp_path / (arrow_store._new_stem() + PARTIAL)) as file:
         an_hour_old(Path(file.name))
         assert store.keys() == {"0"}
         assert not abandoned.exists()
@@ -130,10 +135,57 @@ def test_only_abandoned_partial_files_are_removed(tmp_path: Path) -> None:
 def test_what_another_machine_may_be_writing_is_left_alone(tmp_path: Path) -> None:
     """Where locks do not reach it, only its age tells a partial file that a kill left from one in hand."""
     number_store(tmp_path).append([number_row(0)])
-    in_hand = tmp_path / ("of-another-machine" + PARTIAL)
+    in_hand = tmp_path / (arrow_store._new_stem() + PARTIAL)
     in_hand.write_bytes(b"half")
     assert number_store(tmp_path).keys() == {"0"}
     assert in_hand.exists()
+
+
+def test_files_of_other_names_are_neither_read_nor_set_aside_nor_removed(tmp_path: Path) -> None:
+    store = number_store(tmp_path)
+    store.append([number_row(0)])
+    part = next(tmp_path.iterdir())
+    (tmp_path / "mine.arrow").write_bytes(b"no table")
+    (tmp_path / f"{part.stem} (copy).arrow").write_bytes(part.read_bytes())
+    (tmp_path / "mine.partial").write_bytes(b"x")
+    an_hour_old(tmp_path / "mine.partial")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert store.keys() == {"0"} and len(store.open().table) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from tests.data.test_arrow_store import number_row, number_store
+
+def rows():
+    print("a row was made")
+    yield number_row(0)
+
+number_store(Path(sys.argv[1])).append_all(rows())
+"""
+
+
+@pytest.mark.parametrize(
+    "lacks,named",
+    [
+        ("rename_file", "renaming a file fails here: Function not implemented"),
+        ("file_fsync", "flushing a file (fsync) fails here: Invalid argument"),
+        ("append rename_folder chmod link locks folder_fsync=EINVAL", None),
+    ],
+)
+def test_a_cache_needs_whole_files_alone_and_says_what_its_mount_lacks(
+    lacks: str, named: str | None, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **odd_mount(lacks)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if named is None:
+        assert done.returncode == 0 and number_store(tmp_path).keys() == {"0"}, done.stderr
+    else:
+        assert done.stdout == "" and done.returncode == 1
+        assert f"StorageError: cache folder {tmp_path}: it cannot be written: {named}" in done.stderr
 
 
 def append_many(folder: Path, first: int) -> None:

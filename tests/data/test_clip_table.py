@@ -84,18 +84,22 @@ def test_what_is_there_is_not_written_again_and_another_table_stands_beside_it(t
 def test_tables_that_nobody_asked_for_in_a_week_are_removed_and_no_others(tmp_path: Path) -> None:
     asked, unused = clip_table.write(manifest_of(1), tmp_path), clip_table.write(manifest_of(2), tmp_path)
     recent = clip_table.write(manifest_of(3), tmp_path)
-    left, facts = tmp_path / f".{recent[0]}.0123.partial", tmp_path / "audio_facts.json"
-    for path in (left, facts):
+    left, facts = tmp_path / f".{recent[0]}.{'0123' * 8}.partial", tmp_path / "audio_facts.json"
+    mine = (tmp_path / "mine.arrow", tmp_path / "clips-old.arrow", tmp_path / "mine.partial")
+    for path in (left, facts, *mine):
         path.write_text("x")
-    for path, days in [*((tmp_path / name, 8) for name in (*asked, *unused)), (left, 8), (facts, 8)]:
-        os.utime(path, (time.time() - days * DAY,) * 2)
+    for path in (*(tmp_path / name for name in (*asked, *unused)), left, facts, *mine):
+        os.utime(path, (time.time() - 8 * DAY,) * 2)
     for name in recent:
         os.utime(tmp_path / name, (time.time() - 6 * DAY,) * 2)
     clip_table.write(manifest_of(1), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*asked, *recent, facts.name])
+    assert sorted(os.listdir(tmp_path)) == sorted([*asked, *recent, facts.name, *(path.name for path in mine)])
 
 
-def test_a_damaged_table_is_an_error_and_the_next_run_writes_it_anew(tmp_path: Path) -> None:
+def test_a_damaged_table_is_an_error_and_the_next_run_writes_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_table, "SHOWN_SECONDS", 0.0)
     names = clip_table.write(manifest_of(3), tmp_path)
     whole = (tmp_path / names[0]).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"#" * len(whole)):

@@ -157,6 +157,7 @@ def test_refusals_say_what_would_work(finished_run: Path, tmp_path: Path, capsys
     unfinished = tmp_path / "unfinished"
     (unfinished / "checkpoints").mkdir(parents=True)
     shutil.copy(finished_run / "lm_2.pt", unfinished)
+    shutil.copy(finished_run / "lm_2.pt", unfinished / "lm_best.pt")  # the user's own, and newer
     broken = tmp_path / "broken.pt"
     broken.write_bytes(lone.read_bytes()[:1000])
     (tmp_path / "empty.txt").write_text("\n \n")

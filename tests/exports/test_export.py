@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ from transformers import (
 
 from tests.exports.comparison import assert_equal
 from trainer.errors import ModelError, StorageError
+from trainer.exports import export
 from trainer.exports.audiocraft_config import AudiocraftConfig
 from trainer.exports.audiocraft_files import read_audiocraft
 from trainer.exports.export import ExportSettings, export_all, write_audiocraft, write_huggingface, write_lm
@@ -132,6 +134,30 @@ def test_the_huggingface_folder_has_no_pickle_and_is_readable_by_others(exported
     assert {file.suffix for file in files} == {".safetensors", ".json", ".md"}
     assert {file.stat().st_mode for file in files} == {(exported / "huggingface/README.md").stat().st_mode}
     assert (exported / "huggingface/README.md").read_text() == CARD
+
+
+def test_what_is_written_is_known_as_ours_so_that_a_later_export_leaves_none_of_it(exported: Path) -> None:
+    written = {path.name for folder in ("huggingface", "audiocraft") for path in (exported / folder).iterdir()}
+    assert {name for name in written if not export._is_ours(name)} == set()
+    shards = ("model-00001-of-00003.safetensors", "model.safetensors.index.json", "spiece.model")
+    assert all(map(export._is_ours, (*shards, "adapter_model.safetensors", "adapter_config.json")))
+    assert not any(map(export._is_ours, ("model.safetensors.bak", "my_config.json", "sample.wav", "README.md~")))
+
+
+def test_a_users_files_outlive_an_export_where_no_mode_can_be_set(
+    source: Source, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "audiocraft").mkdir()
+    (tmp_path / "audiocraft" / "sample.wav").write_bytes(b"sound")
+    (tmp_path / "audiocraft" / "state_dict.bin").write_bytes(b"of a former export")
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    WRITERS["audiocraft"](source, state, tmp_path / "audiocraft")
+    assert (tmp_path / "audiocraft" / "sample.wav").read_bytes() == b"sound"
+    assert_equal(read_audiocraft(tmp_path / "audiocraft").state, state)
 
 
 def test_the_text_to_audio_pipeline_makes_sound(exported: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_run_beside_another_codec_is_refused(source: Source, starts: Path) -> 
         ("facebook/musicgen-small", "a hub id goes to --model_id"),
         ("empty", "holds no model to start from"),
         ("text.pt", "cannot be read as a file of tensors"),
-        ("broken", "is no complete checkpoint"),
+        ("broken", "is empty or damaged"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path: Path, name: str, message: str) -> None:

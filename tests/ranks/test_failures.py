@@ -16,7 +16,8 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.launches import ends, launch, saving, send, start, steps_reported, wait_until, with_the_cache_of
 from tests.runs import assert_bit_equal, final_state, metrics
 from trainer.errors import EXIT_FAILED, EXIT_OUT_OF_MEMORY, EXIT_RESUME
-from trainer.run.checkpoint import complete_checkpoints, newest
+from trainer.run.checkpoint import newest
+from trainer.run.checkpoint_folders import complete_checkpoints
 
 STEPS = 20
 STRATEGIES = ("zero2", "fsdp")

@@ -10,7 +10,8 @@ import torch
 
 from tests.synthetic import HEADER
 from trainer.errors import CheckpointError, StorageError
-from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver, complete_checkpoints, newest, remove_partial
+from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver, newest
+from trainer.run.checkpoint_folders import complete_checkpoints, remove_unfinished
 
 SHAPE = (6, 5)
 VALUES = torch.arange(30, dtype=torch.float32)
@@ -67,7 +68,7 @@ def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path):
     (tmp_path / "step-00000007").mkdir()
     found = newest(tmp_path)
     assert found is not None and found.step == 5
-    remove_partial(tmp_path)
+    remove_unfinished(tmp_path)
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.odd_mount import odd_mount
 from tests.runs import ROOT, environ
 from trainer.errors import ConfigError
 from trainer.run import lock
@@ -141,6 +143,103 @@ def test_of_two_that_started_at_once_without_locks_the_one_written_over_ends(tmp
     leave_holder(tmp_path, ELSEWHERE)
     _, said = early.communicate(timeout=20)
     assert early.returncode == 2 and "in use by another run (SLURM job 812" in said
+    assert read_holder(tmp_path) == ELSEWHERE
+
+
+BEATING = """
+import sys
+from pathlib import Path
+from trainer.run import lock
+
+lock.HEARTBEAT_SECONDS = lock.FIRST_HEARTBEAT_SECONDS = 0.1
+kept = lock.RunLock(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.readline()
+kept.close()
+"""
+
+
+@contextmanager
+def beating_process(folder: Path, lacks: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in `folder` on such a mount (tests/odd_mount.py), with a heartbeat each 0.1 s until it reads a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEATING, str(folder)],
+        env=environ(PYTHONPATH=str(ROOT), **odd_mount(lacks)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "open\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert process.wait(20) == 0
+
+
+def wait_for_beats(root: Path, beats: int) -> None:
+    """Return once the counter of the run in `root` has grown by so many."""
+    goal, deadline = None, time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = read_holder(root)
+        if found is not None:
+            goal = found.beat + beats if goal is None else goal
+            if found.beat >= goal:
+                return
+        time.sleep(0.02)
+    pytest.fail("no sign of life")
+
+
+@pytest.mark.parametrize("console", ["open", "gone"])
+def test_a_disk_that_does_not_answer_once_does_not_end_the_heartbeats(console, tmp_path):
+    bad = tmp_path / ".holder.json.bad"
+    with beating_process(tmp_path, "unreadable") as process:
+        assert process.stderr is not None
+        if console == "gone":
+            process.stderr.close()
+        for _ in range(2):
+            bad.touch()
+            deadline = time.monotonic() + 20
+            while bad.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if console == "open":
+                said = process.stderr.readline() + process.stderr.readline()
+                assert "could not be renewed ([Errno 5] Input/output error" in said
+            wait_for_beats(tmp_path, 2)
+        end(process)
+    assert read_holder(tmp_path) is None
+
+
+def test_a_sign_of_life_that_was_renamed_over_while_it_was_looked_up_is_looked_up_again(tmp_path):
+    with beating_process(tmp_path, "stale") as process:
+        wait_for_beats(tmp_path, 3)
+        end(process)
+        assert process.stderr is not None and process.stderr.read() == ""
+    assert read_holder(tmp_path) is None
+
+
+def test_a_run_that_cannot_read_who_holds_the_folder_does_not_take_it(tmp_path, no_locks, monkeypatch):
+    leave_holder(tmp_path, ELSEWHERE)
+    answers = iter([True])
+    read_text = Path.read_text
+
+    def failing(path: Path) -> str:
+        if path == holder_path(tmp_path) and not next(answers, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        RunLock(tmp_path)
+    monkeypatch.undo()
     assert read_holder(tmp_path) == ELSEWHERE
 
 

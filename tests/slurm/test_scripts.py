@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.runs import ROOT
 from tests.slurm.jobs import ENVIRONMENT, NEAR, STEPS, Run
 
 
@@ -134,3 +138,13 @@ def test_a_second_job_on_one_output_dir_is_refused_and_disturbs_nothing(cluster,
     assert f"SLURM job {first.job}" in (tmp_path / f"{second.job}.log").read_text()
     first.wait()
     first.assert_every_step_once()
+
+
+def test_a_job_counts_its_losses_by_our_own_newest_checkpoint(tmp_path: Path) -> None:
+    for name in ("step-00000002", "step-00000010", "step-00000010-best-2", "step-00000011.partial", "step-3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "checkpoint.json").touch()
+    function = f"source <(sed -n '/^newest_checkpoint/,/^}}/p' {ROOT / 'scripts/slurm/job.sh'}); newest_checkpoint"
+    environment = {**os.environ, "output_dir": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", function], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/checkpoints/step-00000010/checkpoint.json\n"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.runs import assert_bit_equal, few_clips, final_state, launch_here, metrics
-from trainer.run.checkpoint import Checkpoint, complete_checkpoints
+from trainer.run.checkpoint import Checkpoint
+from trainer.run.checkpoint_folders import complete_checkpoints
 
 FLAGS = ("--max_steps", "6", "--epochs", "100", "--lr", "3e-3", "--batch_size", "2", "--grad_acc", "1")
 FLAGS += ("--checkpoint_minutes", "0.00001")

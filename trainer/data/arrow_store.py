@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainer.atomic import flush_folder
+from trainer.atomic import check_operations, flush_folder, names_in, rename_file
 from trainer.errors import StorageError
 
 KEY = "key"
@@ -33,6 +34,8 @@ FLUSH_BYTES = 64 * 2**20
 # file is taken for abandoned only at an age at which no part is still being written.
 ABANDONED_SECONDS = 3600.0
 PART, PARTIAL, DAMAGED = ".arrow", ".partial", ".damaged"
+# What _new_stem gives. Other names in the folder are not ours: never read, set aside or removed.
+OUR_NAME = re.compile(rf"\d{{20}}-[0-9a-f]{{12}}({re.escape(PART)}|{re.escape(PARTIAL)})")
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
@@ -79,8 +82,7 @@ class Store:
         """
         with storage_errors(self.folder, "it cannot be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / (_new_stem() + PARTIAL)) as file:
-                os.unlink(file.name)
+            check_operations(self.folder, whole_files_only=True)
         waiting: list[Row] = []
         waiting_bytes, since = 0, time.monotonic()
         try:
@@ -96,9 +98,7 @@ class Store:
 
     def _parts(self) -> list[pa.Table]:
         with storage_errors(self.folder, "it cannot be read"):
-            if not self.folder.is_dir():
-                return []
-            names = sorted(os.listdir(self.folder))
+            names = sorted(name for name in names_in(self.folder) if OUR_NAME.fullmatch(name))
             for name in names:
                 if name.endswith(PARTIAL):
                     _remove_if_abandoned(self.folder / name)
@@ -205,7 +205,7 @@ def _write(folder: Path, stem: str, content: pa.Buffer) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(partial, part)
+            rename_file(partial, part)
     except OSError:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainer.atomic import PARTIAL, write_whole
+from trainer.atomic import PARTIAL, appears, names_in, write_whole
 from trainer.data.arrow_store import storage_errors
 from trainer.data.fates import Fate
 from trainer.data.manifest import TYPES, Columns, Manifest
@@ -35,6 +36,10 @@ FATE_TYPES = {"path": "string", "fate": "string", "detail": "string"}
 BATCH_ROWS = 1_000
 UNUSED_SECONDS = 7 * 24 * 3600.0
 ARROW = ".arrow"
+# Our tables, and what a killed process may leave of a file that is written here (trainer/atomic.py). Nothing else is
+# removed.
+OUR_NAME = re.compile(rf"(clips|fates)-[0-9a-f]{{32}}{re.escape(ARROW)}|\..+\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+SHOWN_SECONDS = 5.0  # how long a network file system may take to show what another machine has written
 
 
 def write(found: Manifest, folder: Path) -> tuple[str, str]:
@@ -106,6 +111,7 @@ def _array(values: Sequence[Any], kind: str) -> pa.Array:
 def _columns(path: Path, types: Mapping[str, str]) -> Columns:
     try:
         what_failed = f"the table of clips {path.name} cannot be read"
+        appears(path, SHOWN_SECONDS)  # if it does not, opening it says so
         with storage_errors(path.parent, what_failed), pa.memory_map(str(path)) as file:
             table = pa.ipc.open_stream(file).read_all()
             table.validate(full=True)
@@ -125,8 +131,9 @@ def _schema(types: Mapping[str, str]) -> pa.Schema:
 
 def _remove_unused(folder: Path) -> None:
     """Remove tables, and what killed processes left of some, that have been there unused for a week."""
-    for path in folder.iterdir():
+    for name in names_in(folder):
+        if not OUR_NAME.fullmatch(name):
+            continue
         with suppress(OSError):  # another run removes it too, or may and this one may not
-            unused = time.time() - path.stat().st_mtime > UNUSED_SECONDS
-            if unused and path.suffix in (ARROW, PARTIAL):
-                path.unlink()
+            if time.time() - (folder / name).stat().st_mtime > UNUSED_SECONDS:
+                (folder / name).unlink()

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.atomic import appears
 from trainer.engine.failures import RESUME_ADVICE, is_lost_connection, single_line
 from trainer.engine.peer_watch import PeerWatch, connect_to_store
 from trainer.errors import EXIT_FAILED, ConfigError, PeerLostError, TrainerError
@@ -124,7 +125,7 @@ class Ranks:
             mark = self.gather(_make_mark(folder) if self.is_first else None)[0]
             if mark is None:
                 continue
-            hosts = set(self.gather("" if _appears(folder / mark) else socket.gethostname())) - {""}
+            hosts = set(self.gather("" if appears(folder / mark, SHOWN_SECONDS) else socket.gethostname())) - {""}
             if self.is_first:
                 (folder / mark).unlink()
             if hosts:
@@ -193,13 +194,3 @@ def _make_mark(folder: Path) -> str | None:
     except OSError:
         return None
     return name
-
-
-def _appears(path: Path) -> bool:
-    """Whether the file is there, or appears within SHOWN_SECONDS."""
-    deadline = time.monotonic() + SHOWN_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True

@@ -7,9 +7,10 @@ complete (trainer/atomic.py).
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
-from trainer.exports.audiocraft_config import CONFIG, codec_config, lm_config, text_encoder_name
+from trainer.exports.audiocraft_config import CONFIG, TEXT_ENCODERS, codec_config, lm_config, text_encoder_name
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
 from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
 from trainer.model.lora import save_adapter
@@ -37,6 +38,13 @@ MAX_SHARD_SIZE = "4GB"
 # What audiocraft's own exports hold besides tensors and configuration. The version is the one whose layout we write.
 PACKAGE = {"version": "1.3.0", "exported": True}
 TEXT_EMBEDDING = "encoder.embed_tokens.weight"
+# What this or another version of the program, or of transformers, writes into the exported folders: a new export leaves
+# none of it from the former one, because a loader would take it for a part of the new model.
+OUR_NAME = re.compile(
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|((generation_|tokenizer_|processor_|preprocessor_|adapter_)?config|tokenizer|special_tokens_map|added_tokens)\.json"
+    r"|spiece\.model|(compression_)?state_dict\.bin|README\.md"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +223,23 @@ def _save(value: object, path: Path) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `folder` when the block ends without an error."""
-    with _storage_errors(folder), replacing_folder(folder) as partial:
+    """An empty folder to fill, which takes the place of `folder` when the block ends without an error.
+
+    What the user has put beside the program's files in `folder` moves along.
+    """
+    with _storage_errors(folder), replacing_folder(folder, is_ours=_is_ours) as partial:
         yield partial
         for path in partial.rglob("*"):
-            if path.is_file():  # safetensors makes files that only their owner can read
-                shutil.copymode(partial / "README.md", path)
+            # safetensors makes files that only their owner can read. Many mounts (exFAT, SMB, S3) know no such rights
+            # and refuse to set any; nothing of the export depends on it.
+            if path.is_file():
+                with suppress(OSError):
+                    shutil.copymode(partial / "README.md", path)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether the program wrote this file into an exported folder, or this T5, which audiocraft would take up."""
+    return OUR_NAME.fullmatch(name) is not None or name in {known.split("/")[0] for known in TEXT_ENCODERS}
 
 
 @contextmanager

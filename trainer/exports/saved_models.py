@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Sourc
 from trainer.model.weights import current_name, weights_in_memory
 
 RUN_CONFIG = "config.json"
+STEP_FILE = re.compile(r"lm_\d+\.pt")  # other names are the user's, and taken only where they are given
 LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
 
 
@@ -69,7 +71,8 @@ def _is_run(path: Path) -> bool:
 def _huggingface_of_run(path: Path) -> Path:
     if (path / "huggingface").is_dir():
         return path / "huggingface"
-    steps = sorted(path.glob("lm_*.pt"), key=lambda file: file.stat().st_mtime)
+    ours = [file for file in path.glob("lm_*.pt") if STEP_FILE.fullmatch(file.name)]
+    steps = sorted(ours, key=lambda file: int(file.stem.removeprefix("lm_")))
     instead = f"give {steps[-1]}, its newest lm_*.pt, or " if steps else ""
     raise ModelError(f"{path} holds a run that has not been exported yet: {instead}let the run finish")
 

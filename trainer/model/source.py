@@ -141,7 +141,7 @@ def open_model(model_id: str) -> Source:
     return Source(
         name=model_id,
         config=config,
-        generation_config=_generation_config(folder, config),
+        generation_config=_generation_config(folder, model_id, config),
         weights=weights_in_folder(folder),
         load_tokenizer=lambda: _tokenizer_of(folder, model_id),
         load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
@@ -292,9 +292,15 @@ def _require_processor(folder: Path, model_id: str) -> None:
         )
 
 
-def _generation_config(folder: Path, config: MusicgenConfig) -> GenerationConfig:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
+def _generation_config(folder: Path, model_id: str, config: MusicgenConfig) -> GenerationConfig:
+    file = folder / "generation_config.json"
+    if file.is_file():
+        try:
+            return GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"--model_id {model_id}: {file} is empty or damaged ({error}): download or export the model again"
+            ) from error
     special = config.decoder.pad_token_id
     return GenerationConfig(
         bos_token_id=special,

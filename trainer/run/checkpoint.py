@@ -14,7 +14,6 @@ be gathered first (docs/decisions.md).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -28,15 +27,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.atomic import flush_folder, replacing, write_whole
+from trainer.atomic import PARTIAL, flush_folder, names_in, rename_folder, replacing, write_whole
 from trainer.errors import CheckpointError, StorageError
 from trainer.model.weights import StoredTensor, Weights
+from trainer.run.checkpoint_folders import (
+    HEADER,
+    complete_checkpoints,
+    folder_name,
+    is_complete,
+    rank_file,
+    remove_all_but_newest,
+)
 
 FORMAT = 1  # to be raised when older versions of the program could not read what this one writes
 KEPT = 2  # complete checkpoints that stay on disk
 # A tensor's key is one of these and the parameter's name. Moments are exp_avg/NAME and exp_avg_sq/NAME.
 WEIGHT = "weight/"
 EMA = "ema/"  # the exponential moving average of the weights, where the run keeps one
+_DELETE = "Delete this folder to use an older checkpoint, or to start anew where there is none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +91,22 @@ class Checkpoint:
     def __init__(self, folder: Path):
         """Raises CheckpointError where `folder` holds no complete checkpoint that this version can read."""
         try:
-            header = json.loads((folder / "checkpoint.json").read_text())
-        except (OSError, ValueError) as error:
+            header = json.loads((folder / HEADER).read_text())
+        except OSError as error:
             raise CheckpointError(f"{folder} is no complete checkpoint ({error})") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            given = header.get("format") if isinstance(header, dict) else None
-            raise CheckpointError(f"{folder} has format {given}, this version reads {FORMAT}")
+        except ValueError as error:
+            raise CheckpointError(f"{folder / HEADER} is empty or damaged ({error}). {_DELETE}") from error
+        if not isinstance(header, dict) or "format" not in header:
+            raise CheckpointError(f"{folder / HEADER} is no header of a checkpoint. {_DELETE}")
+        if header["format"] != FORMAT:
+            raise CheckpointError(f"{folder} has format {header['format']}, this version reads {FORMAT}")
         self.folder = folder
         try:
             self.step = int(header["step"])
             self.run = RunHeader.of_json(header["run"])
             files = [folder / str(name) for name in header["files"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder} has no header of a checkpoint ({error!r}): delete it") from error
+            raise CheckpointError(f"{folder / HEADER} lacks a part of a header ({error!r}). {_DELETE}") from error
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[int, int, Path]]] = {}
         for file in files:
@@ -163,12 +174,6 @@ class _InCheckpoint(StoredTensor):
         return self.checkpoint.read(self.name, start, stop)
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Folders of the complete checkpoints in `folder`, newest first."""
-    found = [path.parent for path in folder.glob("step-*/checkpoint.json") if path.parent.suffix != ".partial"]
-    return sorted(found, key=lambda path: path.name, reverse=True)
-
-
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in `folder`, or None where there is none yet."""
     found = complete_checkpoints(folder)
@@ -215,7 +220,7 @@ class Saver:
 
     def has(self, step: int) -> bool:
         """Whether a complete checkpoint of this step is on disk or being written."""
-        return (self._folder / f"step-{step:08d}").exists() or self._step_in_flight == step
+        return is_complete(self._folder / folder_name(step)) or self._step_in_flight == step
 
     @property
     def busy(self) -> bool:
@@ -250,13 +255,13 @@ class Saver:
         then: Callable[[Checkpoint], None] | None,
     ) -> None:
         try:
-            folder = self._folder / f"step-{step:08d}"
-            if not folder.exists():  # otherwise it is there already: the same step of the same run has the same state
+            folder = self._folder / folder_name(step)
+            if not is_complete(folder):  # else it is there already: the same step of the same run has the same state
                 self._write(folder, step, state, run)
             if self._rank == 0 and then is not None:
                 then(Checkpoint(folder))
         except (OSError, SafetensorError) as error:
-            partial = self._folder / f"step-{step:08d}.partial"
+            partial = self._folder / (folder_name(step) + PARTIAL)
             shutil.rmtree(partial, ignore_errors=True)
             self._error = StorageError(
                 f"{partial} could not be written ({error}). Older checkpoints in {self._folder} are complete and"
@@ -266,39 +271,32 @@ class Saver:
             self._error = error
 
     def _write(self, final: Path, step: int, state: dict[str, FlatSlice], run: RunHeader) -> None:
-        partial = final.with_suffix(".partial")
+        partial = final.with_suffix(PARTIAL)
         partial.mkdir(parents=True, exist_ok=True)
-        names = [f"rank-{rank:05d}.safetensors" for rank in range(self._world_size)]
+        names = [rank_file(rank) for rank in range(self._world_size)]
         _write_slices(partial / names[self._rank], state)
         if self._rank != 0:
             return
-        self._wait_for_files([partial / name for name in names])
+        self._wait_for_files(partial, names)
         header = {"format": FORMAT, "step": step, "run": run.to_json(), "files": names}
-        write_whole(partial / "checkpoint.json", json.dumps(header, indent=1).encode())
-        os.replace(partial, final)
+        write_whole(partial / HEADER, json.dumps(header, indent=1).encode())
+        rename_folder(partial, final)
         flush_folder(self._folder)
-        _delete_old(self._folder)
+        remove_all_but_newest(self._folder, KEPT)
 
-    def _wait_for_files(self, paths: list[Path]) -> None:
+    def _wait_for_files(self, folder: Path, names: list[str]) -> None:
         """Wait until the other ranks' files are there.
 
         By looking for the files and not by a collective: this is a thread, and its collective would mix with those of
         the training steps in the main thread. Raises OSError after `timeout_seconds`, or when the run has ended.
         """
         deadline = time.monotonic() + self._timeout_seconds
-        while missing := [path.name for path in paths if not path.exists()]:
+        while missing := set(names) - set(names_in(folder)):
             if not threading.main_thread().is_alive():
                 raise OSError("the run has ended")
             if time.monotonic() > deadline:
-                raise OSError(f"no {', '.join(missing)} after {self._timeout_seconds:.0f} s")
+                raise OSError(f"no {', '.join(sorted(missing))} after {self._timeout_seconds:.0f} s")
             time.sleep(0.05)
-
-
-def remove_partial(folder: Path) -> None:
-    """Delete checkpoints that a killed run left half-written or half-deleted."""
-    for path in folder.glob("step-*"):
-        if path.suffix == ".partial" or not (path / "checkpoint.json").exists():
-            shutil.rmtree(path)
 
 
 def _write_slices(path: Path, state: Mapping[str, FlatSlice]) -> None:
@@ -316,10 +314,3 @@ def _copied(piece: FlatSlice) -> FlatSlice:
     """The slice in host memory of its own, as float32."""
     values = piece.values.detach().to("cpu", torch.float32, copy=True).contiguous()
     return FlatSlice(shape=piece.shape, start=piece.start, values=values)
-
-
-def _delete_old(folder: Path) -> None:
-    """Keep the newest KEPT complete checkpoints."""
-    for path in complete_checkpoints(folder)[KEPT:]:
-        (path / "checkpoint.json").unlink()  # first, so that a kill in between leaves nothing that looks complete
-        shutil.rmtree(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -68,14 +69,16 @@ class ExitCodeFile:
             try:
                 write_once(self._root / FILE_NAME, f"{code}\n".encode())
             except OSError as error:
-                sys.stderr.write(f"\n{self._root / FILE_NAME}: {code} could not be written ({error})\n")
+                with suppress(OSError, ValueError):  # a console that is gone
+                    sys.stderr.write(f"\n{self._root / FILE_NAME}: {code} could not be written ({error})\n")
 
     def _held_by_this_launch(self, wait_seconds: float) -> bool:
         deadline = time.monotonic() + wait_seconds
         while True:
-            holder = read_holder(self._root)
-            if holder is not None and holder.launch == launch_of(os.environ):
-                return True
+            with suppress(OSError):  # unreadable now is not held yet
+                holder = read_holder(self._root)
+                if holder is not None and holder.launch == launch_of(os.environ):
+                    return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.1)

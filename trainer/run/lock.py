@@ -24,11 +24,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from trainer.atomic import write_whole
+from trainer.atomic import check_operations, names_in, write_whole
 from trainer.errors import EXIT_USAGE, ConfigError
 
 HEARTBEAT_SECONDS = 10.0
@@ -37,6 +38,8 @@ STALE_SECONDS = 60.0
 # Two runs may start at once where no lock works, and both write the file. The one whose file was written over finds
 # that out at its first heartbeat, which therefore comes early.
 FIRST_HEARTBEAT_SECONDS = 2.0
+# NFS answers ESTALE where another machine renames a file over the one that was just looked up. The next look finds it.
+STALE_LOOKS = 5
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Environment variables that all ranks of one launch have in common. At least one of them differs in any other launch
 # that runs at the same time.
@@ -78,7 +81,8 @@ class RunLock:
     def __init__(self, root: Path):
         """Take the folder; this may wait for STALE_SECONDS.
 
-        Raises ConfigError, which names the holder, where another run is alive; OSError where nothing can be written.
+        Raises ConfigError, which names the holder, where another run is alive; OSError where nothing can be written, or
+        where the file system lacks what a run needs of it.
         """
         self._root = root
         self._holder = _holder_of_this_process()
@@ -86,6 +90,7 @@ class RunLock:
         self._file = _try_to_lock(root)
         try:
             _wait_until_free(root, flock_is_held=self._file is not None, machine=self._holder.machine)
+            check_operations(root)  # not before, so that a run which is refused has changed nothing here
             self._write_holder()
         except BaseException:
             if self._file is not None:
@@ -100,9 +105,12 @@ class RunLock:
             return
         self._closed.set()
         self._thread.join(HEARTBEAT_SECONDS)
-        found = read_holder(self._root)
-        if found is not None and found.token == self._holder.token:
-            holder_path(self._root).unlink(missing_ok=True)
+        try:
+            found = read_holder(self._root)
+            if found is not None and found.token == self._holder.token:
+                holder_path(self._root).unlink(missing_ok=True)
+        except OSError as error:  # the run has ended as it has; the next one waits a minute more
+            _say(f"{holder_path(self._root)} could not be removed ({error})")
         if self._file is not None:
             self._file.close()
 
@@ -110,18 +118,21 @@ class RunLock:
         write_whole(holder_path(self._root), json.dumps(asdict(self._holder), indent=1).encode(), shared=True)
 
     def _send_heartbeats(self) -> None:
-        """Show that this run is alive, and end the process where another run has taken the folder over."""
+        """Show that this run is alive, and end the process where another run has taken the folder over.
+
+        Nothing that a disk or a console answers ends the thread: a run without heartbeats looks like a killed one.
+        """
         pause = FIRST_HEARTBEAT_SECONDS
         while not self._closed.wait(pause):
-            found = read_holder(self._root)
-            if found is not None and found.token != self._holder.token:
-                sys.stderr.write(f"\nerror: {_refusal(self._root, found)}\n")
-                os._exit(EXIT_USAGE)  # not an exception: this is a thread, and the main thread may be anywhere
-            self._holder = replace(self._holder, beat=self._holder.beat + 1)
             try:
+                found = read_holder(self._root)
+                if found is not None and found.token != self._holder.token:
+                    _say(f"error: {_refusal(self._root, found)}")
+                    os._exit(EXIT_USAGE)  # not an exception: this is a thread, and the main thread may be anywhere
+                self._holder = replace(self._holder, beat=self._holder.beat + 1)
                 self._write_holder()
             except OSError as error:  # a disk that stays like this ends the run when the run itself writes to it
-                sys.stderr.write(f"\n{holder_path(self._root)} could not be renewed ({error})\n")
+                _say(f"{holder_path(self._root)} could not be renewed ({error})")
             pause = HEARTBEAT_SECONDS
 
 
@@ -131,11 +142,24 @@ def holder_path(root: Path) -> Path:
 
 
 def read_holder(root: Path) -> Holder | None:
-    """The run that holds `root` or was killed there; None where nobody is named."""
-    try:
-        return Holder(**json.loads(holder_path(root).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # absent, or written by another version of the program
-        return None
+    """The run that holds `root` or was killed there; None where nobody is named.
+
+    Raises OSError where the disk does not answer: then nobody knows.
+    """
+    path = holder_path(root)
+    for looks_left in reversed(range(STALE_LOOKS)):
+        try:
+            if path.name not in names_in(root):
+                return None
+            return Holder(**json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError):  # empty or cut by a power loss, or written by another version of the program
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE or looks_left == 0:
+                raise
+    raise AssertionError("the last look returns or raises")
 
 
 def launch_of(environment: Mapping[str, str]) -> str:
@@ -165,13 +189,18 @@ def _try_to_lock(root: Path) -> IO[str] | None:
 
     Raises ConfigError where another process holds the lock.
     """
-    file = (root / ".lock").open("a")
+    try:
+        # Not for appending, which not every mount can do, and which check_operations then names.
+        file = os.fdopen(os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    except OSError:
+        check_operations(root)  # says more, if it fails as well
+        raise
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno in (errno.EAGAIN, errno.EACCES):  # some NFS servers answer with EACCES
-            raise ConfigError(_refusal(root, read_holder(root))) from None
+            raise ConfigError(_refusal(root, _holder_if_readable(root))) from None
         return None
     return file
 
@@ -189,13 +218,32 @@ def _wait_until_free(root: Path, *, flock_is_held: bool, machine: str) -> None:
         return
     print(f"{root}: last used by {found}; waiting up to {STALE_SECONDS:.0f} s for a sign of life", flush=True)
     deadline = time.monotonic() + STALE_SECONDS
+    unread: OSError | None = None
     while time.monotonic() < deadline:
         time.sleep(min(1.0, STALE_SECONDS / 4))
-        now = read_holder(root)
+        try:
+            now, unread = read_holder(root), None
+        except OSError as error:
+            unread = error
+            continue
         if now is None:
             return
         if (now.token, now.beat) != (found.token, found.beat):
             raise ConfigError(_refusal(root, now))
+    if unread is not None:  # a counter that cannot be read does not stand still
+        raise unread
+
+
+def _holder_if_readable(root: Path) -> Holder | None:
+    with suppress(OSError):
+        return read_holder(root)
+    return None
+
+
+def _say(text: str) -> None:
+    """A line on the console, if there still is one."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"\n{text}\n")
 
 
 def _refusal(root: Path, holder: Holder | None) -> str:

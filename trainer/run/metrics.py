@@ -37,17 +37,16 @@ class Tracker:
         """
         self._sent_before: set[tuple[str, ...]] = set()
         if path is not None and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]  # a kill may cut the last one
-            kept = [line for line, values in whole if values["step"] <= start_step]
+            lines = path.read_bytes().splitlines(keepends=True)
+            found = [(line, report) for line in lines if (report := _report(line)) is not None]
+            kept = [line for line, report in found if report["step"] <= start_step]
             sent_path = path.with_name(".told.json")
-            sent_earlier = json.loads(sent_path.read_text()) if sent_path.exists() else []
-            beyond = {_report_key(values) for _, values in whole if values["step"] > start_step}
-            self._sent_before = beyond | set(map(tuple, sent_earlier))
+            beyond = {_report_key(report) for _, report in found if report["step"] > start_step}
+            self._sent_before = beyond | _read_sent(sent_path)
             if len(kept) != len(lines):
                 if external is not None:  # before the lines are cut off, which are the only other trace of them
                     write_whole(sent_path, json.dumps(sorted(self._sent_before)).encode())
-                write_whole(path, "".join(kept).encode())
+                write_whole(path, b"".join(kept))
         self._file = path.open("a") if path is not None else None
         self._external = external
 
@@ -67,6 +66,28 @@ class Tracker:
             # Not accelerator.end_training(), which ends the process group too; the ranks still need it to end together.
             for tracker in self._external.trackers:
                 tracker.finish()
+
+
+def reports(path: Path) -> list[dict[str, Any]]:
+    """What a metrics.jsonl reports, line by line, without lines that a kill or a power loss has cut or garbled."""
+    return [report for line in path.read_bytes().splitlines(keepends=True) if (report := _report(line)) is not None]
+
+
+def _report(line: bytes) -> dict[str, Any] | None:
+    """The report in a whole line of metrics.jsonl; None where it is none. The cut last line lacks its newline."""
+    try:
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+
+
+def _read_sent(path: Path) -> set[tuple[str, ...]]:
+    """The keys that `.told.json` holds. Where it is lost, some reports are sent a second time."""
+    try:
+        return {tuple(map(str, key)) for key in json.loads(path.read_bytes())}
+    except (FileNotFoundError, ValueError, TypeError):
+        return set()
 
 
 def _report_key(values: Mapping[str, Value]) -> tuple[str, ...]:

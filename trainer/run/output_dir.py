@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.atomic import write_whole
+from trainer.atomic import check_operations, is_there, write_whole
 from trainer.errors import CheckpointError, ConfigError, StorageError
-from trainer.run.checkpoint import Checkpoint, complete_checkpoints, newest, remove_partial
+from trainer.run.checkpoint import Checkpoint, newest
+from trainer.run.checkpoint_folders import HEADER, complete_checkpoints, remove_unfinished
+
+TRACKER_ID = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +42,17 @@ class OutputDir:
         return self.root / "finished.json"
 
     def tracker_id(self) -> str:
-        """wandb's id of this run. It is made once and kept, so that wandb draws one curve across interruptions."""
+        """wandb's id of this run. It is made once and kept, so that wandb draws one curve across interruptions.
+
+        A file that holds no such id, as a power loss leaves one, gets another id.
+        """
         path = self.root / "tracker_id.txt"
-        if not path.is_file():
-            write_whole(path, secrets.token_hex(8).encode())
-        return path.read_text()
+        kept = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+        if TRACKER_ID.fullmatch(kept):
+            return kept
+        made = secrets.token_hex(8)
+        write_whole(path, made.encode())
+        return made
 
     def upload_hint(self) -> str:
         """How to upload what wandb logged without a network, for the console; empty where it logged nothing so."""
@@ -70,8 +80,14 @@ class OutputDir:
         )
 
     def finished_step(self) -> int | None:
-        """The step that was exported as the run's last; None where nothing was."""
-        return int(json.loads(self.finished.read_text())["step"]) if self.finished.is_file() else None
+        """The step that was exported as the run's last; None where nothing was, or where the file was cut by a crash:
+        exporting again gives the same files."""
+        if not is_there(self.finished):
+            return None
+        try:
+            return int(json.loads(self.finished.read_text())["step"])
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 def open_output_dir(output_dir: str, resume: str, *, first: bool = True) -> tuple[OutputDir, Checkpoint | None]:
@@ -107,9 +123,8 @@ def _prepare(folder: OutputDir, output_dir: str) -> None:
     """Make the folder, check that it can be written, and remove what a killed run left half-written."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_whole(folder.root / ".writable", b"")
-        (folder.root / ".writable").unlink()
-        remove_partial(folder.checkpoints)
+        check_operations(folder.checkpoints)  # which may be a link to another disk
+        remove_unfinished(folder.checkpoints)
     except OSError as error:
         raise StorageError(f"--output_dir {output_dir} cannot be written ({error}): choose another") from error
 
@@ -117,7 +132,7 @@ def _prepare(folder: OutputDir, output_dir: str) -> None:
 def _named_checkpoint(folder: OutputDir, path: Path) -> Checkpoint:
     """The checkpoint at `path`, which --resume names."""
     for inside in (path, path / "checkpoints"):
-        if not (path / "checkpoint.json").exists() and (found := complete_checkpoints(inside)):
+        if not (path / HEADER).exists() and (found := complete_checkpoints(inside)):
             raise CheckpointError(f"--resume {path} is no checkpoint but holds some: give one, such as {found[0]}")
     checkpoint = Checkpoint(path)
     for other in complete_checkpoints(folder.checkpoints):
