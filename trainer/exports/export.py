@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
+from transformers import MusicgenForConditionalGeneration
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
 from trainer.exports.audiocraft_config import CONFIG, codec_config, lm_config, text_encoder_name
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
 from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
+from trainer.exports.processor_files import save_processor, save_tokenizer
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
@@ -138,8 +139,7 @@ def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Pat
     Raises StorageError and ModelError.
     """
     with _new_folder(folder) as partial:
-        processor = MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer())
-        processor.save_pretrained(partial)
+        save_processor(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _assembled(source, weights).save_pretrained(partial, max_shard_size=MAX_SHARD_SIZE)
 
@@ -170,7 +170,7 @@ def write_audiocraft(
     with _new_folder(folder) as partial:
         (partial / "README.md").write_text(_audiocraft_readme(name, own_text_encoder), encoding="utf-8")
         if own_text_encoder:
-            source.load_tokenizer().save_pretrained(partial / name)
+            save_tokenizer(source.load_tokenizer(), partial / name)
             load_text_encoder(source).save_pretrained(partial / name)
         codec = load_codec(source)
         package = {STATE: codec_to_audiocraft(codec.state_dict()), CONFIG: codec_config(codec.config)}

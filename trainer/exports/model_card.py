@@ -81,7 +81,7 @@ Here:
 python scripts/generate.py --model models/huggingface --prompt "{prompt}"
 ```
 
-transformers (5 or newer; version 4 cannot read the tokenizer):
+transformers (4.46 or newer):
 
 ```python
 from transformers import pipeline
