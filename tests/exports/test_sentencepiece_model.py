@@ -35,7 +35,7 @@ def test_sentencepiece_splits_as_the_tokenizer_does(kind: str) -> None:
 
 
 def test_of_a_vocabulary_that_sentencepiece_trained_its_own_file_comes_back() -> None:
-    """As the published T5's: with the rules of nmt_nfkc, by which full-width letters and ligatures become plain ones."""
+    """As the published T5's: by the rules of nmt_nfkc, wide letters and ligatures become plain ones."""
     proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -31,7 +31,8 @@ def save_processor(source: Source, folder: Path) -> None:
     MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer()).save_pretrained(folder)
     _to_version_4(folder / TOKENIZER_CONFIG)
     processor = _read(folder / PROCESSOR_CONFIG)
-    _write(folder / EXTRACTOR_CONFIG, {"processor_class": processor["processor_class"], **processor["feature_extractor"]})
+    extractor = processor["feature_extractor"] | {"processor_class": processor["processor_class"]}
+    _write(folder / EXTRACTOR_CONFIG, extractor)
     (folder / PROCESSOR_CONFIG).unlink()
 
 

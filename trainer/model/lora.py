@@ -32,9 +32,9 @@ ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors
 # beside it. In peft's files ".default" is left out, and each name begins with PEFT_PREFIX.
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."
-# What an adapter_config.json says: the settings of a plain LoRA that old versions of peft know too. Each new version adds
-# settings, and writes them all; another one refuses a file with settings that it does not know, or warns. Files with
-# these were loaded by 0.6.2, 0.10.0, 0.13.2, 0.17.1 and 0.21.2.
+# What an adapter_config.json says: the settings of a plain LoRA that old versions of peft know too. Each new version
+# adds settings, and writes them all; another one refuses a file with settings that it does not know, or warns. Files
+# with these were loaded by 0.6.2, 0.10.0, 0.13.2, 0.17.1 and 0.21.2.
 SETTINGS = (
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
     *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "init_lora_weights"),
