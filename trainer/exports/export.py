@@ -58,7 +58,7 @@ class ExportSettings:
     cfg_dropout      share of captions that were dropped
     selection        which parameters the run trained
     adapter_card     README.md of adapter/, which is written where the run trained a LoRA
-    base_model       the base that adapter/ names
+    base_model       the hub id that adapter/ names as its base; None where that has none
     """
 
     card: str
@@ -66,7 +66,7 @@ class ExportSettings:
     cfg_dropout: float
     selection: Selection = EVERYTHING
     adapter_card: str = ""
-    base_model: str = ""
+    base_model: str | None = None
 
 
 def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
@@ -130,7 +130,7 @@ def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
             _save(_float32_lm(weights), partial)
 
 
-def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str, card: str) -> None:
+def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str | None, card: str) -> None:
     """Write an adapter as peft writes it (see save_adapter), and `card` as README.md. Raises StorageError."""
     with _new_folder(folder) as partial:
         (partial / "README.md").write_text(card, encoding="utf-8")

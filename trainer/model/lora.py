@@ -92,11 +92,11 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
         parameter.requires_grad_(name.endswith((DOWN, UP)))
 
 
-def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str) -> None:
+def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str | None) -> None:
     """Write what `PeftModel.from_pretrained(model, folder)` loads, for a MusicgenForConditionalGeneration.
 
     adapters    by their names in the model, see DOWN and UP
-    base_model  the name or folder that peft's configuration gives as the adapter's base
+    base_model  the hub id that peft's configuration gives as the adapter's base, if that has one
     """
     tensors = {PEFT_PREFIX + name.replace(".default.", "."): adapters[name].contiguous() for name in adapters}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
