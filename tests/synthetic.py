@@ -36,6 +36,9 @@ class RandomText:
         draw = np.random.default_rng(list(caption.encode()))
         return draw.standard_normal((len(caption.split()), self.width), dtype=np.float32) * 0.2
 
+    def tokens(self, caption: str) -> int:
+        return len(caption.split())
+
 
 class RandomTokens:
     """Ids in memory: those of the debug tokenizer's new tokens (from 199), one for each word, and </s>."""
@@ -47,6 +50,9 @@ class RandomTokens:
         draw = np.random.default_rng(list(caption.encode()))
         words = draw.integers(3, 199, len(caption.split()))
         return np.concatenate([self.new, words, [1]])
+
+    def tokens(self, caption: str) -> int:
+        return len(self.states(caption))
 
 
 def random_examples(

@@ -15,7 +15,7 @@ from trainer.data.dataset import DataSettings
 from trainer.data.order import Order
 from trainer.engine.settings import EngineSettings
 from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
-from trainer.exports.model_card import CardFacts, adapter_card, model_card, name_of_base
+from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
 from trainer.model.new_word import embedding_of, write_text_embedding
 from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.plan import Plan, make_plan
@@ -243,13 +243,11 @@ def card_facts(config: Config, run: Run, step: int) -> CardFacts:
 
 def export_settings(config: Config, facts: CardFacts) -> ExportSettings:
     """What exported files tell of the run."""
-    # An adapter fits the weights that it was trained on, which are not the base's if others were at the start.
-    base = config.model_id if config.init_from is None else Path(config.init_from).name
     return ExportSettings(
         card=model_card(facts),
         adapter_card=adapter_card(facts),
         segment_seconds=config.segment_seconds,
         cfg_dropout=config.caption_drop_rate,
         selection=config.selection,
-        base_model=name_of_base(base),
+        base_model=adapter_base(config.model_id, config.init_from),
     )

@@ -16,6 +16,8 @@ from benchmarks.contestants import AUTOCAST, LEARNING_RATE
 from benchmarks.work import CODES
 from trainer.model.delay_pattern import inputs_and_labels
 
+ACCUMULATION = 2  # the default
+
 
 def main(model_folder: str, data: str, micro_batch: int, precision: str, epochs: int = 3) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,11 +27,12 @@ def main(model_folder: str, data: str, micro_batch: int, precision: str, epochs:
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
     files = sorted(Path(data).glob("*.wav"))
     for _ in range(epochs):
-        for start in range(0, len(files), 2 * micro_batch):  # the default accumulation
-            for first in range(start, min(start + 2 * micro_batch, len(files)), micro_batch):
-                batch = files[first : first + micro_batch]
+        for start in range(0, len(files), ACCUMULATION * micro_batch):
+            end = min(start + ACCUMULATION * micro_batch, len(files))
+            batches = [files[first : min(first + micro_batch, end)] for first in range(start, end, micro_batch)]
+            for batch in batches:
                 with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision != "no"):
-                    loss = _loss(model, tokenizer, batch, device)
+                    loss = _loss(model, tokenizer, batch, device) / len(batches)
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -275,3 +275,6 @@ class _TextInMemory:
 
     def states(self, caption: str) -> np.ndarray:
         return self._states
+
+    def tokens(self, caption: str) -> int:
+        return len(self._states)

@@ -267,6 +267,7 @@ def test_states_equal_those_of_each_caption_alone(tmp_path: Path) -> None:
     text = cache.open_text(store, captions)
     for caption in captions:
         states, expected = text.states(caption), states_alone(caption)
+        assert text.tokens(caption) == len(expected)
         assert states.dtype == np.float32 and states.shape == expected.shape
         np.testing.assert_allclose(states, expected, atol=1e-5)
     assert len(text.states(captions[-1])) > 512

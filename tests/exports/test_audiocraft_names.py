@@ -94,8 +94,6 @@ def test_missing_and_unknown_tensors_are_named(state: dict[str, Tensor]) -> None
         lm_to_audiocraft(state | {"audio_enc_to_dec_proj.weight": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"unknown .*self_wav"):
         theirs = lm_to_audiocraft(state)
-        lm_from_audiocraft(
-            theirs | {"condition_provider.conditioners.self_wav.output_proj.bias": torch.zeros(1)}
-        )
+        lm_from_audiocraft(theirs | {"condition_provider.conditioners.self_wav.output_proj.bias": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"encoder\.fc"):
         codec_to_audiocraft({"encoder.fc.weight": torch.zeros(1)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -20,8 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    EncodecModel,
     MusicgenForConditionalGeneration,
     MusicgenProcessor,
+    T5Tokenizer,
     pipeline,
 )
 
@@ -31,8 +35,12 @@ from trainer.exports import export
 from trainer.exports.audiocraft_config import AudiocraftConfig
 from trainer.exports.audiocraft_files import read_audiocraft
 from trainer.exports.export import ExportSettings, export_all, write_audiocraft, write_huggingface, write_lm
+from trainer.model.debug_model import codec_config
 from trainer.model.language_model import load_language_model
+from trainer.model.new_word import extended_tokenizer
 from trainer.model.source import Source, load_text_encoder, open_model
+from trainer.model.weights import weights_in_memory
+from trainer.spec.trainable import Placeholder
 
 CARD = "# a card\n"
 Writer = Callable[[Source, dict[str, Tensor], Path], None]
@@ -60,7 +68,12 @@ def test_what_was_exported_reads_back_bit_for_bit(exported: Path, state: dict[st
         assert read.config is None
     else:
         assert read.config == AudiocraftConfig(
-            width=128, layers=2, heads=4, activation="gelu", delays=(0, 1, 2, 3), text_encoder="t5-small",
+            width=128,
+            layers=2,
+            heads=4,
+            activation="gelu",
+            delays=(0, 1, 2, 3),
+            text_encoder="t5-small",
             segment_seconds=30.0,
         )
 
@@ -102,9 +115,7 @@ def test_reading_runs_no_code_of_the_file(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_transformers_gives_our_logits_bit_for_bit(
-    source: Source, state: dict[str, Tensor], exported: Path
-) -> None:
+def test_transformers_gives_our_logits_bit_for_bit(source: Source, state: dict[str, Tensor], exported: Path) -> None:
     theirs = MusicgenForConditionalGeneration.from_pretrained(exported / "huggingface")
     ours = load_language_model(source)
     ours.load_state_dict(state)
@@ -167,16 +178,97 @@ def test_the_text_to_audio_pipeline_makes_sound(exported: Path) -> None:
     assert made["sampling_rate"] == 32_000 and made["audio"].size == 6400 and made["audio"].std() > 0
 
 
-def test_a_t5_of_the_hub_is_not_written_again(state: dict[str, Tensor], source: Source, tmp_path: Path) -> None:
-    published = replace(source, name="small")
-    write_audiocraft(published, state, tmp_path / "audiocraft", segment_seconds=30.0, cfg_dropout=0.1)
-    names = {path.name for path in (tmp_path / "audiocraft").iterdir()}
-    assert names == {"state_dict.bin", "compression_state_dict.bin", "README.md"}
+@pytest.fixture(scope="module")
+def published(source: Source) -> Source:
+    """The debug model with what tells a published one: a tokenizer of T5's size, and EnCodec with its sizes."""
+    known = json.loads(source.load_tokenizer().backend_tokenizer.to_str())["model"]["vocab"]
+    others = [(f"▁word{number}", -9.0) for number in range(32_000 - len(known))]
+    gaps = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(100))]
+    tokenizer = T5Tokenizer(vocab=[*map(tuple, known), *others, *gaps], extra_ids=100)
+    config = copy.deepcopy(source.config)
+    config.audio_encoder = codec_config(filters=64, width=128)
+    with torch.device("meta"):  # drawing 59 million numbers takes seconds
+        names = EncodecModel(config.audio_encoder).state_dict()
+    codec = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in names.items()}
+    weights = weights_in_memory({f"audio_encoder.{name}": tensor for name, tensor in codec.items()})
+    return replace(
+        source, name="small", config=config, weights=source.weights.replaced(weights), load_tokenizer=lambda: tokenizer
+    )
 
 
-def test_weights_of_another_size_are_refused(
-    source: Source, state: dict[str, Tensor], tmp_path: Path
+@pytest.fixture(scope="module")
+def beside_a_config(published: Source, state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "audiocraft"
+    write_audiocraft(published, state, folder, segment_seconds=30.0, cfg_dropout=0.1)
+    return folder
+
+
+def test_a_t5_of_the_hub_is_not_written_again(beside_a_config: Path) -> None:
+    names = {path.name for path in beside_a_config.iterdir()}
+    assert names == {"state_dict.bin", "compression_state_dict.bin", "config.json", "README.md"}
+    assert "takes T5 and EnCodec from the hub: t5-small and " in (beside_a_config / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["debug as a folder", "learned word"])
+def test_a_t5_with_the_name_of_another_is_written(
+    kind: str, source: Source, published: Source, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
+    """Its name alone would have audiocraft take the published one, whose states mean nothing to the model."""
+    own = replace(source, name="models/huggingface")
+    if kind == "learned word":
+        tokenizer = extended_tokenizer(published.load_tokenizer(), Placeholder(word="<my-style>", vectors=2))
+        own = replace(published, load_tokenizer=lambda: tokenizer)
+    write_audiocraft(own, state, tmp_path / "audiocraft", segment_seconds=30.0, cfg_dropout=0.1)
+    told = (tmp_path / "audiocraft/README.md").read_text()
+    assert (tmp_path / "audiocraft/t5-small/model.safetensors").is_file()
+    assert (tmp_path / "audiocraft/t5-small/spiece.model").is_file() is (kind == "debug as a folder")
+    assert ("needs transformers 5" in told) is (kind == "learned word")
+    assert not (tmp_path / "audiocraft/config.json").exists() and "mlx-examples cannot use it" in told
+
+
+def test_mlx_examples_finds_every_size_and_every_tensor(beside_a_config: Path) -> None:
+    """What it reads and the tensors that it then expects. Source: mlx-examples, musicgen/musicgen.py."""
+    config = json.loads((beside_a_config / "config.json").read_text())
+    decoder, codec, text = config["decoder"], config["audio_encoder"], config["text_encoder"]
+    assert text["_name_or_path"] == "t5-small"
+    # Of which it makes mlx-community/encodec-32khz-float32
+    assert codec["_name_or_path"] == "facebook/encodec_32khz" and codec["sampling_rate"] == 32_000
+    assert decoder["bos_token_id"] == codec["codebook_size"] == 2048 and decoder["num_attention_heads"] == 4
+    width, inner, codes = decoder["hidden_size"], decoder["ffn_dim"], codec["codebook_size"]
+    expected = {
+        "out_norm.weight": (width,),
+        "out_norm.bias": (width,),
+        "text_conditioner.output_proj.weight": (width, text["d_model"]),
+        "text_conditioner.output_proj.bias": (width,),
+    }
+    for book in range(decoder["num_codebooks"]):
+        expected |= {f"emb.{book}.weight": (codes + 1, width), f"linears.{book}.weight": (codes, width)}
+    for layer in range(decoder["num_hidden_layers"]):
+        for attention in ("self_attn", "cross_attn"):
+            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                expected[f"layers.{layer}.{attention}.{part}.weight"] = (width, width)
+        expected |= {f"layers.{layer}.linear1.weight": (inner, width), f"layers.{layer}.linear2.weight": (width, inner)}
+        for norm in ("norm1", "norm_cross", "norm2"):
+            expected |= {f"layers.{layer}.{norm}.{part}": (width,) for part in ("weight", "bias")}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, tensor in torch.load(beside_a_config / "state_dict.bin", weights_only=True)["best_state"].items():
+        assert tensor.dtype == torch.float32
+        name = name.removeprefix("transformer.").replace("cross_attention", "cross_attn")
+        name = name.replace("condition_provider.conditioners.description", "text_conditioner")
+        if name.endswith("in_proj_weight"):
+            stem = name.removesuffix("in_proj_weight")
+            found |= {f"{stem}{part}_proj.weight": (len(tensor) // 3, tensor.shape[1]) for part in "qkv"}
+        else:
+            found[name] = tuple(tensor.shape)
+    assert found == expected
+
+
+def test_audiocrafts_folder_as_a_model_id_is_told_apart(beside_a_config: Path) -> None:
+    with pytest.raises(ModelError, match=r"it is a folder for audiocraft: give the huggingface/ beside it"):
+        open_model(str(beside_a_config))
+
+
+def test_weights_of_another_size_are_refused(source: Source, state: dict[str, Tensor], tmp_path: Path) -> None:
     narrow = state | {"enc_to_dec_proj.bias": torch.zeros(64)}
     with pytest.raises(ModelError, match="do not fit debug"):
         write_huggingface(source, narrow, tmp_path / "huggingface", CARD)
@@ -215,9 +307,7 @@ def test_a_full_disk_is_reported_with_what_is_valid(
             write_lm(new, disk / "lm_final.pt")
 
 
-def test_what_a_killed_export_left_is_cleared(
-    source: Source, state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_what_a_killed_export_left_is_cleared(source: Source, state: dict[str, Tensor], tmp_path: Path) -> None:
     folder = tmp_path / "huggingface"
     WRITERS["huggingface"](source, state, folder)
     folder.rename(tmp_path / "huggingface.former")

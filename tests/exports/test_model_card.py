@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
-from trainer.exports.model_card import CardFacts, adapter_card, model_card
+from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
 from trainer.spec.trainable import selection_of
 
 
@@ -63,5 +65,30 @@ def test_a_loras_cards_say_so_and_name_the_weights_that_the_adapter_fits() -> No
     front = yaml.safe_load(adapter.split("---")[1])
     assert front["library_name"] == "peft" and front["base_model_relation"] == "adapter" and "lora" in front["tags"]
     assert 'from_pretrained("facebook/musicgen-small")' in adapter and "| trained | LoRA of rank 4" in adapter
-    later = adapter_card(replace(training, started_from="/home/ann/first"))
-    assert 'from_pretrained("first")' in later and "/home" not in later
+
+
+@pytest.mark.parametrize(
+    ("base_model", "started_from", "named"),
+    [
+        ("small", None, "facebook/musicgen-small"),
+        ("ann/mine", None, "ann/mine"),
+        ("/home/ann/mine", None, None),
+        ("debug", None, None),
+        ("small", "/home/ann/first", None),
+        ("small", "/home/ann/first/lm_final.pt", None),
+    ],
+)
+def test_an_adapters_card_loads_a_base_that_is_there_or_says_what_to_put_in(
+    base_model: str, started_from: str | None, named: str | None
+) -> None:
+    """Neither the last part of a path nor the base without the weights at the start is the model that it fits."""
+    facts = replace(_facts(base_model=base_model, dataset="songs", started_from=started_from))
+    assert adapter_base(base_model, started_from) == named
+    card = adapter_card(facts)
+    front = yaml.safe_load(card.split("---")[1])
+    assert front.get("base_model") == named and "/home" not in card
+    (loaded,) = re.findall(r'base = MusicgenForConditionalGeneration.from_pretrained\("(.*)"\)', card)
+    assert loaded == named if named else loaded.startswith("path/to/")
+    compile(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], "card", "exec")
+    if started_from is not None:
+        assert f'the run that made "{Path(started_from).name}"' in card

@@ -50,6 +50,9 @@ class T5States:
         tokens = self.tokenizer(caption, return_tensors="pt")
         return self.encoder(**tokens).last_hidden_state[0].numpy()
 
+    def tokens(self, caption):
+        return len(self.tokenizer(caption).input_ids)
+
 
 @pytest.fixture(scope="module")
 def source():

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from benchmarks import encode_each_epoch
 
 from scripts import benchmark as script
 from tests.runs import environ
+from trainer.exports.export import write_huggingface
+from trainer.model.source import DECODER, PROJECTION, open_model
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +78,26 @@ def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path, capsys):
         pytest.skip("there is one")
     with pytest.raises(SystemExit, match="needs a CUDA device"):
         script.main(["--suite", "gpu", "--out", str(tmp_path)])
+
+
+@pytest.mark.full
+def test_the_trainer_without_a_cache_takes_the_mean_over_micro_batches(tmp_path, monkeypatch):
+    """Two clips have one gradient, whether they are one micro-batch or two that accumulate."""
+    source, folder, gradients = open_model("debug"), tmp_path / "data", []
+    write_huggingface(source, source.weights.starting_with(DECODER, PROJECTION), tmp_path / "model", "")
+    folder.mkdir()
+    for name in ("one", "two"):
+        sound = np.random.default_rng(len(gradients)).standard_normal(32_000).astype("float32")
+        soundfile.write(folder / f"{name}.wav", sound * 0.1, 32_000)
+        (folder / f"{name}.txt").write_text(f"slow {'rock' if name == 'one' else 'techno'}")
+
+    class Recording(torch.optim.AdamW):
+        def step(self, closure: Callable[[], float] | None = None) -> None:
+            parameters = self.param_groups[0]["params"]
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    for micro_batch in (1, 2):
+        encode_each_epoch.main(str(tmp_path / "model"), str(folder), micro_batch, "no", epochs=1)
+    accumulated, whole = gradients
+    assert torch.linalg.norm(accumulated - whole) < 1e-4 * torch.linalg.norm(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.plans import engine_for, plan_for
 from tests.rounding import assert_same_training
 from tests.synthetic import HEADER, random_examples
 from trainer import wiring
-from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
+from trainer.data.order import Order, Row, micro_batches, rows_of_step, valid_cells
 from trainer.engine import Engine
 from trainer.errors import NotFiniteError
 from trainer.flags.config import Config
@@ -61,6 +62,10 @@ def run_of(*, clips=LENGTHS, steps=6, global_batch=4, micro_batch=2, validation=
 def engine_of(run: Run, dropout: float = 0.0, **flags) -> Engine:
     config = Config(dataset_path="unused", dropout=dropout, **flags)
     return engine_for(run.plan, config)
+
+
+def rows_of(run: Run) -> list[Row]:
+    return [row for step in range(run.order.steps) for row in rows_of_step(run.order, step)]
 
 
 def trained(run: Run, engine: Engine, folder: Path) -> Reports:
@@ -221,6 +226,16 @@ def test_the_rehearsed_micro_batch_is_as_large_as_the_runs_largest_and_no_larger
     run = run_of(clips=clips, micro_batch=1, global_batch=1, steps=20)
     largest = max(run.train.batch(rows_of_step(run.order, step)).inputs_BKT.shape[-1] for step in range(20))
     assert worst_case(run).inputs_BKT.shape == (1, 4, largest)
+
+
+@pytest.mark.parametrize("new_tokens", [0, 2])
+def test_the_rehearsed_micro_batch_has_the_caption_of_most_tokens_and_not_of_most_letters(new_tokens):
+    captions = ["extraordinarily melancholic", "a b c d e", "rock"]
+    examples = random_examples([20, 20, 20], captions, segment_frames=SEGMENT, new_tokens=new_tokens)
+    run = replace(run_of(clips=[20, 20, 20], micro_batch=2), train=examples)
+    largest = max(examples.batch([row]).text_BSD.shape[1] for row in rows_of(run) if not row.drop_caption)
+    assert largest == 5 + (1 + new_tokens if new_tokens else 0)
+    assert worst_case(run).text_BSD.shape[:2] == (2, largest)
 
 
 def test_a_report_counts_the_whole_runs_frames_and_this_ranks_flops():

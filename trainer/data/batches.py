@@ -27,6 +27,9 @@ class Text(Protocol):
     def states(self, caption: str) -> np.ndarray:
         """T5's last hidden states (S, D) float32, or token ids (S,) int64; the end token </s> is included."""
 
+    def tokens(self, caption: str) -> int:
+        """S of a caption, which costs less than its states."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

@@ -80,6 +80,11 @@ class CachedText:
         row = self._row_of[caption]
         return np.frombuffer(self._values[row], "<f4").reshape(-1, int(self._width_of_row[row])).copy()
 
+    def tokens(self, caption: str) -> int:
+        """The number of a caption's states, which are not read for it."""
+        row = self._row_of[caption]
+        return int(self._values[row].size // (4 * self._width_of_row[row]))
+
 
 def code_store(cache_dir: Path, codec_identity: str, views: int) -> Store:
     """The store of `views` views of tracks under one codec; made on first use."""

@@ -7,6 +7,7 @@ computes other numbers. Source: audiocraft 1.3.0, models/builders.py and models/
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ TEXT_ENCODERS = {
 # audiocraft makes longer music in segments that advance by 18 s unless told otherwise, and refuses to load a model
 # whose segment is not longer than that. 30 s is what the published models say.
 LEAST_SEGMENT_SECONDS = 30.0
+# The EnCodec of all published MusicGens, and what it is known by here.
+CODEC_NAME = "facebook/encodec_32khz"
+CODEC_SIZES = {"sampling_rate": 32_000, "audio_channels": 1, "num_filters": 64, "hidden_size": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +182,24 @@ def codec_config(config: EncodecConfig) -> str:
             "rvq": {"n_q": config.num_quantizers, "bins": config.codebook_size, "q_dropout": False},
         }
     )
+
+
+def published_codec(config: EncodecConfig) -> bool:
+    """Whether an EnCodec has the sizes of CODEC_NAME."""
+    return all(getattr(config, name) == value for name, value in CODEC_SIZES.items())
+
+
+def config_beside(config: MusicgenConfig, *, text_encoder_name: str) -> str:
+    """The config.json, as transformers writes it, for programs that look for one beside audiocraft's state_dict.bin.
+
+    Apple's mlx-examples reads the sizes there, and under _name_or_path which T5 and which EnCodec of the hub to take.
+    Source: mlx-examples, musicgen/musicgen.py, MusicGen.from_pretrained.
+    text_encoder_name  as for `lm_config`
+    """
+    named: Any = copy.deepcopy(config)
+    named.text_encoder._name_or_path = text_encoder_name
+    named.audio_encoder._name_or_path = CODEC_NAME
+    return str(named.to_json_string(use_diff=False))
 
 
 def read_codec_config(package: Mapping[str, Any], file: Path) -> EncodecConfig:

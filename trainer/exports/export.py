@@ -13,18 +13,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration, MusicgenProcessor
+from transformers import MusicgenForConditionalGeneration
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
-from trainer.exports.audiocraft_config import CONFIG, TEXT_ENCODERS, codec_config, lm_config, text_encoder_name
+from trainer.exports.audiocraft_config import (
+    CODEC_NAME,
+    CONFIG,
+    TEXT_ENCODERS,
+    codec_config,
+    config_beside,
+    lm_config,
+    published_codec,
+    text_encoder_name,
+)
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
 from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
+from trainer.exports.processor_files import PIECES, save_processor, save_tokenizer
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
@@ -37,6 +46,8 @@ from trainer.spec.trainable import EVERYTHING, Lora, Selection
 MAX_SHARD_SIZE = "4GB"
 # What audiocraft's own exports hold besides tensors and configuration. The version is the one whose layout we write.
 PACKAGE = {"version": "1.3.0", "exported": True}
+# Of every T5 on the hub: 32,000 pieces and 100 tokens for gaps.
+PUBLISHED_TOKENS = 32_100
 TEXT_EMBEDDING = "encoder.embed_tokens.weight"
 # What this or another version of the program, or of transformers, writes into the exported folders: a new export leaves
 # none of it from the former one, because a loader would take it for a part of the new model.
@@ -56,7 +67,7 @@ class ExportSettings:
     cfg_dropout      share of captions that were dropped
     selection        which parameters the run trained
     adapter_card     README.md of adapter/, which is written where the run trained a LoRA
-    base_model       the base that adapter/ names
+    base_model       the hub id that adapter/ names as its base; None where that has none
     """
 
     card: str
@@ -64,7 +75,7 @@ class ExportSettings:
     cfg_dropout: float
     selection: Selection = EVERYTHING
     adapter_card: str = ""
-    base_model: str = ""
+    base_model: str | None = None
 
 
 def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
@@ -128,7 +139,7 @@ def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:
             _save(_float32_lm(weights), partial)
 
 
-def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str, card: str) -> None:
+def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base_model: str | None, card: str) -> None:
     """Write an adapter as peft writes it (see save_adapter), and `card` as README.md. Raises StorageError."""
     with _new_folder(folder) as partial:
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -146,8 +157,7 @@ def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Pat
     Raises StorageError and ModelError.
     """
     with _new_folder(folder) as partial:
-        processor = MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer())
-        processor.save_pretrained(partial)
+        save_processor(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _assembled(source, weights).save_pretrained(partial, max_shard_size=MAX_SHARD_SIZE)
 
@@ -163,24 +173,28 @@ def write_audiocraft(
     """Write what audiocraft's `MusicGen.get_pretrained(folder)` loads: language model and the whole EnCodec.
 
     A T5 that audiocraft would not find under its name on the hub is written into the folder as well. audiocraft finds
-    it only where the folder is the working directory, which the folder's README.md says.
+    it only where the folder is the working directory, which the folder's README.md says. Where T5 and EnCodec are the
+    published ones, there is a config.json for mlx-examples, which takes both from the hub.
     weights                       of a whole LanguageModel
     segment_seconds, cfg_dropout  see `lm_config`
 
     Raises StorageError and ModelError.
     """
     name = text_encoder_name(source.config)
-    config = lm_config(
-        source.config, text_encoder_name=name, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout
-    )
-    text_config: Any = source.config.text_encoder
-    own_text_encoder = source.name == "debug" or text_config._name_or_path != name
+    config = lm_config(source.config, text_encoder_name=name, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout)
+    tokenizer, text_config = source.load_tokenizer(), source.config.text_encoder
+    # A T5 that has the name of a published one and is another, as the debug model's or one that knows a learned word,
+    # is told by its tokenizer.
+    own_text_encoder = text_config._name_or_path != name or len(tokenizer) != PUBLISHED_TOKENS
     with _new_folder(folder) as partial:
-        (partial / "README.md").write_text(_audiocraft_readme(name, own_text_encoder), encoding="utf-8")
         if own_text_encoder:
-            source.load_tokenizer().save_pretrained(partial / name)
+            save_tokenizer(tokenizer, partial / name)
             load_text_encoder(source).save_pretrained(partial / name)
         codec = load_codec(source)
+        if published_codec(codec.config) and not own_text_encoder:
+            beside = config_beside(source.config, text_encoder_name=name)
+            (partial / "config.json").write_text(beside, encoding="utf-8")
+        (partial / "README.md").write_text(_audiocraft_readme(partial, name), encoding="utf-8")
         package = {STATE: codec_to_audiocraft(codec.state_dict()), CONFIG: codec_config(codec.config)}
         _save(package | PACKAGE, partial / CODEC_FILE)
         _save({STATE: _float32_lm(weights), CONFIG: config} | PACKAGE, partial / LM_FILE)
@@ -193,8 +207,7 @@ def _assembled(source: Source, weights: Mapping[str, Tensor]) -> MusicgenForCond
     for prefix in (CODEC, TEXT_ENCODER):
         frozen = under(source.weights, prefix)
         tensors |= {
-            prefix + name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in frozen.items()
+            prefix + name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in frozen.items()
         }
     tensors[TEXT_ENCODER + TEXT_EMBEDDING] = tensors[TEXT_ENCODER + "shared.weight"]
     try:
@@ -258,12 +271,28 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _audiocraft_readme(text_encoder: str, included: bool) -> str:
+def _audiocraft_readme(folder: Path, text_encoder: str) -> str:
+    """How the folder is loaded, by what was written into it."""
     text = "For `MusicGen.get_pretrained` of audiocraft (1.3.0).\n"
-    if included:
+    if (folder / text_encoder).is_dir():
         text += (
             f"\nIts text encoder, T5, is the folder {text_encoder}/ and not the one of that name on the hub."
             " audiocraft finds it only where this folder is the working directory:\n\n```\ncd audiocraft\n"
             "python -c \"from audiocraft.models import MusicGen; MusicGen.get_pretrained('.')\"\n```\n"
+        )
+        if not (folder / text_encoder / PIECES).is_file():
+            text += (
+                "\nThat needs transformers 5 or newer. With transformers 4, as audiocraft's own environment has it,"
+                " T5Tokenizer reads only a spiece.model, which cannot hold the words that this T5's tokenizer knows.\n"
+            )
+    if (folder / "config.json").is_file():
+        text += (
+            "\nThe musicgen of mlx-examples reads config.json and state_dict.bin here, and takes T5 and EnCodec"
+            f" from the hub: {text_encoder} and {CODEC_NAME}.\n"
+        )
+    else:
+        text += (
+            "\nThe musicgen of mlx-examples cannot use it: that takes T5 and EnCodec from the hub, which has not"
+            " those of this model.\n"
         )
     return text

@@ -81,7 +81,7 @@ Here:
 python scripts/generate.py --model models/huggingface --prompt "{prompt}"
 ```
 
-transformers (5 or newer; version 4 cannot read the tokenizer):
+transformers (4.46 or newer):
 
 ```python
 from transformers import pipeline
@@ -118,14 +118,12 @@ def _what_it_is(facts: CardFacts) -> str:
 
 def adapter_card(facts: CardFacts) -> str:
     """The card of a LoRA's adapter, which can only be used with the model that it was trained on."""
-    base = name_of_base(facts.base_model)
-    if facts.started_from is not None:
-        base = Path(facts.started_from).name
+    base = _cell(name_of_base(facts.base_model))
     return f"""{_front(facts, "peft", "adapter")}
 
 # A LoRA of MusicGen, trained on {_dataset(facts)}
 
-An adapter for {_cell(base)}, trained on {facts.clips} clips ({facts.hours:.2f} hours) of
+An adapter for {base}, trained on {facts.clips} clips ({facts.hours:.2f} hours) of
 "{_dataset(facts)}".{_start(facts.started_from)} It fits no other weights than those that it was trained on.
 
 ## Training
@@ -138,9 +136,11 @@ An adapter for {_cell(base)}, trained on {facts.clips} clips ({facts.hours:.2f} 
 from peft import PeftModel
 from transformers import MusicgenForConditionalGeneration
 
-base = MusicgenForConditionalGeneration.from_pretrained("{_cell(base)}")
+{_base_to_load(facts)}
 model = PeftModel.from_pretrained(base, "models/adapter")
 ```
+
+`models/huggingface` of the same run has the adapter merged, and is loaded alone.
 
 ## Licence
 
@@ -152,6 +152,29 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 {CITATION}
 ```
 """
+
+
+def adapter_base(base_model: str, started_from: str | None) -> str | None:
+    """What transformers can load as the model that an adapter fits: a hub id, or None where there is no such name.
+
+    The path of a folder is private (and not there for others), and weights at the start that are not the base's have
+    no name at all.
+    """
+    return hub_id_of(base_model) if started_from is None else None
+
+
+def _base_to_load(facts: CardFacts) -> str:
+    """The line of Python that loads the model that the adapter fits, as exactly as it can be said."""
+    load = "base = MusicgenForConditionalGeneration.from_pretrained"
+    name = adapter_base(facts.base_model, facts.started_from)
+    if name is not None:
+        return f'{load}("{name}")'
+    if facts.started_from is None:
+        return f'# the folder of the base model, {_cell(name_of_base(facts.base_model))}\n{load}("path/to/it")'
+    return (
+        f'# the huggingface/ folder of the run that made "{_cell(Path(facts.started_from).name)}", or one in which'
+        f' those weights are saved for transformers\n{load}("path/to/huggingface")'
+    )
 
 
 def name_of_base(model_id: str) -> str:
@@ -166,6 +189,8 @@ def _front(facts: CardFacts, library: str, relation: str) -> str:
     relation  of the model to its base, as the hub calls it
     """
     base = hub_id_of(facts.base_model)
+    if relation == "adapter":  # the hub offers to put it onto that model
+        base = adapter_base(facts.base_model, facts.started_from)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
     if base is not None:

@@ -32,6 +32,14 @@ ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors
 # beside it. In peft's files ".default" is left out, and each name begins with PEFT_PREFIX.
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."
+# What an adapter_config.json says: the settings of a plain LoRA that old versions of peft know too. Each new version
+# adds settings, and writes them all; another one refuses a file with settings that it does not know, or warns. Files
+# with these were loaded by 0.6.2, 0.10.0, 0.13.2, 0.17.1 and 0.21.2.
+SETTINGS = (
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "init_lora_weights"),
+    *("modules_to_save", "layers_to_transform", "layers_pattern"),
+)
 
 
 def adapted(base: Weights, shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> Weights:
@@ -84,17 +92,19 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
         parameter.requires_grad_(name.endswith((DOWN, UP)))
 
 
-def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str) -> None:
+def save_adapter(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, base_model: str | None) -> None:
     """Write what `PeftModel.from_pretrained(model, folder)` loads, for a MusicgenForConditionalGeneration.
 
     adapters    by their names in the model, see DOWN and UP
-    base_model  the name or folder that peft's configuration gives as the adapter's base
+    base_model  the hub id that peft's configuration gives as the adapter's base, if that has one
     """
     tensors = {PEFT_PREFIX + name.replace(".default.", "."): adapters[name].contiguous() for name in adapters}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config = _config(lora)
     config.base_model_name_or_path, config.inference_mode = base_model, True
-    config.save_pretrained(str(folder))
+    settings = config.to_dict()
+    known = {name: settings[name] for name in SETTINGS} | {"target_modules": sorted(lora.targets)}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:

@@ -57,6 +57,9 @@ class TokenIds:
         """Token ids of a caption, (S,) int64, </s> included. Raises KeyError for a text that was not given."""
         return self._ids_of[caption]
 
+    def tokens(self, caption: str) -> int:
+        return len(self._ids_of[caption])
+
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
     """All of a text's ids: T5's positions are relative, so that no text is too long."""

@@ -286,10 +286,11 @@ def _require_processor(folder: Path, model_id: str) -> None:
     except (OSError, ValueError):
         lacking.append("preprocessor_config.json")
     if lacking:
-        raise ModelError(
-            f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: save the base model's processor there"
-            " too, with MusicgenProcessor.from_pretrained(...).save_pretrained(...)"
-        )
+        save = "MusicgenProcessor.from_pretrained(...).save_pretrained(...)"
+        advice = f"save the base model's processor there too, with {save}"
+        if (folder / "compression_state_dict.bin").is_file():
+            advice = "it is a folder for audiocraft: give the huggingface/ beside it, or this one to --init_from"
+        raise ModelError(f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: {advice}")
 
 
 def _generation_config(folder: Path, model_id: str, config: MusicgenConfig) -> GenerationConfig:

@@ -124,14 +124,14 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
 
 
 def worst_case(run: Run) -> Batch:
-    """The micro-batch that needs most memory: every clip as long as the longest, with the longest caption.
+    """The micro-batch that needs most memory: every clip as long as the longest, with the caption of most tokens.
 
     Its codes and texts are zeros, because memory does not depend on the values. For Engine.rehearse.
     """
     examples, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
-    longest = max(examples.all_texts(), key=len, default=None)
-    tokens = 1 if longest is None else len(examples.text.states(longest))
+    # Not the caption of most letters: what T5 does not know is spelled in many tokens, and long words may be one.
+    tokens = max(map(examples.text.tokens, examples.all_texts()), default=1)
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
     inputs, labels = inputs_and_labels(codes, examples.special_token)
