@@ -24,6 +24,7 @@ from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
 from trainer.model.loss import step_loss
+from trainer.model.safetensors_file import files_kept_open
 from trainer.model.source import Source
 from trainer.model.trained_model import build_trained_model
 from trainer.model.weights import Weights
@@ -171,6 +172,7 @@ class Engine:
         for shard in self.backend.shards():
             yield shard if self._ema is None else self._ema.attach_to(shard)
 
+    @files_kept_open()
     def load(self, checkpoint: Checkpoint) -> None:
         """Put this rank's part of a checkpoint's weights, moments and EMA in place, and its count of steps.
 
@@ -215,6 +217,7 @@ class Engine:
                 f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
             )
 
+    @files_kept_open()
     def _fill_weights(self, read: Read) -> None:
         for shard in self.backend.shards():
             shard.fill([WEIGHT + shard.name], read)
