@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 
 from tests.ranks.cases import Numbers, differences, steps, undisturbed
 from tests.ranks.harness import run_ranks
@@ -46,8 +51,43 @@ def test_hybrid_shards_give_them_too(reference):
 @pytest.mark.full
 @pytest.mark.parametrize("strategy,world_size", [("zero2", 1), ("zero2", 2), ("zero3", 2)])
 def test_an_offloaded_optimizer_gives_them_too(strategy, world_size, reference):
-    loss, norm = differences(run_ranks(world_size, steps, strategy, 2, count=11, offload=True)[0], reference)
+    found = run_ranks(world_size, steps, strategy, 2, count=11, offload=True)[0]
+    loss, norm = differences(found, reference)
     assert loss <= LOSS and norm <= NORM
+    # AdamW's fused kernel of the CPU in both: with more threads, bit for bit.
+    assert found.losses == undisturbed(strategy, world_size, 2)[0].losses
+
+
+class ThreadsOfSteps:
+    """Writes the number of torch's threads inside each of AdamW's steps, and outside of them, to a file of the rank."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._hooked = folder, False
+
+    def __call__(self, engine: Any) -> None:
+        if self._hooked:
+            return
+        self._hooked = True
+        inside: list[int] = []
+        engine.backend._zero.optimizer.register_step_pre_hook(lambda *_: inside.append(torch.get_num_threads()))
+        step = engine.backend._engine.step
+
+        def watched() -> None:
+            step()
+            with (self._folder / f"{engine.ranks.rank}").open("a") as file:
+                file.write(f"{inside[-1]} ")
+
+        engine.backend._engine.step = watched
+        (self._folder / f"outside-{engine.ranks.rank}").write_text(str(torch.get_num_threads()))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_offloaded_step_takes_the_cores_that_launchers_deny_it_and_nothing_else_does(offload, tmp_path):
+    run_ranks(1, steps, "zero2", 1, count=2, offload=offload, watch=ThreadsOfSteps(tmp_path))
+    wanted = len(os.sched_getaffinity(0)) if offload else 1
+    assert set((tmp_path / "0").read_text().split()) == {str(wanted)}
+    assert (tmp_path / "outside-0").read_text() == "1"
 
 
 @pytest.mark.full

@@ -23,6 +23,7 @@ from trainer.engine.shards import Read, Shard
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
+from trainer.model.language_model import LanguageModel
 from trainer.model.loss import step_loss
 from trainer.model.safetensors_file import files_kept_open
 from trainer.model.source import Source
@@ -97,6 +98,7 @@ class Engine:
         self.backend: Backend = backend(accelerator, model, plan, settings)
         self._check_shards(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
+        self._share_positions(model)
         self._fill_weights(self._read_start)
         self._ema = None if settings.ema_decay is None else Ema(self.backend.shards(), settings.ema_decay)
 
@@ -216,6 +218,18 @@ class Engine:
                 f"{plan.strategy} should spread {total} values {copies} time(s) over {plan.world_size} processes, but"
                 f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
             )
+
+    @torch.no_grad()
+    def _share_positions(self, model: LanguageModel) -> None:
+        """Give every rank the first one's table of positions, the only buffer that the model computes with.
+
+        Each rank computes it on its CPU, and CPUs of two kinds may round a sine differently. It never changes, so that
+        DistributedDataParallel need not send it at every step, as it does by default.
+        """
+        table = model.decoder.model.decoder.embed_positions.weights
+        if not self.ranks.is_first:
+            table.zero_()
+        self.ranks.sum(table)
 
     @files_kept_open()
     def _fill_weights(self, read: Read) -> None:
