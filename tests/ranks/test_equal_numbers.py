@@ -106,6 +106,30 @@ def test_bf16_stays_near_float32(strategy, reference):
     assert loss <= 2e-3 and norm <= 1e-2
 
 
+class BetweenLayers:
+    """Writes the dtype of what each layer but the first hands to the next, to a file of the rank."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __call__(self, engine: Any) -> None:
+        file = self._folder / str(engine.ranks.rank)
+        layers = next(module.layers for module in engine.backend.model.modules() if hasattr(module, "layers"))
+        for layer in layers[1:]:
+            layer.register_forward_pre_hook(lambda _, inputs: file.write_text(str(inputs[0].dtype)) and None)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "strategy,dtype",
+    [("single", "float32"), ("ddp", "float32"), ("fsdp", "bfloat16"), ("zero2", "bfloat16"), ("zero3", "bfloat16")],
+)
+def test_between_layers_bf16_is_float32_under_autocast_only(strategy, dtype, tmp_path):
+    world_size = 1 if strategy == "single" else 2
+    run_ranks(world_size, steps, strategy, 1, count=1, precision="bf16", watch=BetweenLayers(tmp_path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(world_size)] == [f"torch.{dtype}"] * world_size
+
+
 def test_a_mean_of_means_would_be_seen(reference):
     _, norm = differences(run_ranks(2, steps, "ddp", 2, count=11, mean_of_means=True)[0], reference)
     assert norm > 100 * NORM
