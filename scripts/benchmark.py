@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import parts, report, steps, suites, whole_runs
+from benchmarks import parts, reading, report, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -25,6 +25,7 @@ CASES = {
     "encode": parts.encode,
     "epochs": whole_runs.epochs,
     "save": parts.save,
+    "read": reading.read,
     "scale": whole_runs.scale,
     "start": whole_runs.start,
     "growth": parts.growth,

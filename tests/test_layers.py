@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plan": ("flags", "spec"),
     "model": ("spec",),
     "data": ("model", "spec"),
-    "run": ("model.weights",),
+    "run": ("model.weights", "model.safetensors_file"),
     "engine": ("run", "data.batches", "model", "plan", "spec"),
     "exports": ("run.checkpoint", "model", "spec"),
     "evaluation": ("data", "exports", "model", "run", "plan", "spec"),

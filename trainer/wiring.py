@@ -17,6 +17,7 @@ from trainer.engine.settings import EngineSettings
 from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
 from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
 from trainer.model.new_word import embedding_of, write_text_embedding
+from trainer.model.safetensors_file import files_kept_open
 from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
@@ -196,6 +197,7 @@ def run_of(
     )
 
 
+@files_kept_open()
 def _write_step(config: Config, source: Source, saved: Checkpoint, folder: OutputDir) -> None:
     """lm_<step>.pt, or text_embedding_<step>.safetensors where that is what is trained."""
     if config.new_word is not None:
@@ -205,6 +207,7 @@ def _write_step(config: Config, source: Source, saved: Checkpoint, folder: Outpu
         write_lm(merged(source, saved.weights(), config.selection), folder.root / f"lm_{saved.step}.pt")
 
 
+@files_kept_open()
 def export(config: Config, source: Source, run: Run, saved: Checkpoint, folder: OutputDir) -> None:
     """Write what the run trained, from a checkpoint, into output_dir."""
     settings = export_settings(config, card_facts(config, run, saved.step))

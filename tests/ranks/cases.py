@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from tests.ranks.harness import run_ranks
 from tests.synthetic import HEADER, random_examples
@@ -23,8 +24,8 @@ GLOBAL_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Losses and gradient norms of the steps, bytes that this rank held, which of its frozen parameters moved, and how
-    many graphs it compiled."""
+    """Losses and gradient norms of the steps, bytes that this rank held, which of its frozen parameters moved, how many
+    graphs it compiled, and how many tensors its optimizer steps on that are more than memory of this rank."""
 
     losses: list[float]
     norms: list[float]
@@ -34,6 +35,7 @@ class Numbers:
     frozen: int = 0
     moved: Sequence[str] = ()
     graphs: int = 0
+    dtensors: int = 0
 
 
 def steps(
@@ -140,6 +142,7 @@ def steps(
             frozen=len(frozen),
             moved=[name for name, now in _frozen_values(engine.backend).items() if not torch.equal(now, frozen[name])],
             graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
+            dtensors=_dtensors_of(engine.backend),
         )
 
 
@@ -164,6 +167,12 @@ def _gradient_bytes_of(backend: Any) -> list[int]:
 
     backend.finish = measured
     return found
+
+
+def _dtensors_of(backend: Any) -> int:
+    optimizer = getattr(backend, "_optimizer", None)  # ZeRO's steps on flat tensors of its own
+    held = [] if optimizer is None else [*optimizer.state, *(v for s in optimizer.state.values() for v in s.values())]
+    return sum(isinstance(values, DTensor) for values in held)
 
 
 def _frozen_values(backend: Any) -> dict[str, torch.Tensor]:

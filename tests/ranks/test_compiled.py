@@ -6,9 +6,11 @@ The clips are ragged, some without a caption, and the last step has a single one
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import rounding
 from tests.ranks.cases import Numbers, differences, part_of, steps, undisturbed
@@ -60,6 +62,24 @@ def test_ten_ragged_steps_need_one_graph_and_have_the_numbers_of_an_eager_proces
     """The eleventh step of the matrix below, of a single clip, needs a second, whose compiling takes as long again."""
     [found] = assert_the_same("single", "selective", count=CAPTIONED)
     assert found.graphs == 1
+
+
+class CompiledParts:
+    """Writes how many graphs this rank found, and of how many parts the compiler made code, to a file of the rank."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __call__(self, engine: Any) -> None:
+        counters = torch._dynamo.utils.counters
+        text = f"{counters['stats']['unique_graphs']} {counters['aot_autograd']['ok']}"
+        (self._folder / str(engine.ranks.rank)).write_text(text)
+
+
+@pytest.mark.full
+def test_ddp_cuts_no_layer_where_its_first_bucket_of_1_mb_is_full(tmp_path: Path) -> None:
+    run_ranks(2, steps, "ddp", 1, count=2, compiled=True, watch=CompiledParts(tmp_path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["1 1", "1 1"]
 
 
 @pytest.mark.full

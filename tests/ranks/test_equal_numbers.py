@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 
 from tests.ranks.cases import Numbers, differences, steps, undisturbed
 from tests.ranks.harness import run_ranks
@@ -46,8 +51,43 @@ def test_hybrid_shards_give_them_too(reference):
 @pytest.mark.full
 @pytest.mark.parametrize("strategy,world_size", [("zero2", 1), ("zero2", 2), ("zero3", 2)])
 def test_an_offloaded_optimizer_gives_them_too(strategy, world_size, reference):
-    loss, norm = differences(run_ranks(world_size, steps, strategy, 2, count=11, offload=True)[0], reference)
+    found = run_ranks(world_size, steps, strategy, 2, count=11, offload=True)[0]
+    loss, norm = differences(found, reference)
     assert loss <= LOSS and norm <= NORM
+    # AdamW's fused kernel of the CPU in both: with more threads, bit for bit.
+    assert found.losses == undisturbed(strategy, world_size, 2)[0].losses
+
+
+class ThreadsOfSteps:
+    """Writes the number of torch's threads inside each of AdamW's steps, and outside of them, to a file of the rank."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._hooked = folder, False
+
+    def __call__(self, engine: Any) -> None:
+        if self._hooked:
+            return
+        self._hooked = True
+        inside: list[int] = []
+        engine.backend._zero.optimizer.register_step_pre_hook(lambda *_: inside.append(torch.get_num_threads()))
+        step = engine.backend._engine.step
+
+        def watched() -> None:
+            step()
+            with (self._folder / f"{engine.ranks.rank}").open("a") as file:
+                file.write(f"{inside[-1]} ")
+
+        engine.backend._engine.step = watched
+        (self._folder / f"outside-{engine.ranks.rank}").write_text(str(torch.get_num_threads()))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_offloaded_step_takes_the_cores_that_launchers_deny_it_and_nothing_else_does(offload, tmp_path):
+    run_ranks(1, steps, "zero2", 1, count=2, offload=offload, watch=ThreadsOfSteps(tmp_path))
+    wanted = len(os.sched_getaffinity(0)) if offload else 1
+    assert set((tmp_path / "0").read_text().split()) == {str(wanted)}
+    assert (tmp_path / "outside-0").read_text() == "1"
 
 
 @pytest.mark.full
@@ -64,6 +104,30 @@ def test_bf16_stays_near_float32(strategy, reference):
     # bf16 has 8 bits of mantissa: 0.4 % a product; 3.6e-4 and 2.5e-3 were measured
     loss, norm = differences(run_ranks(2, steps, strategy, 1, count=11, precision="bf16")[0], reference)
     assert loss <= 2e-3 and norm <= 1e-2
+
+
+class BetweenLayers:
+    """Writes the dtype of what each layer but the first hands to the next, to a file of the rank."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __call__(self, engine: Any) -> None:
+        file = self._folder / str(engine.ranks.rank)
+        layers = next(module.layers for module in engine.backend.model.modules() if hasattr(module, "layers"))
+        for layer in layers[1:]:
+            layer.register_forward_pre_hook(lambda _, inputs: file.write_text(str(inputs[0].dtype)) and None)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "strategy,dtype",
+    [("single", "float32"), ("ddp", "float32"), ("fsdp", "bfloat16"), ("zero2", "bfloat16"), ("zero3", "bfloat16")],
+)
+def test_between_layers_bf16_is_float32_under_autocast_only(strategy, dtype, tmp_path):
+    world_size = 1 if strategy == "single" else 2
+    run_ranks(world_size, steps, strategy, 1, count=1, precision="bf16", watch=BetweenLayers(tmp_path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(world_size)] == [f"torch.{dtype}"] * world_size
 
 
 def test_a_mean_of_means_would_be_seen(reference):

@@ -40,3 +40,9 @@ def test_each_rank_holds_its_share(strategy, world_size):
     if strategy != "ddp":
         total = per_parameter[2] * PARAMETERS
         assert max(numbers.optimizer_bytes for numbers in found) <= 1.05 * total / world_size
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.full)])
+def test_adamw_steps_on_plain_tensors(world_size):
+    """An operation on a DTensor costs the host several times as much, for each of hundreds of parameters."""
+    assert [numbers.dtensors for numbers in undisturbed("fsdp", world_size)] == [0] * world_size

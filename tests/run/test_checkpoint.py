@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.synthetic import HEADER
 from trainer.errors import CheckpointError, StorageError
@@ -111,3 +112,15 @@ def test_a_missing_tensor_is_named(tmp_path):
     save(tmp_path)
     with pytest.raises(CheckpointError, match="holds no exp_avg/a"):
         Checkpoint(tmp_path / "step-00000007").read("exp_avg/a")
+
+
+def test_the_file_of_another_program_is_refused_by_name(tmp_path):
+    save(tmp_path)
+    file = tmp_path / "step-00000007" / "rank-00000.safetensors"
+    save_file({"weight/a": VALUES}, file)
+    with pytest.raises(CheckpointError, match=r"rank-00000.safetensors cannot be read \('pieces'\); delete"):
+        newest(tmp_path)
+    pieces = json.dumps({"weight/a": {"shape": SHAPE, "start": 0, "stop": 30}})
+    save_file({"weight/a": VALUES.bfloat16()}, file, metadata={"pieces": pieces})
+    with pytest.raises(CheckpointError, match=r"weight/a is not there in float32; delete .*step-00000007"):
+        newest(tmp_path)

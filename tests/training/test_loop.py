@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,34 @@ def test_validation_is_the_loss_of_middle_crops_without_dropout_and_leaves_train
     assert found["validation_loss_per_codebook"] == pytest.approx(sums / cells, abs=1e-5)
     assert found["validation_loss"] == pytest.approx((sums / cells).mean(), abs=1e-5)
     assert all(module.training for module in engine.backend.model.modules())
+
+
+def test_steps_go_on_beside_a_slow_save_and_its_successor_comes_a_step_after_it(tmp_path):
+    """A checkpoint is due after every step; the one of step 3 is being exported until step 5 has been reported."""
+    run, reported, awaited = run_of(steps=8, save_step=3, checkpoint_minutes=0.0), threading.Event(), []
+    engine = engine_of(run)
+
+    class Watched(Reports):
+        def log(self, values) -> None:
+            super().log(values)
+            if values["step"] == 5:
+                reported.set()
+
+    class Noted(Saver):
+        def save(self, step, *arguments) -> None:
+            saved.append((step, self.busy))
+            super().save(step, *arguments)
+
+    def export(checkpoint) -> None:
+        if checkpoint.step == 3:
+            awaited.append(reported.wait(20))
+
+    saved: list[tuple[int, bool]] = []
+    with StopRequest() as stop:
+        train(replace(run, on_save_step=export), engine, Noted(tmp_path), Watched(engine), stop, 0)
+    assert awaited == [True], "the step after the save waited for it"
+    assert not {4, 5} & {step for step, _ in saved} and {3, 6} <= {step for step, _ in saved}
+    assert not any(busy for step, busy in saved if step < 8), "only the last save may wait for another one"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_nothing(tmp_path):

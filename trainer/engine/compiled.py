@@ -28,6 +28,10 @@ def compile_layers(model: LanguageModel, plan: Plan) -> None:
     """
     selective = plan.gradient_checkpointing == "selective"
     torch._functorch.config.activation_memory_budget = SELECTIVE_BUDGET if selective else 1.0
+    # Under ddp torch would cut a layer's graph wherever 25 MB of gradients are full, so that they are sent while the
+    # rest of it is computed: 3 graphs for a layer of small. Nothing is fused across a cut, some versions of torch raise
+    # where a part is recomputed (pytorch issue 104674), and gradients are sent between layers in any case.
+    torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     for layer in model.decoder.model.decoder.layers:
         layer.compile(dynamic=True)  # one graph for all lengths; the lengths of batches differ

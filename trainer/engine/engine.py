@@ -23,7 +23,9 @@ from trainer.engine.shards import Read, Shard
 from trainer.engine.torch_backend import TorchBackend
 from trainer.engine.zero_backend import ZeroBackend
 from trainer.errors import CheckpointError, ConfigError, MemoryShortError, NotFiniteError
+from trainer.model.language_model import LanguageModel
 from trainer.model.loss import step_loss
+from trainer.model.safetensors_file import files_kept_open
 from trainer.model.source import Source
 from trainer.model.trained_model import build_trained_model
 from trainer.model.weights import Weights
@@ -96,6 +98,7 @@ class Engine:
         self.backend: Backend = backend(accelerator, model, plan, settings)
         self._check_shards(plan)
         ranks.check_equal(**{"the model's weights": source.probe()})
+        self._share_positions(model)
         self._fill_weights(self._read_start)
         self._ema = None if settings.ema_decay is None else Ema(self.backend.shards(), settings.ema_decay)
 
@@ -171,6 +174,7 @@ class Engine:
         for shard in self.backend.shards():
             yield shard if self._ema is None else self._ema.attach_to(shard)
 
+    @files_kept_open()
     def load(self, checkpoint: Checkpoint) -> None:
         """Put this rank's part of a checkpoint's weights, moments and EMA in place, and its count of steps.
 
@@ -215,6 +219,19 @@ class Engine:
                 f" together they hold {owned}, and this one {held}: use the tested versions of constraints.txt"
             )
 
+    @torch.no_grad()
+    def _share_positions(self, model: LanguageModel) -> None:
+        """Give every rank the first one's table of positions, the only buffer that the model computes with.
+
+        Each rank computes it on its CPU, and CPUs of two kinds may round a sine differently. It never changes, so that
+        DistributedDataParallel need not send it at every step, as it does by default.
+        """
+        table = model.decoder.model.decoder.embed_positions.weights
+        if not self.ranks.is_first:
+            table.zero_()
+        self.ranks.sum(table)
+
+    @files_kept_open()
     def _fill_weights(self, read: Read) -> None:
         for shard in self.backend.shards():
             shard.fill([WEIGHT + shard.name], read)

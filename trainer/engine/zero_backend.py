@@ -11,8 +11,9 @@ set_gradient_accumulation_boundary. tests/ranks notices wrong numbers and counts
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class ZeroBackend:
         self._rank, self._world_size = accelerator.process_index, plan.world_size
         self._device = accelerator.device
         self._loss_scale = float(plan.world_size)
+        self._threads = _threads_of_step(plan)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         materialize(model, accelerator.device if self._stage == 2 else torch.device("cpu"))
         table = model.decoder.model.decoder.embed_positions.weights
@@ -45,7 +47,7 @@ class ZeroBackend:
             lr=0.0,
             betas=ADAMW_BETAS,
             weight_decay=settings.weight_decay,
-            fused=not plan.offload_optimizer,
+            fused=True,  # in host memory too, for --offload_optimizer: a ninth of the time (docs/benchmarks.md)
         )
         self._engine: Any
         self._engine, _ = accelerator.prepare(model, optimizer)
@@ -87,7 +89,8 @@ class ZeroBackend:
         """Clip and step; returns the norm before clipping. DeepSpeed skips a step whose norm is not finite."""
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
+        with _threads(self._threads):
+            self._engine.step()
         return torch.as_tensor(float(self._engine.get_global_grad_norm()), device=self._device)
 
     def update(self, norm: float) -> None:
@@ -180,6 +183,33 @@ class ZeroBackend:
         numel = torch.Size(shape).numel()
         start = min(self._rank * padded, numel)
         return start, self._flats()[group], offset, min((self._rank + 1) * padded, numel) - start
+
+
+def _threads_of_step(plan: Plan) -> int:
+    """How many threads an optimizer step takes that is computed in host memory: this process's share of the cores.
+
+    torchrun and accelerate set OMP_NUM_THREADS=1 for processes that compute on GPUs, and AdamW on a share of `large`
+    would take seconds. Another number of threads than 1 was asked for by somebody, and stays.
+    """
+    given = torch.get_num_threads()
+    if not plan.offload_optimizer or given > 1:
+        return given
+    return max(1, len(os.sched_getaffinity(0)) // (plan.world_size // plan.nodes))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Inside the block torch computes on the CPU with so many threads.
+
+    Not for the whole run: on a CPU, sums of the forward and backward pass would be rounded otherwise. What a step
+    computes of its own values, each by itself, is the same with any number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _add_positions_in_float32(model: LanguageModel, table: Tensor) -> None:

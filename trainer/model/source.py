@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
+from trainer.model.safetensors_file import files_kept_open
 from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
 from trainer.spec.shapes import PUBLISHED_NAMES, Shape, hub_id_of, published, shape_of_config, why_not_trained
 
@@ -93,6 +94,7 @@ class Source:
         decoder = self.config.decoder
         return f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.num_codebooks} codebooks"
 
+    @files_kept_open()
     def probe(self) -> str:
         """A digest of name, shape, first and last eight values of each tensor of the language model.
 

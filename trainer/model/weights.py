@@ -18,10 +18,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer.errors import ModelError
+from trainer.model.safetensors_file import files_kept_open, fill, read_header
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -105,22 +106,16 @@ class Computed(StoredTensor):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InSafetensors(StoredTensor):
-    """A tensor of a safetensors file. Each look-up maps the file anew, and the map lasts as long as what was read."""
+    """A tensor of a safetensors file; what is read is a copy in memory."""
 
     path: Path
-    name: str
+    dtype: torch.dtype
+    offset: int
 
     def read(self, start: int, stop: int) -> Tensor:
-        if not self.shape:  # safetensors slices no scalar
-            return self.whole().reshape(-1)[start:stop]
-        row = math.prod(self.shape[1:])
-        first, last = start // row, -(-stop // row)
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_slice(self.name)[first:last].reshape(-1)[start - first * row : stop - first * row]
-
-    def whole(self) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.name)
+        values = torch.empty(stop - start, dtype=self.dtype)
+        fill(values, self.path, self.offset + start * self.dtype.itemsize)
+        return values
 
 
 def weights_in_memory(tensors: Mapping[str, Tensor]) -> Weights:
@@ -158,11 +153,13 @@ def current_name(stored: str) -> str | None:
     return re.sub(r"\.weight_v$", ".parametrizations.weight.original1", name)
 
 
+@files_kept_open()
 def under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, which is cut off; reads them all."""
     return {name[len(prefix) :]: weights[name] for name in weights if name.startswith(prefix)}
 
 
+@files_kept_open()
 def fingerprint(weights: Mapping[str, Tensor], prefix: str, *, also: str = "") -> str:
     """Hex digest (blake2b, 128 bit) of the tensors under `prefix`, names and dtypes included, and of the text `also`.
 
@@ -179,11 +176,13 @@ def fingerprint(weights: Mapping[str, Tensor], prefix: str, *, also: str = "") -
 
 def _in_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        places, _ = read_header(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
-    return {name: InSafetensors(shape=shape, path=path, name=name) for name, shape in shapes.items()}
+    return {
+        name: InSafetensors(shape=place.shape, path=path, dtype=place.dtype, offset=place.offset)
+        for name, place in places.items()
+    }
 
 
 def _in_pickled(path: Path) -> dict[str, StoredTensor]:

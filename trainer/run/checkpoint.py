@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.atomic import PARTIAL, flush_folder, names_in, rename_folder, replacing, write_whole
 from trainer.errors import CheckpointError, StorageError
+from trainer.model.safetensors_file import fill, read_header
 from trainer.model.weights import StoredTensor, Weights
 from trainer.run.checkpoint_folders import (
     HEADER,
@@ -108,11 +109,13 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / HEADER} lacks a part of a header ({error!r}). {_DELETE}") from error
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[str, list[tuple[int, int, Path]]] = {}
+        # Of each tensor (first value, the one behind its last, file, where in the file they begin), in this order.
+        self._pieces: dict[str, list[tuple[int, int, Path, int]]] = {}
         for file in files:
             self._index(file)
         for name, shape in self._shapes.items():
-            if sum(stop - start for start, stop, _ in self._pieces[name]) != torch.Size(shape).numel():
+            self._pieces[name].sort()
+            if sum(stop - start for start, stop, _, _ in self._pieces[name]) != torch.Size(shape).numel():
                 raise CheckpointError(f"{folder}: {name} is not whole; delete this folder to use an older one")
 
     def names(self, kind: str = "") -> list[str]:
@@ -122,17 +125,17 @@ class Checkpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Values [start, stop) of a flattened tensor, (stop - start,) float32; all of them by default.
 
-        Raises CheckpointError where the checkpoint has no tensor of this name.
+        Raises CheckpointError where the checkpoint has no tensor of this name, StorageError where a file is gone.
         """
         if name not in self._pieces:
             raise CheckpointError(f"{self.folder} holds no {name}: it belongs to another model or mode")
         stop = torch.Size(self._shapes[name]).numel() if stop is None else stop
-        parts = []
-        for first, last, path in self._pieces[name]:
-            if first < stop and start < last:
-                with safe_open(path, framework="pt") as file:
-                    parts.append(file.get_slice(name)[max(start, first) - first : min(stop, last) - first])
-        return torch.cat(parts)
+        values = torch.empty(stop - start)
+        for first, last, path, offset in self._pieces[name]:
+            begin, end = max(start, first), min(stop, last)
+            if begin < end:
+                fill(values[begin - start : end - start], path, offset + (begin - first) * values.itemsize)
+        return values
 
     def weights(self) -> Weights:
         """The trained tensors by name, each read when it is asked for. Their EMA, where the run keeps one."""
@@ -151,16 +154,17 @@ class Checkpoint:
     def _index(self, path: Path) -> None:
         """Note which slices of which tensors a rank's file holds."""
         try:
-            with safe_open(path, framework="pt") as file:
-                pieces = json.loads(file.metadata()["pieces"])
-        except (SafetensorError, OSError) as error:
+            places, metadata = read_header(path)
+            pieces = json.loads(metadata["pieces"])
+        except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); delete {path.parent} to use an older one"
             ) from error
         for name, piece in pieces.items():
+            if name not in places or places[name].dtype != torch.float32:
+                raise CheckpointError(f"{path}: {name} is not there in float32; delete {path.parent}")
             self._shapes[name] = tuple(piece["shape"])
-            self._pieces.setdefault(name, []).append((piece["start"], piece["stop"], path))
-            self._pieces[name].sort()
+            self._pieces.setdefault(name, []).append((piece["start"], piece["stop"], path, places[name].offset))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -78,8 +78,9 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
             step_work = next(work)
             # By rank 0's clock alone, since the clocks of two machines differ.
             save_is_due = engine.ranks.is_first and time.monotonic() - last_save > 60 * intervals.checkpoint_minutes
-            result = _step(run, engine, saver, step_work, requests=(stop.name is not None, save_is_due))
-            stopping, save = result.requests
+            requests = (stop.name is not None, save_is_due, saver.busy)
+            result = _step(run, engine, saver, step_work, requests)
+            stopping, save, saving = result.requests
             step += 1
             meter.add(step_work.rows, step_work.batches, time.perf_counter() - since)
             _show(bar, result, learning_rate(run.schedule, step - 1))
@@ -92,9 +93,12 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
             if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))
 
-            # Save. Every rank writes its own file, in a thread beside the next steps.
+            # Save. Every rank writes its own file, in a thread beside the next steps. While a rank still writes, a
+            # save that the clock asked for is left to a later step, and one that an export needs is waited for.
             export_is_due = _every(intervals.save_step, step)
-            if export_is_due or save:
+            if export_is_due and saving:
+                _wait_for_save(engine, saver)
+            if export_is_due or (save and not saving):
                 saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
                 last_save = time.monotonic()
             saver.check()  # a save that has failed ends the run now, and not when the next one is due
@@ -220,7 +224,17 @@ def _rows_by_micro_batch(run: Run, rank: int, start_step: int) -> Iterator[Seque
         )
 
 
-def _step(run: Run, engine: Engine, saver: Saver, work: _StepWork, requests: tuple[bool, bool]) -> StepResult:
+def _wait_for_save(engine: Engine, saver: Saver) -> None:
+    """Return once no rank writes a checkpoint any more.
+
+    All ranks wait, and not in a collective, whose time limit a slow disk may exceed: the first rank is the last to end
+    a save, because it waits for the others' files and makes what is exported.
+    """
+    saver.wait()
+    engine.ranks.wait("saved")
+
+
+def _step(run: Run, engine: Engine, saver: Saver, work: _StepWork, requests: tuple[bool, ...]) -> StepResult:
     """One optimizer step; where it is not finite, save the state before it and name its clips."""
     cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames)
     rate = learning_rate(run.schedule, work.step)
