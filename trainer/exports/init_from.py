@@ -74,7 +74,10 @@ def start_from(source: Source, point: StartingPoint) -> Source:
     """
     point = _completed(source, point)
     _check_fits(source, point)
-    started = replace(source, weights=source.weights.replaced(point.weights))
+    # A Hugging Face folder holds a T5 and an EnCodec too. Those of the base are used, so that its cache serves, and so
+    # that the run goes on beside the same ones when PATH is gone.
+    language_model = point.weights.starting_with(DECODER, PROJECTION)
+    started = replace(source, weights=source.weights.replaced(language_model))
     _check_parts(started, point)
     return started
 

@@ -72,6 +72,11 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
         )
+    if "wandb_project" in typed and not config.use_wandb:
+        raise ConfigError(
+            f"--wandb_project {config.wandb_project} has no effect without --use_wandb 1: add it, or remove"
+            " --wandb_project."
+        )
     if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
         raise ConfigError(
             "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
