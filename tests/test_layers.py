@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
-    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops"),
-    *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions"),
+    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder"),
+    *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),

@@ -167,7 +167,8 @@ def test_model_id_takes_a_local_folder(warm):
         ("./nowhere", "no such folder"),
         ("data", "config.json"),
         ("small", "HF_HUB_OFFLINE is set"),
-        ("no such model!", "neither a folder nor a hub id"),
+        ("no such model!", "it can be no hub id"),
+        ("tiny", "no folder of this name here, and it is none of small, medium"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_refused_with_a_way_out(warm, monkeypatch, model_id, words):

@@ -19,6 +19,7 @@ from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
+from trainer.spec.model_folder import model_folder
 from trainer.spec.trainable import EVERYTHING, Selection, selection_of_flags
 
 KINDS = (
@@ -57,8 +58,9 @@ def find_starting_point(path: str) -> StartingPoint:
     try:
         if location.is_file():
             return _audiocraft(location)
-        if location.is_dir():
-            return _in_folder(location)
+        folder = model_folder(path)
+        if folder is not None:
+            return _in_folder(folder)
     except (ModelError, CheckpointError) as error:
         raise ModelError(f"--init_from {path}: {error}") from error
     raise ModelError(
