@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
 from trainer.flags.config import Config, parse
+from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.signals import interruptible, time_limit
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         with interruptible():
-            config, typed = parse(argv)
+            config, typed = parse(without_local_rank(argv, os.environ))
             if config.dry_run:
                 from trainer.plan.dry_run import dry_run
 
@@ -60,7 +61,6 @@ def main(argv: Sequence[str]) -> int:
 
 def start(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
-    from trainer.plan.launcher import read_launch
     from trainer.run.exit_code import ExitCodeFile
 
     launch = read_launch(os.environ)
