@@ -176,6 +176,13 @@ class Config:
     ] = 0.1
     seed: Annotated[int, optimisation("Seed of every random choice.", least=0, most=2**32 - 1)] = 0
 
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        hardware(
+            "cuda: the GPUs; cpu: the CPU, as with accelerate's --cpu; auto: the GPUs that torch can use, and where "
+            "there is none the CPU, for models of up to 100 million parameters."
+        ),
+    ] = "auto"
     strategy: Annotated[
         Literal["auto", "single", "ddp", "zero2", "zero3", "fsdp", "hsdp"],
         hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),

@@ -35,6 +35,10 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
             "as in accelerate launch --num_processes 4 launch.py ..."
         )
+    if imagined and config.device == "cpu":
+        raise ConfigError(
+            f"--{imagined[0]} has no effect with --device cpu: it describes GPUs, and the plan is for the CPU here."
+        )
     if config.min_seconds > config.segment_seconds:
         raise ConfigError(
             f"--min_seconds {config.min_seconds:g} is longer than a crop of --segment_seconds "
