@@ -64,10 +64,19 @@ def start(config: Config, typed: frozenset[str]) -> int:
     from trainer.run.exit_code import ExitCodeFile
 
     launch = read_launch(os.environ)
+    if sys.platform == "darwin" and launch.rank == 0:
+        print(
+            "macOS: this program computes on the CPU here, which does for --model_id debug; real models need Linux and"
+            " an NVIDIA GPU"
+        )
     if config.device == "cpu":
         launch = replace(launch, use_cpu=True)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
+    if launch.restarts:
+        from trainer.engine.restarts import use_new_store
+
+        use_new_store()  # before output_dir is held: its address tells this launch from others
     with ExitCodeFile(config.output_dir, first=launch.rank == 0) as exit_code:
         exit_code.code = run_in_order(config, typed, launch, exit_code)
     return exit_code.code

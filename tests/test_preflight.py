@@ -87,3 +87,31 @@ def test_a_run_is_refused_before_torch_is_loaded_or_the_model_asked_for(
         timeout=120,
     )
     assert done.returncode == code and words in done.stderr, done.stdout + done.stderr
+
+
+ON_WINDOWS = """
+import dataclasses, os, pathlib, signal, sys, time
+sys.modules["fcntl"] = None
+del signal.SIGUSR1, signal.SIGALRM, signal.SIGHUP
+sys.platform = "win32"
+import launch
+"""
+
+
+def test_on_windows_wsl2_is_named_and_no_module_is_missed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_WINDOWS], cwd=tmp_path, env=environ(PYTHONPATH=str(ROOT)), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "WSL2" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_on_macos_the_first_line_says_what_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import launch
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    code = launch.main(["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")])
+    assert code == EXIT_DATA and capsys.readouterr().out.startswith("macOS: this program computes on the CPU here")

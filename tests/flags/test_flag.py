@@ -166,7 +166,7 @@ def test_model_id_takes_a_local_folder(warm):
     [
         ("./nowhere", "no such folder"),
         ("data", "config.json"),
-        ("small", "HF_HUB_OFFLINE is set"),
+        ("someone/musicgen", "HF_HUB_OFFLINE is set"),
         ("no such model!", "it can be no hub id"),
         ("tiny", "no folder of this name here, and it is none of small, medium"),
     ],

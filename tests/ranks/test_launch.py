@@ -143,6 +143,32 @@ def test_a_killed_rank_ends_a_real_launch_with_a_message(one_process, tmp_path):
     assert re.search(r"error: .*rank 1 on \S+.* the same command resumes", output), output
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_a_run_that_torchrun_starts_again_goes_on_from_its_checkpoint(rendezvous, one_process, tmp_path):
+    """A static rendezvous keeps its store, with the addresses of the processes that are gone."""
+    prepared(tmp_path, one_process)
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    steps = ("--max_steps", "40", "--checkpoint_minutes", "0.0001")
+    place = ("--standalone",) if rendezvous == "c10d" else ("--master_port", str(free_port()))
+    process = start(tmp_path, [*TORCHRUN, "--nproc_per_node", "2", *place, "--max_restarts", "1", *TRAIN, *steps])
+    while process.poll() is None and not list((tmp_path / "models/checkpoints").glob("step-*/checkpoint.json")):
+        time.sleep(0.01)
+    os.kill(max(children(process.pid)), signal.SIGKILL)
+    output = finish(process)
+    assert "resuming from" in output and output.count("strategy zero2, 2 process(es)") == 2
+    assert (tmp_path / "models/exit_code").read_text().strip() == "0"
+    launch_here(tmp_path / "whole", *FLAGS, *steps)
+    found, wanted = metrics(tmp_path), metrics(tmp_path / "whole")
+    assert found.keys() == wanted.keys() == set(range(1, 41))
+    assert np.abs(np.array([found[step] - wanted[step] for step in wanted])).max() <= LOSS
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines()[1:] if int(line.split()[1]) == pid]
+
+
 def test_the_files_hold_the_strategy_only():
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     assert files.keys() == {"default", "ddp", "zero2", "zero3", "fsdp", "multi_node"}
