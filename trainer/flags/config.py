@@ -73,8 +73,8 @@ class Config:
     model_id: Annotated[
         str,
         model(
-            "small, medium or large; a Hugging Face id; a local folder; or debug, a tiny model with random weights. "
-            "Melody and stereo models are refused.",
+            "small, medium or large; a Hugging Face id; a local folder, also of the hub's cache; or debug, a tiny "
+            "model with random weights. Melody and stereo models are refused.",
             path=True,
         ),
     ] = "small"
