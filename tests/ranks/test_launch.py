@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -23,6 +24,13 @@ from tests.runs import ROOT, environ, few_clips, launch_here, metrics
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+OLD_LAUNCHER = (sys.executable, "-m", "torch.distributed.launch")  # it adds --local-rank
+# What `deepspeed --num_gpus 2` starts on each machine; itself it asks for GPUs. It adds --local_rank.
+DEEPSPEED = (
+    *(sys.executable, "-m", "deepspeed.launcher.launch"),
+    f"--world_info={base64.urlsafe_b64encode(json.dumps({'localhost': [0, 1]}).encode()).decode()}",
+    "--master_port=FREE_PORT",
+)
 CONFIGS = ROOT / "accelerate_configs"
 FLAGS = [
     *("--code_views", "1", "--segment_seconds", "2", "--lr", "1e-3", "--max_steps", "3", "--warmup_steps", "1"),
@@ -93,11 +101,17 @@ def by_file(name: str) -> tuple[str, ...]:
         pytest.param(
             (*TORCHRUN, "--nproc_per_node", "2", "--standalone"), "zero2", 2, id="torchrun", marks=pytest.mark.full
         ),
+        pytest.param(
+            (*OLD_LAUNCHER, "--nproc_per_node", "2", "--master_port", "FREE_PORT"),
+            "zero2", 2, id="torch.distributed.launch", marks=pytest.mark.full,
+        ),
+        pytest.param(DEEPSPEED, "zero2", 2, id="the deepspeed launcher", marks=pytest.mark.full),
     ],
 )  # fmt: skip
 def test_each_launcher_trains_with_the_losses_of_one_process(launcher, strategy, processes, one_process, tmp_path):
     prepared(tmp_path, one_process)
-    finish(start(tmp_path, [*launcher, *TRAIN]))
+    port = str(free_port())
+    finish(start(tmp_path, [*(word.replace("FREE_PORT", port) for word in launcher), *TRAIN]))
     assert_trained(tmp_path, one_process, strategy, processes)
 
 
