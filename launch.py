@@ -10,12 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
 from trainer.flags.config import Config, parse
+from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.signals import interruptible, time_limit
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         with interruptible():
-            config, typed = parse(argv)
+            config, typed = parse(without_local_rank(argv, os.environ))
             if config.dry_run:
                 from trainer.plan.dry_run import dry_run
 
@@ -60,12 +61,22 @@ def main(argv: Sequence[str]) -> int:
 
 def start(config: Config, typed: frozenset[str]) -> int:
     """Hold output_dir for this run, and leave the exit code there."""
-    from trainer.plan.launcher import read_launch
     from trainer.run.exit_code import ExitCodeFile
 
     launch = read_launch(os.environ)
+    if sys.platform == "darwin" and launch.rank == 0:
+        print(
+            "macOS: this program computes on the CPU here, which does for --model_id debug; real models need Linux and"
+            " an NVIDIA GPU"
+        )
+    if config.device == "cpu":
+        launch = replace(launch, use_cpu=True)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
+    if launch.restarts:
+        from trainer.engine.restarts import use_new_store
+
+        use_new_store()  # before output_dir is held: its address tells this launch from others
     with ExitCodeFile(config.output_dir, first=launch.rank == 0) as exit_code:
         exit_code.code = run_in_order(config, typed, launch, exit_code)
     return exit_code.code
@@ -77,9 +88,12 @@ def start(config: Config, typed: frozenset[str]) -> int:
 
 def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCodeFile) -> int:
     """Open, plan, prepare, train, export; returns the exit code."""
+    from trainer.preflight import refuse_early
+
+    refuse_early(config, typed, launch)
     from trainer.engine import Ranks
 
-    parts = open_parts(config, launch)
+    parts = open_parts(config, typed, launch)
     plan, accelerator = plan_and_meet(config, typed, launch, parts)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=exit_code.record) as ranks:
         agree(config, parts, plan, ranks)
@@ -111,8 +125,10 @@ class Parts:
     new_word: str
 
 
-def open_parts(config: Config, launch: Launch) -> Parts:
+def open_parts(config: Config, typed: frozenset[str], launch: Launch) -> Parts:
     """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
+    from trainer import wiring
+    from trainer.engine import find_cluster
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
     from trainer.model.source import open_model, quiet_libraries
@@ -120,11 +136,13 @@ def open_parts(config: Config, launch: Launch) -> Parts:
 
     quiet_libraries()
     folder, checkpoint = open_output_dir(config.output_dir, config.resume, first=launch.rank == 0)
-    source = open_model(config.model_id)
     start = None
     # A run that goes on has its trained weights in its checkpoint, and what is frozen in none.
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
+    wiring.refuse_before_fetching(config, typed, find_cluster(launch), launch, checkpoint)
+    source = open_model(config.model_id)
+    if start is not None:
         source = start_from(source, start)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word)
@@ -136,6 +154,8 @@ def plan_and_meet(config: Config, typed: frozenset[str], launch: Launch, parts: 
     from trainer.engine import build_accelerator, find_cluster
 
     cluster = find_cluster(launch, compiler=config.compile != "0")
+    if cluster.unused_gpu and launch.rank == 0:
+        print(f"warning: this run is on the CPU. {cluster.unused_gpu}", flush=True)
     plan = wiring.plan_of(config, typed, cluster, launch, parts.source, parts.checkpoint)
     return plan, build_accelerator(plan, wiring.engine_settings(config), parts.folder.root)
 

@@ -17,6 +17,7 @@ from benchmarks import parts, reading, report, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
+from trainer.flags.paths import expanded
 from trainer.plan.request import CHECKPOINTING
 
 # The cases besides those of steps.CONTESTANTS, and what measures each. docs/benchmarks.md says what they are.
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     for found in _measured(arguments):
         rows += found
         print(report.table(found), flush=True)
-        report.write(arguments.out, rows, {key: str(value) for key, value in vars(arguments).items()})
+        report.write(Path(arguments.out), rows, {key: str(value) for key, value in vars(arguments).items()})
     print(f"written: {arguments.out}/benchmark.json")
     return 1 if any("failure" in row and row["case"] == "step" for row in rows) else 0
 
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="for the case scale")
     parser.add_argument("--clips", type=int, default=8, help="clips for the cases encode and epochs")
     parser.add_argument("--clip_seconds", type=float, default=10.0, help="their length")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder for benchmark.json and .png")
+    parser.add_argument("--out", type=expanded, default="benchmarks", help="folder for benchmark.json and .png")
     return parser
 
 

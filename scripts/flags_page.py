@@ -18,9 +18,12 @@ INTRODUCTION = """# Flags
 Every flag of `launch.py`. `python scripts/flags_page.py` writes this page from the declarations in
 `trainer/flags/config.py`, and a test holds it to them. `python launch.py --help` prints the same texts.
 
-A flag and its value are two arguments, or joined by `=`; switches are 0 or 1 (or false, true); of a flag that is given
-twice the last one counts. `--config FILE` (.yaml or .json) holds flags by name, and the command line wins over it. A
-flag that was typed either acts or is refused with the reason: none is ignored.
+A flag and its value are two arguments, or joined by `=`; switches are 0 or 1 (or false, true), and a bare one is 1; of
+a flag that is given twice the last one counts. `--config FILE` (.yaml or .json) holds flags by name, and the command
+line wins over it. A flag that was typed either acts or is refused with the reason: none is ignored.
+
+Where a path can stand, `~`, `~user`, `$NAME` and `${NAME}` mean what they mean in a shell, in a file of flags too. A
+variable that is not set is refused; `$$` is a dollar sign, and `./~` a folder of that name.
 """
 
 # The page of docs/ that says more about a flag.
@@ -35,6 +38,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "large.md": ("strategy", "timeout_minutes"),
     "plans.md": ("dry_run",),
     "benchmarks.md": ("compile",),
+    "memory.md#on-a-cpu": ("device",),
 }
 
 
@@ -66,7 +70,7 @@ def _section(group: str, rows: list[Setting]) -> str:
 def _row(setting: Setting) -> str:
     names = ", ".join(f"`--{name}`" for name in (setting.name, *setting.flag.aliases))
     shown = default(setting) if setting.required else f"`{default(setting)}`"
-    links = [f"[{name.removesuffix('.md').replace('_', ' ')}]({name})" for name in MORE if setting.name in MORE[name]]
+    links = [f"[{name.partition('.md')[0].replace('_', ' ')}]({name})" for name in MORE if setting.name in MORE[name]]
     meaning = " ".join([_markdown(setting.flag.help), *(f"More: {link}." for link in links)])
     return f"| {names} | {shown} | {_takes(setting)} | {meaning} |"
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
     from trainer.flags.flag import did_you_mean
+    from trainer.flags.paths import expanded
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
@@ -50,19 +51,23 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="generate.py", description=__doc__, allow_abbrev=False, formatter_class=Formatter)
     parser.add_argument(
         "--model",
+        type=expanded,
         default="models",
         help="a run's output_dir, its huggingface/ or audiocraft/ folder, an lm_*.pt, a hub id, small, medium,"
         " large, or debug",
     )
-    parser.add_argument("--base", help="the model that an lm_*.pt was trained from; found by itself beside its run")
+    parser.add_argument(
+        "--base", type=expanded, help="the model that an lm_*.pt was trained from; found by itself beside its run"
+    )
     parser.add_argument(
         "--text_embedding",
         metavar="FILE",
+        type=expanded,
         help="a learned word: the text_embedding.safetensors of a run with --tune_text 1, with --model its base model",
     )
     parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
-    parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
-    parser.add_argument("--output", default="generated", help="folder for the .wav files")
+    parser.add_argument("--prompts", metavar="FILE", type=expanded, help="a text file with one prompt a line")
+    parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
     parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
     parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
     parser.add_argument("--temperature", type=float, default=1.0, help="above 0; higher is more varied")

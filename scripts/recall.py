@@ -20,22 +20,26 @@ from typing import TYPE_CHECKING
 try:
     from trainer.errors import EXIT_DONE, ConfigError, TrainerError
     from trainer.flags.config import Config, config_from_dict
+    from trainer.flags.paths import expanded
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
 if TYPE_CHECKING:
     from trainer.evaluation.recall import Recall
+    from trainer.model.source import Source
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     parser = argparse.ArgumentParser(prog="recall.py", description=__doc__, formatter_class=Formatter)
-    parser.add_argument("--run", default="models", help="the output_dir of a finished run")
+    parser.add_argument("--run", type=expanded, default="models", help="the output_dir of a finished run")
     parser.add_argument("--clips", type=int, default=10, help="at most so many clips, the first by name")
-    parser.add_argument("--wav", metavar="FOLDER", help="write each clip's own codes and the generated ones as sound")
+    parser.add_argument(
+        "--wav", metavar="FOLDER", type=expanded, help="write each clip's own codes and the generated ones as sound"
+    )
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
-    flags = parser.parse_args(argv)
     try:
+        flags = parser.parse_args(argv)
         run = Path(flags.run)
         rows = measure(run, most_clips=flags.clips, wav=flags.wav, device_name=flags.device)
         (run / "recall.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
@@ -56,15 +60,24 @@ def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) ->
     from trainer.evaluation import recall
     from trainer.evaluation.generation import device_of
     from trainer.exports.saved_models import open_saved
-    from trainer.model.source import open_model, quiet_libraries
+    from trainer.model.source import quiet_libraries
     from trainer.wiring import data_settings
 
     quiet_libraries()
     config = config_of(run)
     device = device_of(device_name)
-    base, trained = open_model(config.model_id), open_saved(str(run))
+    base, trained = before_training(config), open_saved(str(run))
     data = dataset.prepare(data_settings(config), base, device)
     return recall.measure(data, base, trained, device, most_clips=most_clips, wav=None if wav is None else Path(wav))
+
+
+def before_training(config: Config) -> Source:
+    """The model that the run started from. Raises ModelError where it is no longer there."""
+    from trainer.exports.init_from import find_starting_point, start_from
+    from trainer.model.source import open_model
+
+    base = open_model(config.model_id)
+    return base if config.init_from is None else start_from(base, find_starting_point(config.init_from))
 
 
 def config_of(run: Path) -> Config:

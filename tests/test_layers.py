@@ -25,14 +25,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exports": ("run.checkpoint", "model", "spec"),
     "evaluation": ("data", "exports", "model", "run", "plan", "spec"),
     "training": ("engine", "data", "run", "plan", "model"),
+    "preflight": ("data", "plan", "flags", "spec"),
     "wiring": ("training", "evaluation", "exports", "engine", "run", "data", "model", "plan", "flags", "spec"),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
-    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops"),
-    *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions"),
+    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder"),
+    *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
-    *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run"),
+    *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
+    *("plan.unused_gpu", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.shared_scan", "data.peers"),
@@ -41,7 +43,10 @@ WITHOUT_TORCH = (
 )
 WITH_RANKS = ("trainer.engine", "launch")
 # Below launch.py and the scripts, the only modules that know the flags as a whole: they make each room's settings.
-KNOW_THE_FLAGS = ("trainer.flags", "trainer.plan.request", "trainer.plan.dry_run", "trainer.wiring")
+KNOW_THE_FLAGS = (
+    *("trainer.flags", "trainer.plan.request", "trainer.plan.dry_run"),
+    *("trainer.preflight", "trainer.wiring"),
+)
 RANK_LIBRARIES = ("accelerate", "deepspeed", "torch.distributed")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 

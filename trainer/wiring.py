@@ -1,11 +1,12 @@
 """From the flags (Config) to the settings that each part of a run owns.
 
-Below this module only trainer/plan/request.py and trainer/plan/dry_run.py know the flags as a whole.
+Besides this module only trainer/preflight.py, trainer/plan/request.py and trainer/plan/dry_run.py know the flags as a
+whole.
 """
 
 from __future__ import annotations
 
-import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,11 @@ from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, mo
 from trainer.model.new_word import embedding_of, write_text_embedding
 from trainer.model.safetensors_file import files_kept_open
 from trainer.model.trained_model import ModelSettings, merged
-from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import batch_flags, request_of
+from trainer.plan.dry_run import plan_of_shape
+from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
 from trainer.run.checkpoint import RunHeader
+from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
 
@@ -47,19 +49,21 @@ def plan_of(
     checkpoint: Checkpoint | None,
 ) -> Plan:
     """The plan for this cluster; a resumed run keeps its global batch."""
-    return make_plan(
-        cluster,
-        source.shape,
-        batch_flags(config, typed),
-        request_of(
-            config,
-            typed,
-            launch,
-            frame_rate_hz=source.frame_rate_hz,
-            deepspeed_available=importlib.util.find_spec("deepspeed") is not None,
-        ),
-        None if checkpoint is None else checkpoint.run.global_batch,
-    )
+    global_batch = None if checkpoint is None else checkpoint.run.global_batch
+    return plan_of_shape(config, typed, cluster, launch, source.shape, source.frame_rate_hz, global_batch)
+
+
+def refuse_before_fetching(
+    config: Config, typed: frozenset[str], cluster: Cluster, launch: Launch, checkpoint: Checkpoint | None
+) -> None:
+    """Raise what the plan will raise, where the model's size is known before gigabytes of it are fetched.
+
+    cluster  as this process alone finds it, without asking whether torch.compile works
+    """
+    shape = published(config.model_id)
+    if shape is not None and why_not_trained(shape) is None:
+        global_batch = None if checkpoint is None else checkpoint.run.global_batch
+        plan_of_shape(config, typed, replace(cluster, compiles=True), launch, shape, FRAME_RATE_HZ, global_batch)
 
 
 def data_settings(config: Config) -> DataSettings:

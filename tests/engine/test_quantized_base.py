@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from tests.plans import engine_for, plan_for
 from tests.ranks.cases import differences, steps
@@ -21,7 +20,7 @@ from tests.rounding import LOSS, NORM
 from tests.runs import ROOT
 from tests.synthetic import HEADER, random_examples
 from trainer.data.order import Row, valid_cells
-from trainer.engine import Engine, accelerator, build_accelerator
+from trainer.engine import Engine
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.flags.config import Config, parse
 from trainer.model.debug_model import build_debug_model
@@ -34,10 +33,11 @@ from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
+from trainer.preflight import refuse_early
 from trainer.run.checkpoint import Saver, newest
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import LAYER
-from trainer.wiring import engine_settings, model_settings
+from trainer.wiring import model_settings
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 from trainer.engine.quantized_base import QuantizedLinear, fill, quantize_layers  # noqa: E402  bitsandbytes is optional
@@ -195,7 +195,7 @@ def kept_bytes(bits: int | None) -> int:
 
 
 def planned(gib: float, gpus: int = 1, device: str = "cuda", **flags: object) -> Plan:
-    config = Config(dataset_path="x", **flags)  # type: ignore[arg-type]
+    config = Config(dataset_path="x", device=device, **flags)  # type: ignore[arg-type]
     cluster = strategies.Cluster(
         nodes=1,
         gpus_per_node=gpus,
@@ -251,11 +251,10 @@ def test_4_and_8_are_all_the_bits_there_are() -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    AcceleratorState._reset_state(True)
-    monkeypatch.setattr(accelerator.importlib.util, "find_spec", lambda name: None)
-    config = Config(dataset_path="x", lora_rank=4, base_bits=4)
-    with pytest.raises(ConfigError, match=r"--base_bits 4 needs bitsandbytes: pip install 'bitsandbytes>=0.50'"):
-        build_accelerator(plan_for(base_bits=4), engine_settings(config), Path("."))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config, typed = parse(["--dataset", "examples", "--lora_rank", "4", "--base_bits", "4"])
+    with pytest.raises(ConfigError, match=r"--base_bits 4 needs the package bitsandbytes: .*'bitsandbytes>=0.50'"):
+        refuse_early(config, typed, Launch())
 
 
 @pytest.mark.full

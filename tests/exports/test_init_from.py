@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scripts import recall
 from tests.runs import assert_bit_equal, final_state, launch_here, metrics
 from tests.synthetic import HEADER
 from trainer.errors import ModelError
 from trainer.exports.export import ExportSettings, export_all
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.language_model import LanguageModel, load_language_model
-from trainer.model.source import Source, open_model
+from trainer.model.source import CODEC, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import weights_in_memory
 from trainer.run.checkpoint import FlatSlice, Saver
 
@@ -100,6 +103,21 @@ def test_ranges_are_those_of_the_whole_tensors_and_the_frozen_models_stay(
     assert started.text_identity() == source.text_identity()
 
 
+def test_t5_and_encodec_of_a_huggingface_folder_are_not_taken(
+    source: Source, trained: LanguageModel, starts: Path, tmp_path: Path
+) -> None:
+    """docs/starting_points.md: T5, EnCodec and tokenizer are the base's."""
+    shutil.copytree(starts / "exported/huggingface", tmp_path / "other")
+    file = tmp_path / "other/model.safetensors"
+    stored = load_file(file)
+    parts = [name for name in stored if name.startswith((CODEC, TEXT_ENCODER)) and stored[name].is_floating_point()]
+    save_file({name: value + 1 if name in parts else value for name, value in stored.items()}, file, {"format": "pt"})
+    started = start_from(source, find_starting_point(str(tmp_path / "other")))
+    assert parts and torch.equal(logits(load_language_model(started)), logits(trained))
+    assert started.codec_identity() == source.codec_identity()
+    assert started.text_identity() == source.text_identity()
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
 @pytest.mark.parametrize("start", ["exported/lm_final.pt", "exported/audiocraft/state_dict.bin"])
 def test_a_pickled_files_tensors_are_looks_into_the_mapped_file(source: Source, starts: Path, start: str) -> None:
@@ -168,6 +186,10 @@ def test_a_run_starts_from_a_finished_one_and_resumes_without_it(finished_run: P
     launch_here(tmp_path, "--init_from", "first/lm_final.pt", *flags[2:], "--max_steps", "2", "--output_dir", "other")
     lines = [json.loads(line) for line in (tmp_path / "other/metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == list(started.values())
+    first = open_model(str(tmp_path / "first/huggingface")).weights
+    with contextlib.chdir(tmp_path):  # --init_from is relative to the folder that the run was started in
+        before = recall.before_training(recall.config_of(Path("models"))).weights
+        assert all(torch.equal(before[name], first[name]) for name in before if name.startswith("decoder."))
 
     shutil.rmtree(tmp_path / "first")
     former = final_state(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import generate
 from trainer.errors import EXIT_USAGE, ConfigError
 from trainer.flags.config import Config, config_from_dict, parse
 from trainer.flags.flag import settings
@@ -57,6 +58,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "use_cfg": ("1", True),
     "cfg_rate": ("0.2", 0.2),
     "seed": ("7", 7),
+    "device": ("cuda", "cuda"),
     "strategy": ("zero3", "zero3"),
     "offload_optimizer": ("1", True),
     "mixed_precision": ("no", "no"),
@@ -148,6 +150,67 @@ def test_switches_take_numbers_and_words(text: str, value: bool) -> None:
     assert config_of("--use_wandb", text).use_wandb is value
 
 
+@pytest.mark.parametrize("after", [(), ("--lr", "1")], ids=["at the end", "before a flag"])
+def test_a_bare_switch_is_1(after: tuple[str, ...]) -> None:
+    switches = [s for s in settings(Config).values() if s.kind is bool] + [settings(Config)["compile"]]
+    assert len(switches) > 5
+    for setting in switches:
+        beside = {"caption_lines": ["--no_label=0"], "tune_text": []}.get(setting.name, [])
+        config, typed = parse(["--dataset", "music", *beside, f"--{setting.name}", *after])
+        assert getattr(config, setting.name) in (True, "1") and setting.name in typed
+    assert config_of("--gradient_checkpointing", *after).gradient_checkpointing == "1"
+
+
+PATHS = ("dataset_path", "cache_dir", "output_dir", "model_id", "init_from", "resume", "validation")
+
+
+def test_home_and_variables_stand_for_what_a_shell_would_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right values are the shell's own, of words where no `=` keeps it from expanding `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home $HOME"))  # a home folder is not expanded again
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    texts = ("~/x", "~", "$SCRATCH/x", "${SCRATCH}_2/x", "~/$SCRATCH/a", "/a/~/b", "a~", "x.$", "./~")
+    script = "; ".join(f"printf '%s\\n' {text}" for text in texts)
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    file = tmp_path / "flags.json"
+    for name in PATHS:
+        assert [settings(Config)[name].read(text) for text in texts] == shown
+        beside = [] if name == "dataset_path" else ["--dataset", "music"]
+        file.write_text(json.dumps({name: texts[0]}))
+        for argv in (["--config", str(file)], [f"--{name}={texts[0]}"]):
+            assert getattr(parse([*beside, *argv])[0], name) == shown[0], argv
+
+
+def test_every_flag_that_may_be_a_path_expands() -> None:
+    found = {setting.name for setting in settings(Config).values() if setting.flag.path}
+    assert found == set(PATHS)
+    assert config_of("--placeholder=<x>", "--tune_text", "--init_word=$HOME").init_word == "$HOME"
+
+
+def test_the_file_of_flags_is_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("lr: 0.5")
+    assert config_of("--config=~/run.yaml").lr == 0.5
+
+
+def test_paths_of_the_scripts_expand_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    names = ("model", "base", "text_embedding", "prompts", "output")
+    flags = generate.read_flags([f"--{name}=~/$SCRATCH" for name in names])
+    assert {getattr(flags, name) for name in names} == {"/home/me//scratch"}
+
+
+def test_what_no_folder_is_known_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    assert "NOT_SET is not set" in refusal("--dataset", "music", "--output_dir=$NOT_SET/x")
+    assert "EMPTY is empty" in refusal("--dataset", "music", "--output_dir=$EMPTY/x")
+    assert "./~nobody-here/x" in refusal("--dataset", "music", "--output_dir=~nobody-here/x")
+    assert config_of("--output_dir=cash$$ 5$").output_dir == "cash$ 5$"
+
+
 def test_none_unsets_an_optional_flag() -> None:
     assert config_of("--max_steps", "none").max_steps is None
     assert "--epochs none cannot be used" in refusal("--dataset", "music", "--epochs", "none")
@@ -161,7 +224,10 @@ def test_none_unsets_an_optional_flag() -> None:
         ("--dataset music --xyzzy 2", ["--xyzzy is no flag", "--help"]),
         ("--lr 1e-5", ["--dataset must be given"]),
         ("--dataset music --lr", ["--lr has no value", "a number above 0"]),
-        ("--dataset music --use_cfg --lr 1", ["--use_cfg has no value", "0 or 1"]),
+        ("--dataset music --no_label my_music", ["--no_label my_music", "0 or 1"]),
+        ("my_music", ["'my_music' belongs to no flag", "--dataset my_music"]),
+        ("--lr 1e-4 my music", ["--dataset 'my music'"]),
+        ("-x", ["'-x' belongs to no flag", "--name value"]),
         ("--dataset my music", ["'music' belongs to no flag", "spaces"]),
         ("--dataset music --resume=", ["--resume ''", "not empty"]),
         ("--dataset music --use_wandb=2", ["--use_wandb 2", "0 or 1"]),
@@ -226,10 +292,13 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
         ("--min_seconds 20 --segment_seconds 10", ["--min_seconds 20", "--segment_seconds 10"]),
         ("--min_lr_ratio 0.1 --lr_schedule constant", ["--min_lr_ratio", "--lr_schedule constant"]),
         ("--validation_steps 10", ["--validation_steps", "--validation 0.1"]),
+        ("--wandb_project band", ["--wandb_project band has no effect", "--use_wandb 1"]),
+        ("--wandb_project band --use_wandb 0", ["--wandb_project band has no effect", "--use_wandb 1"]),
         ("--warmup_steps 20 --max_steps 10", ["--warmup_steps 20", "--max_steps 10"]),
         ("--gpus 4", ["--gpus", "--dry_run 1", "--num_processes"]),
         ("--nodes 2", ["--nodes", "--dry_run 1"]),
         ("--gpu_memory_gib 24", ["--gpu_memory_gib", "--dry_run 1"]),
+        ("--gpus 4 --dry_run --device cpu", ["--gpus has no effect with --device cpu"]),
         ("--validation 1", ["--validation 1 ", "below 1"]),
         ("--validation -0.1", ["--validation -0.1 ", "below 1"]),
         ("--validation nan", ["--validation nan ", "below 1"]),

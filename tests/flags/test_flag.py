@@ -12,6 +12,7 @@ from transformers.models.musicgen.modeling_musicgen import MusicgenAttention
 
 from tests.rounding import LOSS, ROUNDING
 from tests.runs import few_clips, final_state, launch_here, metrics
+from trainer.engine.torch_build import why_gpus_are_unused
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 
 SHORT = ("--epochs", "2", "--batch_size", "2", "--grad_acc", "1")
@@ -166,14 +167,36 @@ def test_model_id_takes_a_local_folder(warm):
     [
         ("./nowhere", "no such folder"),
         ("data", "config.json"),
-        ("small", "HF_HUB_OFFLINE is set"),
-        ("no such model!", "neither a folder nor a hub id"),
+        ("someone/musicgen", "HF_HUB_OFFLINE is set"),
+        ("no such model!", "it can be no hub id"),
+        ("tiny", "no folder of this name here, and it is none of small, medium"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_refused_with_a_way_out(warm, monkeypatch, model_id, words):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert words in launch_here(warm, "--model_id", model_id, "--output_dir", "refused", expect=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that is used")
+def test_a_gpu_that_is_not_used_is_told_and_a_real_model_is_not_fetched_for_the_cpu(warm, monkeypatch, tmp_path):
+    """With an nvidia-smi that lists a card, as where the driver works and torch is a build without CUDA, or too new."""
+    program = tmp_path / "nvidia-smi"
+    card = "<gpu><product_name>RTX 3060</product_name></gpu>"
+    program.write_text(f"#!/bin/sh\necho '<log><driver_version>470.57</driver_version>{card}</log>'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # --device cpu sets it
+    why_gpus_are_unused.cache_clear()
+    try:
+        said = launch_here(warm, "--max_steps", "1", "--output_dir", "on_the_cpu")
+        assert said.count("warning: this run is on the CPU. 1 GPU(s) (RTX 3060) in this machine, but") == 1
+        said = launch_here(warm, "--model_id", "small", "--output_dir", "never", expect=2)
+        assert "small has 420 million parameters" in said and "RTX 3060" in said and "add --device cpu" in said
+        said = launch_here(warm, "--max_steps", "1", "--device", "cpu", "--output_dir", "asked_for")
+        assert "warning" not in said
+    finally:
+        why_gpus_are_unused.cache_clear()
 
 
 def test_validation_reports_each_codebook_and_leaves_the_order_of_others(warm):

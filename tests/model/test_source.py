@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from transformers import MusicgenMelodyConfig
 
 from trainer.errors import ModelError
+from trainer.exports.init_from import find_starting_point, start_from
+from trainer.exports.saved_models import open_saved
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.model.source import CODEC, TEXT_ENCODER, open_model, source_of
 
@@ -66,6 +70,47 @@ def test_a_folder_without_its_processor_is_refused_with_what_it_lacks(tmp_path):
         open_model(str(tmp_path))
     debug_tokenizer().save_pretrained(tmp_path)
     assert len(open_model(str(tmp_path)).load_tokenizer()) == len(debug_tokenizer())
+
+
+def test_a_folder_of_the_hub_cache_opens_its_snapshot(source, tmp_path):
+    snapshot = tmp_path / "models--me--tiny/snapshots" / (40 * "a")
+    build_debug_model().save_pretrained(snapshot)
+    debug_tokenizer().save_pretrained(snapshot)
+    debug_feature_extractor().save_pretrained(snapshot)
+    (tmp_path / "models--me--tiny/refs").mkdir()
+    (tmp_path / "models--me--tiny/refs/main").write_text(40 * "a")
+    named = str(tmp_path / "models--me--tiny")
+    for found in (open_model(named), open_saved(named), start_from(source, find_starting_point(named))):
+        assert found.probe() == source.probe()
+
+
+class NoSuchRepository(BaseHTTPRequestHandler):
+    """What the hub answers for a repository that it does not have (huggingface_hub 1.x reads the headers)."""
+
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_an_unknown_name_is_told_so_and_then_what_the_hub_said(monkeypatch, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoSuchRepository) as hub:
+        threading.Thread(target=hub.serve_forever).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        with pytest.raises(ModelError) as caught:
+            open_model("meduim")
+        hub.shutdown()
+    words = ("no folder of this name here", "none of small, medium", "did you mean medium?", "404", "Not Found")
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize("name", ["melody", "stereo-small", "facebook/musicgen-stereo-melody-large"])

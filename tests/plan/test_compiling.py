@@ -43,6 +43,7 @@ def cpus() -> Cluster:
 
 def plan(cluster: Cluster, model: str = "small", *words: str) -> Plan:
     """The plan of flags as they are typed, with micro-batches of at most 8 clips, and two of them."""
+    words = (*words, *(["--device", "cpu"] if cluster.device == "cpu" else []))
     config, typed = parse(["--dataset", "music", *words])
     asked = request_of(config, typed, Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=True)
     return make_plan(

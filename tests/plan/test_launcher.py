@@ -6,7 +6,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.flags.config import parse
-from trainer.plan.launcher import read_launch
+from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.plan.request import request_of
 
 # What torchrun sets for rank 3 of 2 x 2 processes, and what `accelerate launch` adds (accelerate 1.15).
@@ -105,3 +105,27 @@ def test_a_flag_that_contradicts_the_configuration_is_refused(environment, flags
     config, typed = parse(["--dataset", "music", *flags.split()])
     with pytest.raises(ConfigError, match=words):
         request_of(config, typed, read_launch(environment), frame_rate_hz=50, deepspeed_available=True)
+
+
+@pytest.mark.parametrize("added", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+def test_the_local_rank_that_launchers_add_is_accepted_where_it_is_true(added):
+    """deepspeed adds --local_rank=1, torch.distributed.launch --local-rank=1 before the flags."""
+    flags = ["--dataset", "music", "--lora_rank", "4"]
+    assert without_local_rank([*added, *flags], TORCHRUN) == flags
+    assert without_local_rank([*flags, *added], TORCHRUN) == flags
+
+
+@pytest.mark.parametrize(
+    "environment,words",
+    [({}, "LOCAL_RANK is not set.*torchrun"), ({**TORCHRUN, "LOCAL_RANK": "0"}, "LOCAL_RANK is 0.*torchrun")],
+)
+def test_a_local_rank_that_is_not_true_is_refused_with_the_launcher_to_use(environment, words):
+    with pytest.raises(ConfigError, match=words):
+        without_local_rank(["--local_rank=1", "--dataset", "music"], environment)
+
+
+def test_the_deepspeed_launcher_says_how_many_processes_a_node_has():
+    """It sets LOCAL_SIZE (deepspeed 0.19, launcher/launch.py), and no LOCAL_WORLD_SIZE."""
+    environment = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "MASTER_PORT": "29500"}
+    launch = read_launch(environment)
+    assert (launch.local_world_size, launch.nodes) == (2, 2)

@@ -16,6 +16,7 @@ from scripts.plan_table import FILE, page
 from trainer.errors import EXIT_OUT_OF_MEMORY, EXIT_USAGE, ConfigError, MemoryShortError, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.dry_run import cluster_of, cluster_of_listing, dry_run
+from trainer.plan.host_memory import bytes_of_a_process
 from trainer.plan.launcher import Launch
 from trainer.plan.layout import Workload
 from trainer.plan.memory import GIB, PARTS
@@ -57,7 +58,9 @@ def asked(**changes: object) -> Request:
 
 
 def plan(cluster: Cluster, model: str = "small", flags: BatchFlags | None = None, **changes: object) -> Plan:
-    return make_plan(cluster, KNOWN[model], flags or batch(), asked(**changes))
+    """The plan of a user who typed --device cpu where there is no GPU."""
+    device = {"device": "cpu"} if cluster.device == "cpu" else {}
+    return make_plan(cluster, KNOWN[model], flags or batch(), asked(**{**device, **changes}))
 
 
 def refusal(cluster: Cluster, model: str = "small", flags: BatchFlags | None = None, **changes: object) -> str:
@@ -180,11 +183,67 @@ def test_a_plan_of_the_same_layout_never_needs_more_with_more_gpus() -> None:
         assert totals == sorted(totals, reverse=True)
 
 
-def test_a_cpu_refuses_nothing_for_memory() -> None:
+def test_what_is_unknown_refuses_nothing_for_memory() -> None:
     made = plan(cpus(2), "large", strategy="ddp")
     assert (made.strategy, made.micro_batch, made.mixed_precision) == ("ddp", 4, "no")
     assert made.gpu_memory_bytes is None and made.memory.reserve == 0
-    assert any("nothing is refused for memory on a CPU" in reason for reason in made.reasons)
+    assert any("nothing is refused for memory" in reason for reason in made.reasons)
+
+
+def host(gib: float, processes: int = 1) -> Cluster:
+    """The CPU of a machine of so much memory."""
+    size = round(gib * GIB)
+    memory = bytes_of_a_process(size, processes)
+    return replace(cpus(processes), gpu_memory_bytes=memory, host_memory_bytes=size)
+
+
+def test_a_plan_on_a_cpu_is_held_against_the_hosts_memory() -> None:
+    """AdamW holds 16 bytes a parameter, a checkpoint's copy takes another 12, and a fifth of the memory is left."""
+    needed = 28 * KNOWN["large"].parameters / 0.8 / GIB
+    message = refusal(host(needed - 1), "large")
+    assert all(part in message for part in ("on CPUs", f"{needed - 1:.1f} GiB of host memory", "checkpoint's copy"))
+    for suggestion in ("--lora_rank 16", "--model_id medium", "--optimizer adamw8bit"):
+        assert suggestion in message
+    assert "GPUs" not in message and "offload" not in message
+    assert plan(host(needed - 1), "medium") and plan(host(needed - 1), "large", selection=selection_of(lora_rank=16))
+    made = plan(host(needed + 30), "large")
+    assert 28 * KNOWN["large"].parameters < made.memory.total <= made.gpu_memory_bytes
+    assert made.memory.checkpoint == 12 * KNOWN["large"].parameters and plan(gpus(1)).memory.checkpoint == 0
+
+
+def test_processes_of_a_machine_share_its_memory() -> None:
+    assert plan(host(18), "small").strategy == "single"
+    message = refusal(host(18, 2), "small", strategy="ddp")
+    assert "2 process(es) on CPUs" in message and "--strategy auto" in message
+    assert plan(host(18, 2), "small").strategy == "fsdp"
+    assert "one process for each machine; or" in refusal(host(18, 8), "small")
+
+
+def test_a_small_machine_still_tries_out_the_debug_model_on_four_processes() -> None:
+    assert plan(host(2, 4), "debug", segment_frames=200)
+
+
+def test_a_real_model_on_a_cpu_wants_the_flag() -> None:
+    cause = "1 GPU(s) (RTX 3060) in this machine, but torch is a build without CUDA"
+    without = replace(host(1000), unused_gpu=cause)
+    message = refusal(without, "small", device="auto")
+    assert all(part in message for part in ("420 million parameters", cause, "add --device cpu"))
+    assert "torch finds no NVIDIA GPU" in refusal(host(1000), "small", device="auto")
+    assert plan(without, "small", device="cpu") and plan(without, "debug", device="auto")
+    assert cause in refusal(without, "debug", device="cuda")
+    assert plan(gpus(1), "small", device="cuda") == plan(gpus(1), "small", device="auto")
+
+
+def test_the_launchers_cpu_counts_like_the_flag() -> None:
+    assert asked_by(launch=Launch(use_cpu=True)).device == asked_by("--device", "cpu").device == "cpu"
+    with pytest.raises(ConfigError, match="--device cuda contradicts"):
+        asked_by("--device", "cuda", launch=Launch(use_cpu=True))
+
+
+def test_a_dry_run_for_the_cpu_plans_with_this_machines_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    config, typed = parse(["--dataset", "music", "--dry_run", "--model_id", "debug", "--device", "cpu"])
+    assert dry_run(config, typed) == 0
+    assert "on the CPU of this machine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])

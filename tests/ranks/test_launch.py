@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -23,6 +24,13 @@ from tests.runs import ROOT, environ, few_clips, launch_here, metrics
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+OLD_LAUNCHER = (sys.executable, "-m", "torch.distributed.launch")  # it adds --local-rank
+# What `deepspeed --num_gpus 2` starts on each machine; itself it asks for GPUs. It adds --local_rank.
+DEEPSPEED = (
+    *(sys.executable, "-m", "deepspeed.launcher.launch"),
+    f"--world_info={base64.urlsafe_b64encode(json.dumps({'localhost': [0, 1]}).encode()).decode()}",
+    "--master_port=FREE_PORT",
+)
 CONFIGS = ROOT / "accelerate_configs"
 FLAGS = [
     *("--code_views", "1", "--segment_seconds", "2", "--lr", "1e-3", "--max_steps", "3", "--warmup_steps", "1"),
@@ -93,11 +101,17 @@ def by_file(name: str) -> tuple[str, ...]:
         pytest.param(
             (*TORCHRUN, "--nproc_per_node", "2", "--standalone"), "zero2", 2, id="torchrun", marks=pytest.mark.full
         ),
+        pytest.param(
+            (*OLD_LAUNCHER, "--nproc_per_node", "2", "--master_port", "FREE_PORT"),
+            "zero2", 2, id="torch.distributed.launch", marks=pytest.mark.full,
+        ),
+        pytest.param(DEEPSPEED, "zero2", 2, id="the deepspeed launcher", marks=pytest.mark.full),
     ],
 )  # fmt: skip
 def test_each_launcher_trains_with_the_losses_of_one_process(launcher, strategy, processes, one_process, tmp_path):
     prepared(tmp_path, one_process)
-    finish(start(tmp_path, [*launcher, *TRAIN]))
+    port = str(free_port())
+    finish(start(tmp_path, [*(word.replace("FREE_PORT", port) for word in launcher), *TRAIN]))
     assert_trained(tmp_path, one_process, strategy, processes)
 
 
@@ -141,6 +155,32 @@ def test_a_killed_rank_ends_a_real_launch_with_a_message(one_process, tmp_path):
     os.kill(max(ranks), signal.SIGKILL)
     output = finish(process, expect=1)
     assert re.search(r"error: .*rank 1 on \S+.* the same command resumes", output), output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_a_run_that_torchrun_starts_again_goes_on_from_its_checkpoint(rendezvous, one_process, tmp_path):
+    """A static rendezvous keeps its store, with the addresses of the processes that are gone."""
+    prepared(tmp_path, one_process)
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    steps = ("--max_steps", "40", "--checkpoint_minutes", "0.0001")
+    place = ("--standalone",) if rendezvous == "c10d" else ("--master_port", str(free_port()))
+    process = start(tmp_path, [*TORCHRUN, "--nproc_per_node", "2", *place, "--max_restarts", "1", *TRAIN, *steps])
+    while process.poll() is None and not list((tmp_path / "models/checkpoints").glob("step-*/checkpoint.json")):
+        time.sleep(0.01)
+    os.kill(max(children(process.pid)), signal.SIGKILL)
+    output = finish(process)
+    assert "resuming from" in output and output.count("strategy zero2, 2 process(es)") == 2
+    assert (tmp_path / "models/exit_code").read_text().strip() == "0"
+    launch_here(tmp_path / "whole", *FLAGS, *steps)
+    found, wanted = metrics(tmp_path), metrics(tmp_path / "whole")
+    assert found.keys() == wanted.keys() == set(range(1, 41))
+    assert np.abs(np.array([found[step] - wanted[step] for step in wanted])).max() <= LOSS
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines()[1:] if int(line.split()[1]) == pid]
 
 
 def test_the_files_hold_the_strategy_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from tests.synthetic import HEADER
 from trainer.errors import CheckpointError
-from trainer.run.checkpoint import FlatSlice, Saver
-from trainer.run.output_dir import open_output_dir
+from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver
+from trainer.run.output_dir import check_same_run, open_output_dir
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -51,3 +52,14 @@ def test_a_file_that_is_no_header_is_refused(tmp_path, content):
     words = r"(is no header of a checkpoint|is empty or damaged \(.*\))\. Delete this folder"
     with pytest.raises(CheckpointError, match=words):
         open_output_dir(str(tmp_path / "models"), str(tmp_path / "step"))
+
+
+def test_a_run_that_kept_its_starting_point_as_typed_goes_on(tmp_path):
+    """Older versions kept --init_from=~/x as it was typed; the flag is expanded now."""
+    save(tmp_path / "checkpoints", 5)
+    checkpoint = Checkpoint(tmp_path / "checkpoints/step-00000005")
+    old = replace(checkpoint.run, identity={"--seed": 0, "--init_from": "~/x"})
+    checkpoint.run = old
+    check_same_run(checkpoint, {"--seed": 0, "--init_from": str(Path("~/x").expanduser())})
+    with pytest.raises(CheckpointError, match="--init_from: ~/x then, /y now"):
+        check_same_run(checkpoint, {"--seed": 0, "--init_from": "/y"})

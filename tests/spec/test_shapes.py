@@ -144,7 +144,7 @@ def test_a_hub_model_is_known_once_it_is_in_the_cache(tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match="hf download someone/my-musicgen"):
         shape_of("someone/my-musicgen")
-    with pytest.raises(ConfigError, match="neither a folder nor a hub id"):
+    with pytest.raises(ConfigError, match=r"no folder of this name here.*it can be no hub id"):
         shape_of("no such/hub/id")
     repository = tmp_path / "models--someone--my-musicgen"
     (repository / "refs").mkdir(parents=True)

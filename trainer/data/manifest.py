@@ -76,7 +76,7 @@ def scan(
     makes it fail.
     """
     root = os.path.abspath(folder)
-    _check_folder(root)
+    check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
     for item in walk(root):
@@ -120,7 +120,8 @@ class _Candidate:
     remark: str
 
 
-def _check_folder(root: str) -> None:
+def check_folder(root: str) -> None:
+    """Raise DataError where `root` is no folder that can be listed."""
     try:
         if not stat.S_ISDIR(os.stat(root).st_mode):
             raise DataError(f"the dataset folder {display(root)} is a file: give the folder it is in")

@@ -7,7 +7,6 @@ and say nothing. `_check_matches_plan`, Engine._check_shards and tests/ranks/tes
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 from collections.abc import Mapping
@@ -31,7 +30,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trainer.engine.compiled import compiles
 from trainer.engine.settings import EngineSettings
+from trainer.engine.torch_build import why_gpus_are_unused
 from trainer.errors import ConfigError, PeerLostError
+from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 from trainer.plan.launcher import START, Launch
 from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan.plan import Plan
@@ -58,6 +59,7 @@ def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
     Raises ConfigError where a machine has more processes than GPUs.
     """
     cuda = torch.cuda.is_available()
+    host = host_memory_bytes()
     if cuda and launch.local_world_size > torch.cuda.device_count():
         raise ConfigError(
             f"{launch.local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s): one process"
@@ -67,10 +69,13 @@ def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
         nodes=launch.nodes,
         gpus_per_node=launch.local_world_size,
         device="cuda" if cuda else "cpu",
-        gpu_memory_bytes=torch.cuda.get_device_properties(launch.local_rank).total_memory if cuda else None,
-        host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu_memory_bytes=torch.cuda.get_device_properties(launch.local_rank).total_memory
+        if cuda
+        else bytes_of_a_process(host, launch.local_world_size),
+        host_memory_bytes=host,
         supports_bf16=cuda and torch.cuda.is_bf16_supported(),
         compiles=cuda and compiler and compiles(torch.device("cuda", launch.local_rank)),
+        unused_gpu="" if cuda or launch.use_cpu else why_gpus_are_unused(),
     )
 
 
@@ -79,10 +84,9 @@ def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accel
 
     root  the folder where TensorBoard's files go
 
-    Raises ConfigError where a package is missing, or where Accelerate made something else of the plan: another number
-    of processes, or another strategy; PeerLostError where the other processes do not come.
+    Raises ConfigError where Accelerate made something else of the plan: another number of processes, or another
+    strategy; PeerLostError where the other processes do not come.
     """
-    _check_packages(settings)
     logging: dict[str, Any] = {"log_with": list(settings.trackers) or None, "project_dir": str(root)}
     if plan.strategy != "single":
         _complete_environment()
@@ -98,19 +102,6 @@ def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accel
         ) from error
     _check_matches_plan(accelerator, plan)
     return accelerator
-
-
-def _check_packages(settings: EngineSettings) -> None:
-    """Raise ConfigError where an optional package that the flags ask for is missing."""
-    for name in settings.trackers:
-        if importlib.util.find_spec(name) is None:  # Accelerate would leave the tracker out and say nothing
-            raise ConfigError(f"--use_{name} 1 needs the package {name}: pip install {name}, or leave it out")
-    if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--optimizer adamw8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or use adamw")
-    if settings.base_bits is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"--base_bits {settings.base_bits} needs bitsandbytes: pip install 'bitsandbytes>=0.50', or leave it out"
-        )
 
 
 def start_trackers(

@@ -19,6 +19,7 @@ from trainer.model.source import DECODER, PROJECTION, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
+from trainer.spec.model_folder import model_folder
 from trainer.spec.trainable import EVERYTHING, Selection, selection_of_flags
 
 KINDS = (
@@ -57,8 +58,9 @@ def find_starting_point(path: str) -> StartingPoint:
     try:
         if location.is_file():
             return _audiocraft(location)
-        if location.is_dir():
-            return _in_folder(location)
+        folder = model_folder(path)
+        if folder is not None:
+            return _in_folder(folder)
     except (ModelError, CheckpointError) as error:
         raise ModelError(f"--init_from {path}: {error}") from error
     raise ModelError(
@@ -74,7 +76,10 @@ def start_from(source: Source, point: StartingPoint) -> Source:
     """
     point = _completed(source, point)
     _check_fits(source, point)
-    started = replace(source, weights=source.weights.replaced(point.weights))
+    # A Hugging Face folder holds a T5 and an EnCodec too. Those of the base are used, so that its cache serves, and so
+    # that the run goes on beside the same ones when PATH is gone.
+    language_model = point.weights.starting_with(DECODER, PROJECTION)
+    started = replace(source, weights=source.weights.replaced(language_model))
     _check_parts(started, point)
     return started
 

@@ -23,6 +23,7 @@ from trainer.exports.audiocraft_config import CONFIG
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import current_name, weights_in_memory
+from trainer.spec.model_folder import model_folder
 
 RUN_CONFIG = "config.json"
 STEP_FILE = re.compile(r"lm_\d+\.pt")  # other names are the user's, and taken only where they are given
@@ -38,7 +39,7 @@ def open_saved(model: str, *, base: str | None = None) -> Source:
 
     Raises ModelError where there is no such model, or where it is incomplete.
     """
-    path = Path(model).expanduser()
+    path = _path_of(model)
     if path.is_dir() and (path / LM_FILE).is_file():
         return _open_audiocraft(path) if base is None else _with_language_model(path, base)
     if path.is_file() or (path.suffix in LM_SUFFIXES and not path.is_dir()):
@@ -55,6 +56,14 @@ def open_saved(model: str, *, base: str | None = None) -> Source:
         path = _huggingface_of_run(path)
         model = str(path)
     return _open(model, "--model")
+
+
+def _path_of(model: str) -> Path:
+    """The path that `model` is if it is one; of a folder of the Hugging Face cache its snapshot."""
+    try:
+        return model_folder(model) or Path(model).expanduser()
+    except ModelError as error:
+        raise ModelError(f"--model {model}: {error}") from None
 
 
 def _open(model: str, flag: str) -> Source:

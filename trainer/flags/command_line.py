@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,26 +20,25 @@ CONFIG_FLAG = "config"
 def texts_of_command_line(schema: type, argv: Sequence[str]) -> tuple[dict[str, str], str | None]:
     """Split `--name value` and `--name=value` into texts by field name, and the path given as --config.
 
-    Aliases and dashes for underscores are understood. Nothing is converted. Raises ConfigError for an unknown
-    flag (with the nearest one), a flag without a value, and an argument that belongs to no flag. Of a flag
-    that is given twice the last value counts.
+    Aliases and dashes for underscores are understood, and a switch without a value is 1. Nothing is converted. Raises
+    ConfigError for an unknown flag (with the nearest one), another flag without a value, and an argument that belongs
+    to no flag. Of a flag that is given twice the last value counts.
     """
     texts: dict[str, str] = {}
+    strays: list[str] = []
     left = list(argv)
     while left:
         argument = left.pop(0)
         if not argument.startswith("--") or argument == "--":
-            raise ConfigError(
-                f"'{argument}' belongs to no flag: write --name value, and quote a value that holds spaces."
-            )
+            strays.append(argument)
+            continue
         typed, equals, text = argument.partition("=")
         name = _resolve(schema, typed[2:], "--")
         if not equals:
-            if not left or left[0].startswith("--"):
-                takes = "the path of a file" if name == CONFIG_FLAG else settings(schema)[name].allowed
-                raise ConfigError(f"{typed} has no value: it takes {takes}.")
-            text = left.pop(0)
+            text = left.pop(0) if left and not left[0].startswith("--") else _alone(schema, name, typed)
         texts[name] = text  # the last one wins, so that a job script's flags can be followed by "$@"
+    if strays:
+        raise _refused_strays(schema, strays, texts)
     return texts, texts.pop(CONFIG_FLAG, None)
 
 
@@ -90,6 +90,27 @@ def _resolve(schema: type, typed: str, prefix: str) -> str:
     if name not in by_name:
         raise ConfigError(f"{prefix}{typed} is no flag.{did_you_mean(name, list(by_name), prefix)}")
     return by_name[name]
+
+
+def _alone(schema: type, name: str, typed: str) -> str:
+    """What a flag without a value means, or ConfigError with what it takes."""
+    alone = None if name == CONFIG_FLAG else settings(schema)[name].alone
+    if alone is None:
+        takes = "the path of a file" if name == CONFIG_FLAG else settings(schema)[name].allowed
+        raise ConfigError(f"{typed} has no value: it takes {takes}.")
+    return alone
+
+
+def _refused_strays(schema: type, strays: Sequence[str], texts: Mapping[str, str]) -> ConfigError:
+    """What arguments that belong to no flag are told: which flag they want, or that spaces want quotes."""
+    flags = [s.flag.aliases[0] if s.flag.aliases else s.name for s in settings(schema).values() if s.required]
+    missing = [s.name for s in settings(schema).values() if s.required and s.name not in texts]
+    shown = " ".join(strays)
+    if missing and CONFIG_FLAG not in texts and not strays[0].startswith("-"):
+        return ConfigError(f"'{shown}' belongs to no flag: write --{flags[0]} {shlex.quote(shown)}. All flags: --help")
+    return ConfigError(
+        f"'{strays[0]}' belongs to no flag: write --name value, and quote a value that holds spaces. All flags: --help"
+    )
 
 
 def _pairs_of_file(path: str) -> list[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from trainer.errors import ConfigError
 from trainer.flags import command_line
 from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.flag import Flag, Value, checked_values
+from trainer.flags.paths import expanded
 from trainer.spec.trainable import (
     ALL_LAYERS,
     FREEZABLE,
@@ -25,8 +26,8 @@ from trainer.spec.trainable import (
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
 
-Flags are written --name value or --name=value, switches as 0 or 1. --config FILE (.yaml or .json) holds flags
-by name; those on the command line win."""
+Flags are written --name value or --name=value; switches are 0 or 1, and a bare one is 1. In paths ~, $NAME and ${NAME}
+mean what they mean in a shell. --config FILE (.yaml or .json) holds flags by name; those on the command line win."""
 
 data = partial(Flag, "data")
 model = partial(Flag, "model")
@@ -41,7 +42,7 @@ class Config:
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     dataset_path: Annotated[
-        str, data("Folder of audio files and their captions: song.wav, song.txt.", aliases=("dataset",))
+        str, data("Folder of audio files and their captions: song.wav, song.txt.", aliases=("dataset",), path=True)
     ]
     no_label: Annotated[bool, data("Train without captions; no .txt files are needed.")] = False
     segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
@@ -49,9 +50,9 @@ class Config:
         float, data("Files shorter than this many seconds are left out.", above=0, most=300)
     ] = 0.5
     validation: Annotated[
-        str, data("What to validate on: a share of the files (0.1 is a tenth, 0 is none), or a folder.")
+        str, data("What to validate on: a share of the files (0.1 is a tenth, 0 is none), or a folder.", path=True)
     ] = "0"
-    cache_dir: Annotated[str, data("Folder for encoded audio and captions; runs may share it.")] = "cache"
+    cache_dir: Annotated[str, data("Folder for encoded audio and captions; runs may share it.", path=True)] = "cache"
     code_views: Annotated[
         int, data("Offsets inside a codec frame at which each file is encoded.", least=1, most=640)
     ] = 4
@@ -72,15 +73,17 @@ class Config:
     model_id: Annotated[
         str,
         model(
-            "small, medium or large; a Hugging Face id; a local folder; or debug, a tiny model with random weights. "
-            "Melody and stereo models are refused."
+            "small, medium or large; a Hugging Face id; a local folder, also of the hub's cache; or debug, a tiny "
+            "model with random weights. Melody and stereo models are refused.",
+            path=True,
         ),
     ] = "small"
     init_from: Annotated[
         str | None,
         model(
             "Start from the weights of an earlier run, a checkpoint, an lm_*.pt, a Hugging Face or audiocraft folder "
-            "or file of the same size; none: those of --model_id."
+            "or file of the same size; none: those of --model_id.",
+            path=True,
         ),
     ] = None
     dropout: Annotated[float, model("Dropout of the decoder; audiocraft trains with 0 too.", least=0, below=1)] = 0.0
@@ -173,6 +176,13 @@ class Config:
     ] = 0.1
     seed: Annotated[int, optimisation("Seed of every random choice.", least=0, most=2**32 - 1)] = 0
 
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        hardware(
+            "cuda: the GPUs; cpu: the CPU, as with accelerate's --cpu; auto: the GPUs that torch can use, and where "
+            "there is none the CPU, for models of up to 100 million parameters."
+        ),
+    ] = "auto"
     strategy: Annotated[
         Literal["auto", "single", "ddp", "zero2", "zero3", "fsdp", "hsdp"],
         hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),
@@ -220,7 +230,7 @@ class Config:
         hardware("With --dry_run 1: plan for GPUs of this many GiB; none: those found.", above=0),
     ] = None
 
-    output_dir: Annotated[str, output("Folder for the trained model, checkpoints and logs.")] = "models"
+    output_dir: Annotated[str, output("Folder for the trained model, checkpoints and logs.", path=True)] = "models"
     save_step: Annotated[
         int | None, output("Write lm_<step>.pt every so many steps; none: at the end only.", least=1)
     ] = None
@@ -237,7 +247,8 @@ class Config:
         str,
         output(
             "auto: go on from the newest checkpoint in output_dir, if any; no: start anew, in a folder "
-            "without a run; or the path of a checkpoint."
+            "without a run; or the path of a checkpoint.",
+            path=True,
         ),
     ] = "auto"
 
@@ -303,7 +314,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, frozenset[str]]:
         command_line.print_help(Config, prog=PROGRAM, description=DESCRIPTION)
     texts, path = command_line.texts_of_command_line(Config, argv)
     if path is not None:
-        texts = command_line.texts_of_file(Config, path) | texts
+        texts = command_line.texts_of_file(Config, expanded(path)) | texts
     values: dict[str, Any] = command_line.values_of_texts(Config, texts)
     config, typed = Config(**values), frozenset(texts)
     refuse_flags_without_effect(config, typed)

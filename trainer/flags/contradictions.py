@@ -35,6 +35,10 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
             "as in accelerate launch --num_processes 4 launch.py ..."
         )
+    if imagined and config.device == "cpu":
+        raise ConfigError(
+            f"--{imagined[0]} has no effect with --device cpu: it describes GPUs, and the plan is for the CPU here."
+        )
     if config.min_seconds > config.segment_seconds:
         raise ConfigError(
             f"--min_seconds {config.min_seconds:g} is longer than a crop of --segment_seconds "
@@ -71,6 +75,11 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
     if "min_lr_ratio" in typed and config.lr_schedule == "constant":
         raise ConfigError(
             "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
+        )
+    if "wandb_project" in typed and not config.use_wandb:
+        raise ConfigError(
+            f"--wandb_project {config.wandb_project} has no effect without --use_wandb 1: add it, or remove"
+            " --wandb_project."
         )
     if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
         raise ConfigError(

@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from trainer.errors import ConfigError
+from trainer.flags.paths import expanded
 
 Value = bool | int | float | str | None
 
@@ -25,13 +26,15 @@ Value = bool | int | float | str | None
 class Flag:
     """A flag's section in the help, its help with the unit, its other names, and the range of its numbers.
 
-    A number x is allowed where least <= x, above < x, x <= most and x < below, as far as these are given.
+    A number x is allowed where least <= x, above < x, x <= most and x < below, as far as these are given. Of a flag
+    that may be a path, `~` and environment variables are expanded where it is read (trainer/flags/paths.py).
     """
 
     group: str
     help: str
     _: KW_ONLY
     aliases: tuple[str, ...] = ()
+    path: bool = False
     least: float | None = None
     above: float | None = None
     most: float | None = None
@@ -72,10 +75,20 @@ class Setting:
         short = "{" + ",".join(map(str, self.choices)) + "}" if self.choices else self.kind.__name__.upper()
         return short + ("|none" if self.optional else "")
 
+    @property
+    def alone(self) -> str | None:
+        """What the flag means without a value: 1 for a switch, and for a choice of which 0 and 1 are two; else None."""
+        return "1" if self.kind is bool or {"0", "1"} <= set(self.choices) else None
+
     def read(self, text: str) -> Value:
         """The value written as `text`, or ConfigError naming the flag, the text and what is allowed."""
         if self.optional and text.lower() in ("none", "null"):
             return None
+        if self.flag.path:
+            try:
+                text = expanded(text)
+            except ConfigError as error:
+                raise ConfigError(f"--{self.name} {error}") from None
         try:
             value: Value = _switch(text) if self.kind is bool else self.kind(text)
         except ValueError:

@@ -35,7 +35,8 @@ from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
 from trainer.model.safetensors_file import files_kept_open
 from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
-from trainer.spec.shapes import PUBLISHED_NAMES, Shape, hub_id_of, published, shape_of_config, why_not_trained
+from trainer.spec.model_folder import is_only_a_path, model_folder
+from trainer.spec.shapes import Shape, hub_id_of, published, shape_of_config, unknown_name, why_not_trained
 
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -210,10 +211,13 @@ def _assign(module: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -
 
 
 def _folder_of(model_id: str) -> Path:
-    path = Path(model_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or model_id.startswith((".", "~")):
+    try:
+        folder = model_folder(model_id)
+    except ModelError as error:
+        raise ModelError(f"--model_id {model_id}: {error}") from None
+    if folder is not None:
+        return folder
+    if is_only_a_path(model_id):
         raise ModelError(f"--model_id {model_id}: there is no such folder")
     shape = published(model_id)
     if shape is not None:  # known by its name, before gigabytes are fetched
@@ -238,15 +242,24 @@ def _download(hub_id: str, model_id: str) -> Path:
             folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
         return folder
     except HFValidationError as error:
-        raise ModelError(
-            f"--model_id {model_id}: neither a folder nor a hub id; short names are {', '.join(PUBLISHED_NAMES)}, debug"
-        ) from error
+        raise ModelError(f"--model_id {model_id}: {unknown_name(model_id)}, and it can be no hub id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = "HF_HUB_OFFLINE is set and it is not in the local cache" if offline else str(error).splitlines()[0]
+        reason = "HF_HUB_OFFLINE is set and it is not in the local cache" if offline else _first_lines(error)
+        if published(model_id) is None:
+            raise ModelError(
+                f"--model_id {model_id}: {unknown_name(model_id)}. Taken for a hub id, it could not be fetched"
+                f" ({reason}). Give one of these names or a local folder; or, if the hub id is right, download it where"
+                f" there is a network: `hf download {hub_id}`"
+            ) from error
         raise ModelError(
             f"--model_id {model_id}: {hub_id} could not be fetched ({reason}). Give a local folder, or download it"
             f" where there is a network: `hf download {hub_id}`"
         ) from error
+
+
+def _first_lines(error: Exception) -> str:
+    """The first two lines of an error: the hub's say the status, and what it means."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
 
 
 def _config_of(folder: Path, model_id: str) -> MusicgenConfig:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 from dataclasses import replace
 
 from trainer.errors import EXIT_DONE
 from trainer.flags.config import Config
+from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
@@ -44,10 +44,25 @@ def plan_of(config: Config, typed: frozenset[str], cluster: Cluster, shape: Shap
 
     Raises ConfigError or MemoryShortError where there is no such run.
     """
-    request = request_of(
-        config, typed, Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=_deepspeed_available(config)
-    )
-    return make_plan(cluster, shape, batch_flags(config, typed), request)
+    return plan_of_shape(config, typed, cluster, Launch(), shape, FRAME_RATE_HZ)
+
+
+def plan_of_shape(
+    config: Config,
+    typed: frozenset[str],
+    cluster: Cluster,
+    launch: Launch,
+    shape: Shape,
+    frame_rate_hz: float,
+    resumed_global_batch: int | None = None,
+) -> Plan:
+    """The plan on this cluster of a run that was launched so.
+
+    Raises ConfigError or MemoryShortError where there is no such run.
+    """
+    deepspeed = _deepspeed_available(config)
+    request = request_of(config, typed, launch, frame_rate_hz=frame_rate_hz, deepspeed_available=deepspeed)
+    return make_plan(cluster, shape, batch_flags(config, typed), request, resumed_global_batch)
 
 
 def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
@@ -56,6 +71,9 @@ def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
     Flags describe it (--gpus, --nodes, --gpu_memory_gib); what they leave out is as it was found here, or where nothing
     was found, imagined.
     """
+    if config.device == "cpu":
+        host = host_memory_bytes()
+        return _this_cpu(host), f"the CPU of this machine, with {host / GIB:.1f} GiB"
     imagined = (config.gpus, config.nodes, config.gpu_memory_gib) != (None, None, None)
     base = found or Cluster(
         nodes=1,
@@ -81,6 +99,17 @@ def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
     return cluster, f"{size}, {'found here' if found else 'imagined, as none was found here'}"
 
 
+def _this_cpu(host_bytes: int) -> Cluster:
+    return Cluster(
+        nodes=1,
+        gpus_per_node=1,
+        device="cpu",
+        gpu_memory_bytes=bytes_of_a_process(host_bytes, 1),
+        host_memory_bytes=host_bytes,
+        supports_bf16=False,
+    )
+
+
 def found_cluster() -> Cluster | None:
     """The GPUs of this machine as nvidia-smi tells them; None where it is missing, fails or lists none."""
     try:
@@ -104,14 +133,10 @@ def cluster_of_listing(listing: str) -> Cluster | None:
         gpus_per_node=len(gpus),
         device="cuda",
         gpu_memory_bytes=min(memory for memory, _ in gpus),
-        host_memory_bytes=_host_memory_bytes(),
+        host_memory_bytes=host_memory_bytes(),
         supports_bf16=min(capability for _, capability in gpus) >= BF16_CAPABILITY,
         compiles=True,  # torch, which could tell, is not imported
     )
-
-
-def _host_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _deepspeed_available(config: Config) -> bool:

@@ -5,7 +5,7 @@ Launches that would silently do something else than they say are refused. Withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import ConfigError
@@ -28,6 +28,7 @@ class Launch:
 
     rank, local_rank           this process's number among all, and among those of its node
     world_size                 processes of the run; local_world_size those of this node
+    restarts                   how often torchrun starts a failed run again (--max_restarts)
     strategy, mixed_precision  None where the configuration names none. A plain launch of several processes names none,
                                and neither does a MULTI_GPU file, which leaves the same environment
     offload_optimizer          whether the configuration puts DeepSpeed's optimizer into host memory
@@ -38,6 +39,7 @@ class Launch:
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    restarts: int = 0
     strategy: str | None = None
     offload_optimizer: bool = False
     mixed_precision: str | None = None
@@ -46,6 +48,27 @@ class Launch:
     @property
     def nodes(self) -> int:
         return self.world_size // self.local_world_size
+
+
+def without_local_rank(argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command line without the --local_rank that the deepspeed launcher and torch.distributed.launch add.
+
+    Raises ConfigError where it is not the LOCAL_RANK that the same launchers set: this process would take the device of
+    another one.
+    """
+    left, kept = list(argv), []
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name.replace("-", "_") != "__local_rank":
+            kept.append(argument)
+            continue
+        value = value if equals or not left else left.pop(0)
+        known = environment.get("LOCAL_RANK")
+        if value != known:
+            state = "LOCAL_RANK is not set" if known is None else f"LOCAL_RANK is {known}"
+            raise ConfigError(f"--local_rank {value} was added by a launcher, and {state}: {START}, which set it")
+    return kept
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
@@ -61,7 +84,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
             " --cpu, use_cpu and MULTI_CPU): add --multi_gpu, which also works on CPUs, or use torchrun"
         )
     world_size = int(environment.get("WORLD_SIZE", "1"))
-    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", str(world_size)))
+    # The deepspeed launcher gives the number of processes of a node another name.
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world_size)
     if world_size % local_world_size:
         raise ConfigError(f"{world_size} processes in groups of {local_world_size} per node: use equal nodes; {START}")
     strategy, offload = _strategy(environment)
@@ -73,6 +97,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
         local_rank=int(environment.get("LOCAL_RANK", "0")),
         world_size=world_size,
         local_world_size=local_world_size,
+        restarts=int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         strategy=strategy,
         offload_optimizer=offload,
         mixed_precision=None if precision == "no" else precision,

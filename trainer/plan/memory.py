@@ -50,6 +50,7 @@ class Memory:
     buffers      copies that a strategy works with: casts, buckets, gathered layers
     activations  of one micro-batch of the longest clips, with its logits
     reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
+    checkpoint   the copy from which a checkpoint is written, where the device's memory is the host's; 0 on a GPU
     codec        EnCodec, T5 and their largest pass while encoding, when none of the parts above is there yet
     host         what offloading puts into host memory instead
     reused       what gradients take over from activations. With one micro-batch per step there are no gradients before
@@ -65,6 +66,7 @@ class Memory:
     codec: int
     host: int
     reused: int = 0
+    checkpoint: int = 0
 
     @property
     def states(self) -> int:
@@ -78,15 +80,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What the GPU must have: for training or for encoding, whichever needs more."""
-        return max(self.allocated, self.codec) + self.reserve
+        """What the device must have: for training or for encoding, whichever needs more."""
+        return max(self.allocated + self.checkpoint, self.codec) + self.reserve
 
     def describe(self) -> str:
         """The parts in GiB, as one line."""
         parts = [f"{name} {_gib(getattr(self, name))}" for name in PARTS]
         host = f"; {_gib(self.host)} in host memory" if self.host else ""
+        copy = f", a checkpoint's copy {_gib(self.checkpoint)}" if self.checkpoint else ""
         reused = f", less {_gib(self.reused)} that gradients take over from activations" if self.reused else ""
-        return f"{', '.join(parts)}{reused}; codec while encoding {_gib(self.codec)}{host} (GiB)"
+        return f"{', '.join(parts)}{copy}{reused}; codec while encoding {_gib(self.codec)}{host} (GiB)"
 
 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "reserve")
@@ -128,6 +131,7 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         codec=codec,
         host=host,
         reused=reused,
+        checkpoint=0 if layout.on_gpu else _checkpoint_copy(layout, counts),
     )
 
 
@@ -167,6 +171,14 @@ def _ema(layout: Layout, counts: Counts) -> int:
         return 0
     sharded = layout.strategy not in ("single", "ddp")
     return FLOAT32 * (_share(counts.trained, layout) if sharded else counts.trained)
+
+
+def _checkpoint_copy(layout: Layout, counts: Counts) -> int:
+    """Bytes of what one process saves, of which it makes a float32 copy so that training may go on meanwhile: its share
+    of the trained weights, their moments and their average. Under ddp, and between nodes under hsdp, processes share
+    what they have in common."""
+    values = (FLOAT32 + MOMENTS) + (FLOAT32 if layout.workload.ema else 0)
+    return values * math.ceil(counts.trained / layout.world_size)
 
 
 def _buffers(shape: Shape, layout: Layout, counts: Counts) -> int:

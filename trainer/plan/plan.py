@@ -15,6 +15,8 @@ from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import count
 
+# What a CPU trains in bearable time: `debug`, and models made for trying things out. `small` has four times as many.
+MOST_PARAMETERS_ON_A_CPU = 100_000_000
 CHECKPOINTING_IN_WORDS: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
 
 
@@ -23,7 +25,7 @@ class Plan:
     """The layout, what one process of it should need, and the reason of each decision in words.
 
     global_batch      clips per optimizer step, of all processes together
-    gpu_memory_bytes  of the smallest GPU; None where it is unknown or on a CPU
+    gpu_memory_bytes  of the smallest GPU, on CPUs what a process may use of the host's memory; None where it is unknown
     """
 
     layout: Layout
@@ -110,6 +112,7 @@ def make_plan(
     Raises ConfigError where flags contradict each other, the checkpoint or the hardware, MemoryShortError
     where nothing that the flags allow fits the GPUs.
     """
+    _refuse_unasked_cpu(cluster, shape, request)
     global_batch, batch_reason = _global_batch(cluster, batch, resumed_global_batch)
     _, precision_reason = precision_of(cluster, request.mixed_precision)
     job = Job(shape=shape, request=request, batch_size=batch.batch_size, global_batch=global_batch)
@@ -132,6 +135,20 @@ def make_plan(
             precision_reason,
         ),
     )
+
+
+def _refuse_unasked_cpu(cluster: Cluster, shape: Shape, request: Request) -> None:
+    """Raise ConfigError where a run that nobody meant for a CPU would be on one, and take days there."""
+    if cluster.device == "cuda" or request.device == "cpu":
+        return
+    why = cluster.unused_gpu or "torch finds no NVIDIA GPU in this machine"
+    if request.device == "cuda":
+        raise ConfigError(f"--device cuda: {why}")
+    if shape.parameters > MOST_PARAMETERS_ON_A_CPU:
+        raise ConfigError(
+            f"{shape.name} has {shape.parameters / 1e6:.0f} million parameters and would be trained on the CPU, where a"
+            f" step takes minutes: {why}. To train it on the CPU all the same, add --device cpu"
+        )
 
 
 def _global_batch(cluster: Cluster, batch: BatchFlags, resumed: int | None) -> tuple[int, str]:
@@ -169,8 +186,7 @@ def _memory_reasons(
 ) -> Iterator[str]:
     """What was changed because memory is short, and what the most wanted layout would have needed."""
     if cluster.gpu_memory_bytes is None:
-        where = "on a CPU" if cluster.device == "cpu" else "because the GPU's memory is unknown"
-        yield f"nothing is refused for memory {where}"
+        yield "nothing is refused for memory, because the device's is unknown"
     elif wanted is not taken:
         yield (
             f"{wanted.layout.strategy} with micro-batch {wanted.layout.micro_batch}"

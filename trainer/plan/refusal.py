@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from trainer.errors import ConfigError
 from trainer.plan.allowed_layouts import EstimatedLayout, Job, allowed_layouts, fits, fits_gpu
+from trainer.plan.host_memory import bytes_of_a_process
 from trainer.plan.memory import GIB
 from trainer.plan.request import Request
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, why_not_trained
 from trainer.spec.trainable import selection_of
 
 MOST_GPUS_SUGGESTED = 64
@@ -23,15 +24,25 @@ def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
     if fits_gpu(cluster, least.memory):
         needed = least.memory.host * cluster.gpus_per_node / GIB
         lack = f"offloading needs {needed:.1f} GiB of host memory, and a node has {_gib(cluster.host_memory_bytes)}"
+    elif cluster.device == "cpu":
+        lack = (
+            f"at the least a process needs {_gib(least.memory.total)} GiB, and may use {_gib(cluster.gpu_memory_bytes)}"
+            f" of the {_gib(cluster.host_memory_bytes)} GiB of host memory"
+        )
     else:
         lack = f"at the least it needs {_gib(least.memory.total)} of {_gib(cluster.gpu_memory_bytes)} GiB a GPU"
     layout = least.layout
     tried = f"{layout.strategy}{' with offload' if layout.offload_optimizer else ''}, micro-batch {layout.micro_batch}"
     checkpointing = "with" if layout.gradient_checkpointing else "without"
-    changes = [*_changes_of_flags(cluster, job), *_more_gpus(cluster, job)]
+    if cluster.device == "cpu":
+        where, larger = f"{cluster.world_size} process(es) on CPUs", "only more memory"
+        changes = [*_changes_of_flags(cluster, job), *_fewer_processes(cluster, job), *_smaller_models(cluster, job)]
+    else:
+        where, larger = f"{cluster.world_size} GPU(s)", "only larger GPUs"
+        changes = [*_changes_of_flags(cluster, job), *_more_gpus(cluster, job)]
     return (
-        f"{job.shape.name} does not fit {cluster.world_size} GPU(s): {lack} ({tried}, {checkpointing} activation"
-        f" checkpointing: {least.memory.describe()}). What would fit: {'; or '.join(changes) or 'only larger GPUs'}"
+        f"{job.shape.name} does not fit {where}: {lack} ({tried}, {checkpointing} activation"
+        f" checkpointing: {least.memory.describe()}). What would fit: {'; or '.join(changes) or larger}"
     )
 
 
@@ -78,6 +89,24 @@ def _more_gpus(cluster: Cluster, job: Job) -> Iterator[str]:
         more = replace(cluster, nodes=1, gpus_per_node=gpus, host_memory_bytes=None)
         if _is_possible(more, job, request):
             yield f"{gpus} such GPUs"
+            break
+
+
+def _fewer_processes(cluster: Cluster, job: Job) -> Iterator[str]:
+    """That one process for each machine would do, where it would: processes of a machine share its memory."""
+    if cluster.gpus_per_node > 1 and cluster.host_memory_bytes is not None:
+        share = bytes_of_a_process(cluster.host_memory_bytes, 1)
+        request = replace(job.request, strategy="auto")
+        if _is_possible(replace(cluster, gpus_per_node=1, gpu_memory_bytes=share), job, request):
+            yield f"one process for each machine{'' if job.request.strategy == 'auto' else ', --strategy auto'}"
+
+
+def _smaller_models(cluster: Cluster, job: Job) -> Iterator[str]:
+    """The largest model with which there is a plan, of those that are smaller."""
+    smaller = [s for s in KNOWN.values() if s.parameters < job.shape.parameters and why_not_trained(s) is None]
+    for shape in sorted(smaller, key=lambda shape: -shape.parameters):
+        if _is_possible(cluster, replace(job, shape=shape), job.request):
+            yield f"--model_id {shape.name}"
             break
 
 

@@ -49,6 +49,7 @@ class Request:
     gradient_checkpointing: Checkpointing = False
     gradient_checkpointing_typed: bool = False
     compile: Literal["auto", "0", "1"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     deepspeed_available: bool = True
 
 
@@ -78,6 +79,8 @@ def request_of(
             raise ConfigError(f"--{name} {flag} contradicts {named}, which {LAUNCHER} names: leave out one of them")
     if launch.offload_optimizer and "offload_optimizer" in typed and not config.offload_optimizer:
         raise ConfigError(f"--offload_optimizer 0 contradicts {LAUNCHER}, which names cpu: leave out one of them")
+    if launch.use_cpu and config.device == "cuda":
+        raise ConfigError(f"--device cuda contradicts {LAUNCHER}, which names the CPU: leave out one of them")
     from_launcher = config.strategy == "auto" and launch.strategy is not None
     return Request(
         workload=workload_of(config, frame_rate_hz),
@@ -89,6 +92,7 @@ def request_of(
         gradient_checkpointing=CHECKPOINTING[config.gradient_checkpointing],
         gradient_checkpointing_typed="gradient_checkpointing" in typed,
         compile=config.compile,
+        device="cpu" if launch.use_cpu else config.device,
         deepspeed_available=deepspeed_available,
     )
 

@@ -23,9 +23,11 @@ QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
 class Cluster:
     """The hardware of a run; on CPUs `gpus_per_node` is the number of processes per node.
 
-    gpu_memory_bytes   of the smallest GPU; None where it is unknown, or on CPUs: no layout is refused for memory then
+    gpu_memory_bytes   of the smallest GPU, on CPUs what a process may use of the host's memory; None where it is
+                       unknown: no layout is refused for memory then
     host_memory_bytes  of a node; None for unknown
     compiles           whether torch.compile works on its GPUs
+    unused_gpu         where the CPU is used though there is an NVIDIA GPU: why, and what to do; else empty
     """
 
     nodes: int
@@ -35,6 +37,7 @@ class Cluster:
     host_memory_bytes: int | None
     supports_bf16: bool
     compiles: bool = False
+    unused_gpu: str = ""
 
     @property
     def world_size(self) -> int:

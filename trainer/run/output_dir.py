@@ -155,7 +155,7 @@ def check_same_run(
                    checkpoint's run wrote
     """
     then = checkpoint.run.identity
-    names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    names = [name for name in {**now, **then} if _comparable(name, then.get(name)) != _comparable(name, now.get(name))]
     different = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in names]
     if "dataset" in names and (files := changed_files(OutputDir(root=checkpoint.folder.parent.parent).report)):
         different.append(files)
@@ -164,3 +164,8 @@ def check_same_run(
             f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"
             " or start anew in another --output_dir"
         )
+
+
+def _comparable(name: str, value: object) -> object:
+    """An entry of an identity as it is compared: older versions kept --init_from=~/x as it was typed."""
+    return str(Path(value).expanduser()) if name == "--init_from" and isinstance(value, str) else value

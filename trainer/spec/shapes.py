@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.spec.model_folder import model_folder
 
 FRAME_RATE_HZ = 50  # frames per second of the EnCodec that every published MusicGen uses
 HUB_PREFIX = "facebook/musicgen-"
@@ -137,6 +139,14 @@ def hub_id_of(model_id: str) -> str | None:
     return model_id if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model_id) and not Path(model_id).exists() else None
 
 
+def unknown_name(model_id: str) -> str:
+    """That this is neither a folder nor a name of KNOWN, in words, with the name that it is close to."""
+    names = [*PUBLISHED_NAMES, "debug"]
+    close = difflib.get_close_matches(model_id.rpartition("/")[2].removeprefix("musicgen-"), names, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"there is no folder of this name here, and it is none of {', '.join(names)}{meant}"
+
+
 def why_not_trained(shape: Shape) -> str | None:
     """Why this trainer cannot train a model of this shape, and what to use instead; None if it can."""
     if shape.cross_attention and shape.audio_channels == 1:
@@ -158,12 +168,13 @@ def shape_of(model_id: str) -> Shape:
     """The shape of the model that `--model_id` names, without network and without torch.
 
     Names of KNOWN and the hub ids of published models are known here; a folder's shape is in its config.json, that of
-    another hub id in the local Hugging Face cache. Raises ConfigError where that finds none.
+    another hub id in the local Hugging Face cache. Raises ConfigError where that finds none, ModelError as
+    `model_folder` does.
     """
     if model_id == "debug":
         return KNOWN["debug"]
-    folder = Path(model_id).expanduser()
-    if folder.is_dir():
+    folder = model_folder(model_id)
+    if folder is not None:
         return _shape_of_file(model_id, folder / "config.json")
     return published(model_id) or _shape_of_file(model_id, _cached_config(model_id))
 
@@ -210,12 +221,10 @@ def _cached_config(model_id: str) -> Path:
     try:
         path = try_to_load_from_cache(model_id, "config.json")
     except HFValidationError as error:
-        raise ConfigError(
-            f"--model_id {model_id}: neither a folder nor a hub id; known names are {', '.join(KNOWN)}"
-        ) from error
+        raise ConfigError(f"--model_id {model_id}: {unknown_name(model_id)}, and it can be no hub id") from error
     if not isinstance(path, str):
         raise ConfigError(
-            f"--model_id {model_id}: its size is not known before it is downloaded: `hf download {model_id}`,"
-            f" or name one of {', '.join(KNOWN)}"
+            f"--model_id {model_id}: {unknown_name(model_id)}. The size of another model on the hub is known once it is"
+            f" downloaded: `hf download {model_id}`"
         )
     return Path(path)

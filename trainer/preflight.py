@@ -1,0 +1,75 @@
+"""Everything that a run can be refused for without torch, a GPU or a network, in one place and before anything else.
+
+What takes minutes or gigabytes comes later: a mistake in a flag or a folder must not wait for the model to be fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from trainer.data.manifest import check_folder
+from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError
+from trainer.flags.config import Config
+from trainer.plan.dry_run import plan_of_shape
+from trainer.plan.launcher import Launch
+from trainer.plan.strategies import Cluster
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape, published
+
+
+def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
+    """Raise TrainerError for a run that could not work anywhere, or not with what is here.
+
+    The first process alone looks at the folders of music: other machines need them only for what they encode.
+    """
+    if launch.rank == 0:
+        check_folder(config.dataset_path)
+        if config.validation_folder is not None:
+            check_folder(config.validation_folder)
+    if config.resume not in ("auto", "no") and not Path(config.resume).is_dir():
+        raise CheckpointError(f"--resume {config.resume}: there is no such folder. It takes auto, no or a checkpoint")
+    _refuse_missing_packages(config)
+    _refuse_restarts_against_the_clock(config, launch)
+    shape = _shape_known_by_name(config.model_id)
+    if shape is not None:
+        plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
+
+
+def _refuse_missing_packages(config: Config) -> None:
+    """Raise ConfigError where an optional package that the flags ask for is missing."""
+    wanted = {
+        "--use_wandb 1": ("wandb", config.use_wandb),
+        "--use_tensorboard 1": ("tensorboard", config.use_tensorboard),
+        "--optimizer adamw8bit": ("bitsandbytes", config.optimizer == "adamw8bit"),
+        f"--base_bits {config.base_bits}": ("bitsandbytes", config.base_bits is not None),
+    }
+    for flag, (name, asked) in wanted.items():
+        if asked and importlib.util.find_spec(name) is None:  # Accelerate would leave a tracker out and say nothing
+            version = "'bitsandbytes>=0.50'" if name == "bitsandbytes" else name
+            raise ConfigError(f"{flag} needs the package {name}: pip install {version}, or leave it out")
+
+
+def _refuse_restarts_against_the_clock(config: Config, launch: Launch) -> None:
+    if launch.restarts and config.max_minutes is not None:
+        raise ConfigError(
+            f"--max_minutes {config.max_minutes:g} ends the run with code {EXIT_RESUME}, which torchrun takes for a"
+            f" failure and would start again {launch.restarts} time(s): use --max_restarts 0, or no --max_minutes"
+        )
+
+
+def _shape_known_by_name(model_id: str) -> Shape | None:
+    """The shape of debug and of the published models; that of another is in its configuration, read later."""
+    return KNOWN["debug"] if model_id == "debug" else published(model_id)
+
+
+def _best_hardware(launch: Launch) -> Cluster:
+    """What such a launch could have at best: what the plan refuses on it cannot run on any hardware."""
+    return Cluster(
+        nodes=launch.nodes,
+        gpus_per_node=launch.local_world_size,
+        device="cpu" if launch.use_cpu else "cuda",
+        gpu_memory_bytes=None,
+        host_memory_bytes=None,
+        supports_bf16=True,
+        compiles=True,
+    )
