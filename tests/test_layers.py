@@ -35,7 +35,7 @@ WITHOUT_TORCH = (
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.clip_table", "data.shared_scan", "data.peers"),
-    *("run.signals", "run.lock", "run.exit_code"),
+    *("run.signals", "run.lock", "run.exit_code", "run.console", "run.log_file"),
     "training.schedule",
 )
 WITH_RANKS = ("trainer.engine", "launch")

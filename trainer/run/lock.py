@@ -30,6 +30,7 @@ from typing import IO
 
 from trainer.atomic import write_whole
 from trainer.errors import EXIT_USAGE, ConfigError
+from trainer.run.console import settle
 
 HEARTBEAT_SECONDS = 10.0
 # A holder whose counter stands still for so long was killed. Several heartbeats long, for slow network file systems.
@@ -115,13 +116,14 @@ class RunLock:
         while not self._closed.wait(pause):
             found = read_holder(self._root)
             if found is not None and found.token != self._holder.token:
-                sys.stderr.write(f"\nerror: {_refusal(self._root, found)}\n")
+                sys.stderr.write(f"error: {_refusal(self._root, found)}\n")
+                settle()
                 os._exit(EXIT_USAGE)  # not an exception: this is a thread, and the main thread may be anywhere
             self._holder = replace(self._holder, beat=self._holder.beat + 1)
             try:
                 self._write_holder()
             except OSError as error:  # a disk that stays like this ends the run when the run itself writes to it
-                sys.stderr.write(f"\n{holder_path(self._root)} could not be renewed ({error})\n")
+                sys.stderr.write(f"{holder_path(self._root)} could not be renewed ({error})\n")
             pause = HEARTBEAT_SECONDS
 
 
