@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from tests.runs import ROOT
+from tests.runs import ROOT, environ
 from trainer.run.console import Console
 from trainer.run.log_file import BoundedFile
 
@@ -233,3 +233,10 @@ def test_help_into_a_pipe_that_is_closed_is_quiet():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_curve_is_shown_where_its_blocks_are_no_characters(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 7.5}\n{"step": 2, "loss": 3.5}\n')
+    script = [sys.executable, str(ROOT / "scripts/loss_curve.py"), str(tmp_path)]
+    done = subprocess.run(script, env=environ(PYTHONIOENCODING="ascii"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "loss 7.50 \\u2588\\u2584 3.500 after 2 steps\n"), done.stderr

@@ -41,7 +41,9 @@ _entered: Console | None = None
 class Console:
     """Stands in for sys.stdout and sys.stderr while entered; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_libraries: bool = False) -> None:
+        """shows_libraries: leave their warnings on the console, for a program that has no log file."""
+        self.shows_libraries = shows_libraries
         self._log = LogFile()
         self._bar_on: object = None  # the console whose cursor stands behind a frame of a progress bar
 
@@ -55,8 +57,9 @@ class Console:
         self._before = sys.stdout, sys.stderr, warnings.showwarning, logging.getLoggerClass()
         self._streams = [_Stream(sys.stdout, self), _Stream(sys.stderr, self)]
         sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in self._streams)
-        warnings.showwarning = self._log_warning
-        logging.setLoggerClass(_Logger)
+        if not self.shows_libraries:
+            warnings.showwarning = self._log_warning
+            logging.setLoggerClass(_Logger)
         _entered = self
         return self
 
@@ -182,7 +185,7 @@ class _Logger(logging.Logger):
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         is_own = record.name.split(".")[0] == OWN_LOGGERS
-        if _entered is None or is_own or record.levelno >= logging.ERROR:
+        if _entered is None or _entered.shows_libraries or is_own or record.levelno >= logging.ERROR:
             super().callHandlers(record)
         else:
             try:
