@@ -148,7 +148,7 @@ def waiting_in_c_at_step_3() -> None:
 
 
 def waiting_in_c_under_torchrun() -> None:
-    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "12"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "16"}
     waiting_in_c_at_step_3()
 
 
@@ -174,6 +174,6 @@ def test_ranks_whose_main_threads_wait_in_c_end_as_stopped_before_the_launcher_k
     wait_until_all_wait(running, tmp_path)
     for rank in range(2):
         send(running, rank, signal.SIGTERM)
-    for code, output in ends(running, tmp_path, 12):
+    for code, output in ends(running, tmp_path, 16):
         assert code == EXIT_RESUME and "main thread" in output and "wait_in_c" in output, output
     assert exit_code(tmp_path) == EXIT_RESUME

@@ -16,6 +16,14 @@ from trainer.run.signals import TIME_IS_UP, StopRequest, asked, interruptible, t
 REQUESTS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def without_nohup() -> Iterator[None]:
+    """Whatever the tests were started by."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
 @pytest.mark.parametrize("number", [*REQUESTS, signal.SIGINT])
 def test_outside_the_training_a_signal_interrupts(number):
     with pytest.raises(KeyboardInterrupt), interruptible():
@@ -91,14 +99,8 @@ def test_without_a_limit_no_alarm_is_touched():
         assert signal.getsignal(signal.SIGALRM) is before
 
 
-@pytest.fixture
-def as_under_nohup() -> Iterator[None]:
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGHUP, former)
-
-
-def test_a_closed_terminal_is_no_request_where_nohup_has_said_so(as_under_nohup):
+def test_a_closed_terminal_is_no_request_where_nohup_has_said_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with interruptible():
         os.kill(os.getpid(), signal.SIGHUP)
         with StopRequest() as stop:

@@ -36,6 +36,7 @@ def in_a_terminal(folder: Path, words: list[str]) -> tuple[int, int]:
     """Start a program as the leader of a terminal of its own: its process, and our end of the terminal."""
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a shell does, whatever the tests were started by
         os.chdir(folder)
         os.execve(words[0], words, environ())
     return process, terminal

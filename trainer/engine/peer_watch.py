@@ -213,6 +213,8 @@ class PeerWatch:
                         " since then, for the GPU or for another rank, and the launcher would kill it now. What came"
                         f" after the last checkpoint is lost. {RESUME_ADVICE}"
                     )
+                    if self._rank == 0:  # it may hold the store, whose end others would take for a failure
+                        time.sleep(LINGER_SECONDS)
                     self._end_process(message + describe_main_thread(), EXIT_RESUME)
             silent_seconds = silent_seconds + HEARTBEAT_SECONDS if self._count == seen else 0.0
             seen = self._count

@@ -22,7 +22,7 @@ SILENT_SECONDS = 75.0
 # The same once a rank was asked to stop, because launchers leave no time for more.
 SILENT_AFTER_REQUEST_SECONDS = 8.0
 # How long before the launcher's SIGKILL a process ends itself whose main thread does not answer.
-MARGIN_SECONDS = 5.0
+MARGIN_SECONDS = 8.0
 # torchrun and accelerate launch send SIGKILL so many seconds after SIGTERM or SIGHUP (torch 2.11; before there was this
 # variable, always after 30 s).
 LAUNCHERS_LIMIT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"

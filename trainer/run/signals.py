@@ -114,7 +114,12 @@ def time_limit(minutes: float | None, *, since: float) -> Iterator[None]:
 
 
 def ignore_requests() -> None:
-    """From here on only SIGINT interrupts: for when the run is ending already, and must write its last files whole."""
+    """From here on only SIGINT interrupts: for when the run is ending already, and must write its last files whole.
+
+    Within `interruptible` only, which puts the handlers back: children would inherit that a signal is ignored.
+    """
+    if _arrivals is None:
+        return
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
     if signal.getsignal(signal.SIGALRM) is _interrupt:
