@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.launcher import read_launch, without_local_rank
+from trainer.run.console import Console
 from trainer.run.signals import interruptible, time_limit
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
+    with Console() as console:
+        return exit_code_of_run(argv, console)
+
+
+def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
+    """What `main` does once both streams are the console's."""
     started = time.monotonic()
     try:
         with interruptible():
@@ -45,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
                 return dry_run(config, typed)
             with time_limit(config.max_minutes, since=started):
-                return start(config, typed)
+                return start(config, typed, console)
     except KeyboardInterrupt:
         print("stopped: what was encoded or saved is kept; run the same command to continue", file=sys.stderr)
         return EXIT_RESUME
@@ -59,9 +66,10 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_STORAGE
 
 
-def start(config: Config, typed: frozenset[str]) -> int:
-    """Hold output_dir for this run, and leave the exit code there."""
+def start(config: Config, typed: frozenset[str], console: Console) -> int:
+    """Hold output_dir for this run, and leave the exit code there, and a log of what the console is told."""
     from trainer.run.exit_code import ExitCodeFile
+    from trainer.run.log_file import log_path
 
     launch = read_launch(os.environ)
     if sys.platform == "darwin" and launch.rank == 0:
@@ -77,7 +85,8 @@ def start(config: Config, typed: frozenset[str]) -> int:
         from trainer.engine.restarts import use_new_store
 
         use_new_store()  # before output_dir is held: its address tells this launch from others
-    with ExitCodeFile(config.output_dir, first=launch.rank == 0) as exit_code:
+    log = log_path(config.output_dir, launch.rank)
+    with ExitCodeFile(config.output_dir, first=launch.rank == 0, on_held=lambda: console.log_to(log)) as exit_code:
         exit_code.code = run_in_order(config, typed, launch, exit_code)
     return exit_code.code
 
@@ -97,6 +106,7 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
     plan, accelerator = plan_and_meet(config, typed, launch, parts)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=exit_code.record) as ranks:
         agree(config, parts, plan, ranks)
+        exit_code.on_held()  # by rank 0, and the folder is the same one for all
         run = prepare(config, parts, plan, accelerator.device, ranks)
         if run is None:
             return EXIT_DONE

@@ -17,6 +17,7 @@ try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
     from trainer.flags.flag import did_you_mean
     from trainer.flags.paths import expanded
+    from trainer.run.console import Console
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
@@ -156,4 +157,5 @@ def file_name(number: int, prompt: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with Console(shows_libraries=True):
+        sys.exit(main(sys.argv[1:]))

@@ -43,4 +43,5 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # the blocks of a curve, in ASCII
     sys.exit(main(sys.argv[1:]))

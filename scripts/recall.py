@@ -21,6 +21,7 @@ try:
     from trainer.errors import EXIT_DONE, ConfigError, TrainerError
     from trainer.flags.config import Config, config_from_dict
     from trainer.flags.paths import expanded
+    from trainer.run.console import Console
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
@@ -99,4 +100,5 @@ def table(rows: Sequence[Recall]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with Console(shows_libraries=True):
+        sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,9 @@ trap "" USR1 # the launcher would die of it; launch.py listens to it all the sam
 
 threads=$((SRUN_CPUS_PER_TASK / PROCESSES_PER_NODE))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+# The launcher kills its processes so many seconds after it was told to end them: a step and its save may need longer
+# than its 30 s. SLURM's own KillWait stays what it is.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30} # a log file needs no line a step
 processes=$((SLURM_NNODES * PROCESSES_PER_NODE))
 if ((processes == 1)); then

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tqdm import TqdmWarning
 from transformers import EncodecModel, T5EncoderModel
 
 from trainer.data import arrow_store, audio, cache
@@ -184,6 +186,16 @@ def test_files_that_fail_while_read_are_named_and_end_nothing(store: Store, fold
     assert len(all_codes(store, good)) == VIEWS * len(good)
     with pytest.raises(StorageError, match="lacks 2 of 7 clips"):
         cache.open_codes(store, clips["content"][:])
+
+
+def test_the_bar_of_encoding_ends_at_its_end(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resampling rounds lengths up, and tqdm warns of a bar that goes on beyond its end."""
+    monkeypatch.setattr(cache, "SECONDS_SHOWN_FROM", 0.0)
+    (tmp_path / "one").mkdir()
+    write_clip(tmp_path / "one" / "song.wav", 9, seconds=22_051.5 / 44_100, rate=44_100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TqdmWarning)
+        cache.fill_codes(store, clips_of(tmp_path / "one"), codec, sample_rate_hz=RATE, views=VIEWS, device=CPU)
 
 
 def test_tracks_shorter_than_a_frame_have_no_frames(store: Store, folder: Path) -> None:

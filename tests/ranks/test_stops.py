@@ -128,3 +128,52 @@ def test_a_rank_that_is_stuck_is_named_with_its_step_and_says_where_it_was(tmp_p
     words = f"rank 1 on {os.uname().nodename} failed: step 3 waited for it for 6 s, at step 2"
     assert words in first[1], first[1]
     assert "a_disk_that_does_not_answer" in second[1], second[1]
+
+
+def waiting_in_c_at_step_3() -> None:
+    """All main threads wait as in CUDA for a rank that is gone: nothing raises, and no handler of a signal runs."""
+    from tests.waiting_in_c import wait_in_c
+    from trainer.training import loop
+
+    step_of_loop = loop._step
+
+    def at_step_3(run, engine, saver, work, requests):
+        if work.step == 2:
+            engine.ranks.steps_begun = 3
+            Path(f"rank-{engine.ranks.rank}-waits").touch()
+            wait_in_c(200)
+        return step_of_loop(run, engine, saver, work, requests)
+
+    loop._step = at_step_3
+
+
+def waiting_in_c_under_torchrun() -> None:
+    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "16"}
+    waiting_in_c_at_step_3()
+
+
+def wait_until_all_wait(running, folder: Path) -> None:
+    wait_until(running, lambda: len(list(folder.glob("rank-*-waits"))) == 2)
+
+
+@pytest.mark.full
+def test_a_lost_rank_is_named_before_the_launcher_kills_though_main_threads_wait_in_c(tmp_path):
+    running = start(tmp_path, "--strategy", "ddp", "--max_steps", "6", change=waiting_in_c_at_step_3)
+    wait_until_all_wait(running, tmp_path)
+    send(running, 1, signal.SIGKILL)
+    send(running, 0, signal.SIGTERM)  # torchrun does so when it sees the loss, and kills after 30 s
+    code, output = ends(running, tmp_path, 25)[0]
+    assert code == exit_code(tmp_path) == EXIT_FAILED
+    assert "rank 1 on" in output and "no sign of life" in output and "at step" in output, output
+    assert "no sign of life" in (tmp_path / "models/log.txt").read_text()
+
+
+@pytest.mark.full
+def test_ranks_whose_main_threads_wait_in_c_end_as_stopped_before_the_launcher_kills(tmp_path):
+    running = start(tmp_path, "--strategy", "ddp", "--max_steps", "6", change=waiting_in_c_under_torchrun)
+    wait_until_all_wait(running, tmp_path)
+    for rank in range(2):
+        send(running, rank, signal.SIGTERM)
+    for code, output in ends(running, tmp_path, 16):
+        assert code == EXIT_RESUME and "main thread" in output and "wait_in_c" in output, output
+    assert exit_code(tmp_path) == EXIT_RESUME

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from trainer.run.signals import TIME_IS_UP, StopRequest, interruptible, time_limit
+from tests.waiting_in_c import main_thread_waits_in_c, wait_in_c
+from trainer.run.signals import TIME_IS_UP, StopRequest, asked, interruptible, time_limit
+
+REQUESTS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.fixture(autouse=True)
+def without_nohup() -> Iterator[None]:
+    """Whatever the tests were started by."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize("number", [*REQUESTS, signal.SIGINT])
 def test_outside_the_training_a_signal_interrupts(number):
     with pytest.raises(KeyboardInterrupt), interruptible():
         os.kill(os.getpid(), number)
@@ -26,13 +39,13 @@ def test_a_second_signal_does_not_cut_off_what_the_first_one_made_end():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         finally:
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in REQUESTS:
                 os.kill(os.getpid(), number)
                 written.append(number)
-    assert len(written) == 2
+    assert len(written) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [*REQUESTS, signal.SIGINT])
 def test_within_the_training_it_is_remembered(number, capsys):
     with interruptible(), StopRequest() as stop:
         assert stop.name is None
@@ -84,3 +97,38 @@ def test_without_a_limit_no_alarm_is_touched():
     before = signal.getsignal(signal.SIGALRM)
     with interruptible(), time_limit(None, since=0.0), StopRequest():
         assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_closed_terminal_is_no_request_where_nohup_has_said_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGHUP)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.name is None
+        assert asked() is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_request_is_known_to_other_threads_while_the_main_thread_waits_in_c():
+    """No handler runs meanwhile, so that the main thread has not answered; once it is back, it has."""
+    seen = []
+
+    def ask() -> None:
+        while not main_thread_waits_in_c():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not seen:
+            if (request := asked()) is not None:
+                seen.append(request)
+
+    with interruptible(), StopRequest() as stop:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_in_c(0.5)
+        thread.join()
+        assert seen[0].name == "SIGTERM" and not seen[0].answered
+        assert stop.name == "SIGTERM"
+        now = asked()
+        assert now is not None and now.answered
+    assert asked() is None

@@ -137,7 +137,8 @@ def fill_codes(
             path = Path(os.fsdecode(paths[row]))
             for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS)):
                 yield block
-                bar.update(len(block) / sample_rate_hz)
+                # Rounded, and a file may be decoded twice: not beyond the end, where tqdm would warn.
+                bar.update(min(len(block) / sample_rate_hz, total - bar.n))
 
             # Codes must be of the content under which they are kept; the file may have changed since its inspection.
             if audio.content_of(path) != clips["content"][row]:

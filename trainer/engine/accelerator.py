@@ -189,6 +189,7 @@ def _zero(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
     # (trainer/plan/launcher.py), and Accelerate refuses to be given both them and a configuration.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     accelerator = Accelerator(
+        gradient_accumulation_steps=plan.accumulation,  # obeyed from the next line alone; another number is warned of
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, settings.max_grad_norm)),
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_timeout(settings))],
         **logging,

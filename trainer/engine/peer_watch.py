@@ -28,7 +28,15 @@ from trainer.engine.failures import (
     describe_main_thread,
 )
 from trainer.engine.heartbeat import HEARTBEAT_SECONDS, Heartbeat, read_heartbeat, write_heartbeat
+from trainer.engine.request_watch import (
+    SILENT_AFTER_REQUEST_SECONDS,
+    SILENT_SECONDS,
+    LostAfterRequest,
+    last_moment_seconds,
+)
 from trainer.errors import EXIT_FAILED, EXIT_RESUME, PeerLostError
+from trainer.run.console import settle
+from trainer.run.signals import Asked, asked
 
 # How long a failed rank stays after its announcement, so that the others read it before the launcher notices the exit
 # and ends them.
@@ -66,7 +74,8 @@ class PeerWatch:
         """Starts both threads.
 
         store            the main thread's connection; each thread has its own
-        timeout_seconds  a rank that is silent for so long, or that others wait for at a later step, is lost
+        timeout_seconds  a rank that others wait for at a later step for so long is lost, and one that is silent for
+                         so long or for SILENT_SECONDS
         steps_begun      the number of optimizer steps that this rank has begun
         record           writes the run's exit code; see Ranks
         """
@@ -137,8 +146,8 @@ class PeerWatch:
             if heartbeat == before[rank] and rank != self._rank and not self._store.check([_stopped_key(rank)])
         ]
 
-    def _heartbeats(self) -> list[Heartbeat]:
-        return [read_heartbeat(self._store, rank) for rank in range(self._world_size)]
+    def _heartbeats(self, store: dist.TCPStore | None = None) -> list[Heartbeat]:
+        return [read_heartbeat(store or self._store, rank) for rank in range(self._world_size)]
 
     def _failure(self, code: int, message: str) -> Failure:
         return Failure(code=code, rank=self._rank, host=socket.gethostname(), message=message)
@@ -147,7 +156,9 @@ class PeerWatch:
         """Each second: write this rank's heartbeat, end where a failure is announced, look at the next rank."""
         neighbour = (self._rank + 1) % self._world_size
         seen, silent_seconds, behind_seconds = Heartbeat(), 0.0, 0.0
+        silent_limit = min(SILENT_SECONDS, self._timeout_seconds)
         steps = 0, 0  # begun by the neighbour, and by this rank
+        after_request = LostAfterRequest()
         try:
             while not self._closed and not self._failing:
                 self._count += 1
@@ -163,22 +174,48 @@ class PeerWatch:
                 is_behind = steps == former_steps and steps[0] < steps[1]
                 behind_seconds = behind_seconds + HEARTBEAT_SECONDS if is_behind else 0.0
                 seen = now
-                if max(silent_seconds, behind_seconds) > self._timeout_seconds:
-                    waited = f"step {steps[1]} waited for it"
-                    what = "no sign of life" if silent_seconds > behind_seconds else waited
-                    message = f"{what} for {self._timeout_seconds:.0f} s, {seen.position}. {RESUME_ADVICE}"
-                    # In the lost rank's name. The next turn of this loop reads the announcement and ends this rank too.
-                    announce(store, Failure(code=EXIT_FAILED, rank=neighbour, host=seen.host_name, message=message))
+                if silent_seconds > silent_limit:
+                    _announce_lost(store, neighbour, seen, f"no sign of life for {silent_limit:.0f} s")
+                elif behind_seconds > self._timeout_seconds:
+                    what = f"step {steps[1]} waited for it for {self._timeout_seconds:.0f} s"
+                    _announce_lost(store, neighbour, seen, what)
+                elif after_request.is_due(request := asked()):
+                    self._announce_silent(store, after_request, request)
                 time.sleep(HEARTBEAT_SECONDS)
         except (RuntimeError, ConnectionError):
             if not self._closed and not self._failing:
                 message = f"error: rank {self._rank} ends: {describe_lost_store()}. {RESUME_ADVICE}"
                 self._end_process(message, EXIT_FAILED)
 
+    def _announce_silent(self, store: dist.TCPStore, after_request: LostAfterRequest, request: Asked | None) -> None:
+        """Announce the first rank that has shown no sign of life since the request, unless it has said that it ends."""
+        heartbeats = self._heartbeats(store)
+        for rank in after_request.silent(heartbeats):
+            if rank != self._rank and heartbeats[rank].count and not store.check([_stopped_key(rank)]):
+                name = "the request" if request is None else request.name
+                what = f"no sign of life for {SILENT_AFTER_REQUEST_SECONDS:.0f} s after {name}"
+                return _announce_lost(store, rank, heartbeats[rank], what)
+
     def _watch_store(self) -> None:
-        """End this process once `_watch_peers` has written no heartbeat for too long: it waits in a silent store."""
-        seen, silent_seconds = 0, 0.0
+        """End this process where its other threads cannot.
+
+        Once `_watch_peers` has written no heartbeat for too long: it waits in a silent store. Or where the launcher is
+        about to kill the process, and the main thread has not come back to answer its signal.
+        """
+        seen, silent_seconds, asked_seconds = 0, 0.0, 0.0
         while not self._closed and not self._failing:
+            if (request := asked()) is not None:
+                asked_seconds += HEARTBEAT_SECONDS
+                limit = last_moment_seconds(request, os.environ)
+                if limit is not None and asked_seconds > limit:
+                    message = (
+                        f"{request.name}: rank {self._rank} ends, because its main thread has waited for {limit:.0f} s"
+                        " since then, for the GPU or for another rank, and the launcher would kill it now. What came"
+                        f" after the last checkpoint is lost. {RESUME_ADVICE}"
+                    )
+                    if self._rank == 0:  # it may hold the store, whose end others would take for a failure
+                        time.sleep(LINGER_SECONDS)
+                    self._end_process(message + describe_main_thread(), EXIT_RESUME)
             silent_seconds = silent_seconds + HEARTBEAT_SECONDS if self._count == seen else 0.0
             seen = self._count
             if silent_seconds > self._timeout_seconds and not self.interrupted:
@@ -202,12 +239,14 @@ class PeerWatch:
 
     def _end_process(self, message: str, code: int) -> None:
         """Print the message, record the code, and end this process at once, whatever its main thread waits for."""
-        sys.stderr.write(f"\n{message}\n")
-        sys.stderr.flush()
-        # In a thread of its own, because a folder that does not answer may be what everything waits for.
-        recording = threading.Thread(target=self._record, args=(code,), daemon=True)
-        recording.start()
-        recording.join(RECORD_SECONDS)
+        # Each in a thread of its own, because a folder or a terminal that does not answer may be what all wait for.
+        said = threading.Thread(target=sys.stderr.write, args=(f"{message}\n",), daemon=True)
+        recorded = threading.Thread(target=self._record, args=(code,), daemon=True)
+        for thread in (said, recorded):
+            thread.start()
+        for thread in (said, recorded):
+            thread.join(RECORD_SECONDS)
+        settle()
         os._exit(code)
 
 
@@ -223,6 +262,12 @@ def connect_to_store() -> dist.TCPStore:
         wait_for_workers=False,
         timeout=timedelta(seconds=60),
     )
+
+
+def _announce_lost(store: dist.TCPStore, rank: int, heartbeat: Heartbeat, what: str) -> None:
+    """In the lost rank's name. The next turn of `_watch_peers` reads the announcement and ends this rank too."""
+    message = f"{what}, {heartbeat.position}. {RESUME_ADVICE}"
+    announce(store, Failure(code=EXIT_FAILED, rank=rank, host=heartbeat.host_name, message=message))
 
 
 def _stopped_key(rank: int) -> str:

@@ -214,7 +214,11 @@ class Config:
     ] = "auto"
     timeout_minutes: Annotated[
         float,
-        hardware("Minutes that a process may be silent, or a collective wait, before the run ends.", above=0),
+        hardware(
+            "Minutes that the other processes wait for one before the run ends; one without a sign of life ends it "
+            "after 75 s at most.",
+            above=0,
+        ),
     ] = 10.0
     dry_run: Annotated[
         bool, hardware("Print the plan for this run and stop; no GPU is touched and the dataset is not read.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +31,11 @@ class ExitCodeFile:
     The first code that is written stays: a process that ends because another one failed does not hide that failure.
     """
 
-    def __init__(self, output_dir: str, *, first: bool):
+    def __init__(self, output_dir: str, *, first: bool, on_held: Callable[[], None] = lambda: None):
+        """on_held: called as soon as this launch is known to hold the folder, in which this process may write then."""
         self._root = Path(output_dir)
         self._first = first
+        self.on_held = on_held
         self._lock: RunLock | None = None
         self.code = EXIT_FAILED  # to be set inside the block: what the process ends with, unless it raises
 
@@ -45,6 +48,7 @@ class ExitCodeFile:
                 (self._root / FILE_NAME).unlink(missing_ok=True)
             except OSError as error:
                 raise StorageError(f"--output_dir {self._root} cannot be written ({error}): choose another") from error
+            self.on_held()
         return self
 
     def __exit__(
@@ -66,11 +70,11 @@ class ExitCodeFile:
                       if that does not happen, the folder is another run's and nothing is written
         """
         if self._first or self._held_by_this_launch(wait_seconds):
+            self.on_held()
             try:
                 write_once(self._root / FILE_NAME, f"{code}\n".encode())
             except OSError as error:
-                with suppress(OSError, ValueError):  # a console that is gone
-                    sys.stderr.write(f"\n{self._root / FILE_NAME}: {code} could not be written ({error})\n")
+                sys.stderr.write(f"{self._root / FILE_NAME}: {code} could not be written ({error})\n")
 
     def _held_by_this_launch(self, wait_seconds: float) -> bool:
         deadline = time.monotonic() + wait_seconds

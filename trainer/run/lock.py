@@ -31,6 +31,7 @@ from typing import IO
 
 from trainer.atomic import check_operations, names_in, write_whole
 from trainer.errors import EXIT_USAGE, ConfigError
+from trainer.run.console import settle
 
 HEARTBEAT_SECONDS = 10.0
 # A holder whose counter stands still for so long was killed. Several heartbeats long, for slow network file systems.
@@ -128,6 +129,7 @@ class RunLock:
                 found = read_holder(self._root)
                 if found is not None and found.token != self._holder.token:
                     _say(f"error: {_refusal(self._root, found)}")
+                    settle()
                     os._exit(EXIT_USAGE)  # not an exception: this is a thread, and the main thread may be anywhere
                 self._holder = replace(self._holder, beat=self._holder.beat + 1)
                 self._write_holder()
