@@ -7,10 +7,12 @@ accelerate launch --num_processes 8 launch.py --dataset DIR --model_id large
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,11 @@ def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
         return EXIT_STORAGE
 
 
+# How long the other processes wait for the one that downloads the model. Not --timeout_minutes, which is about
+# processes that do nothing: 13 GB take 4 hours at 1 MB/s.
+DOWNLOAD_SECONDS = 6 * 3600
+
+
 def start(config: Config, typed: frozenset[str], console: Console) -> int:
     """Hold output_dir for this run, and leave the exit code there, and a log of what the console is told."""
     from trainer.run.exit_code import ExitCodeFile
@@ -81,6 +88,7 @@ def start(config: Config, typed: frozenset[str], console: Console) -> int:
         launch = replace(launch, use_cpu=True)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
+    os.environ |= allocator_settings(os.environ, platform.release())
     if launch.restarts:
         from trainer.engine.restarts import use_new_store
 
@@ -91,22 +99,41 @@ def start(config: Config, typed: frozenset[str], console: Console) -> int:
     return exit_code.code
 
 
+def allocator_settings(environment: Mapping[str, str], kernel: str) -> dict[str, str]:
+    """Variables by which PyTorch's allocator lets its blocks grow; none where the user tells it something else.
+
+    Without them, blocks of the lengths of earlier batches stay unused between those in use, and a GPU runs out of
+    memory of which it has enough. Not on WSL, whose driver fails at the first block (pytorch/pytorch#192330).
+
+    kernel  the release of the system's kernel
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch 2.8 reads the first alone
+    if "microsoft" in kernel.lower() or any(name in environment for name in names):
+        return {}
+    return {names[0]: "expandable_segments:True"}
+
+
 # From here on every process does the same. The parts of trainer are imported where they are used, so that --help,
 # --dry_run and refused flags need no torch.
 
 
 def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCodeFile) -> int:
-    """Open, plan, prepare, train, export; returns the exit code."""
+    """Meet, open, plan, prepare, train, export; returns the exit code."""
     from trainer.preflight import refuse_early
 
     refuse_early(config, typed, launch)
-    from trainer.engine import Ranks
+    from trainer import wiring
+    from trainer.engine import Ranks, build_accelerator, meet, own_device
 
-    parts = open_parts(config, typed, launch)
-    plan, accelerator = plan_and_meet(config, typed, launch, parts)
+    device = own_device(launch)
+    if launch.world_size > 1:
+        meet(device, config.timeout_minutes)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=exit_code.record) as ranks:
-        agree(config, parts, plan, ranks)
+        ranks.check_equal(flags=config.to_dict())
+        parts = open_parts(config, typed, launch, ranks)
+        plan = plan_together(config, typed, launch, parts, device, ranks)
         exit_code.on_held()  # by rank 0, and the folder is the same one for all
+        accelerator = build_accelerator(plan, wiring.engine_settings(config), parts.folder.root)
         run = prepare(config, parts, plan, accelerator.device, ranks)
         if run is None:
             return EXIT_DONE
@@ -135,13 +162,16 @@ class Parts:
     new_word: str
 
 
-def open_parts(config: Config, typed: frozenset[str], launch: Launch) -> Parts:
-    """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read."""
+def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ranks) -> Parts:
+    """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read.
+
+    A model that has to be downloaded is downloaded by one process.
+    """
     from trainer import wiring
     from trainer.engine import find_cluster
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
-    from trainer.model.source import open_model, quiet_libraries
+    from trainer.model.source import fetch_model, open_model, quiet_libraries
     from trainer.run.output_dir import open_output_dir
 
     quiet_libraries()
@@ -151,33 +181,38 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch) -> Parts:
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
     wiring.refuse_before_fetching(config, typed, find_cluster(launch), launch, checkpoint)
-    source = open_model(config.model_id)
+    fetch = partial(fetch_model, config.model_id)
+    ranks.once_per_machine("fetching the model", fetch, limit_seconds=DOWNLOAD_SECONDS)
+    source = open_model(config.model_id, fetched=True)
     if start is not None:
         source = start_from(source, start)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word)
 
 
-def plan_and_meet(config: Config, typed: frozenset[str], launch: Launch, parts: Parts) -> tuple[Plan, Accelerator]:
-    """Lay the run out on the hardware found here, and join the other processes as the plan says."""
+def plan_together(
+    config: Config, typed: frozenset[str], launch: Launch, parts: Parts, device: torch.device, ranks: Ranks
+) -> Plan:
+    """Lay the run out on the hardware that all processes have, and compare what they must have in common."""
     from trainer import wiring
-    from trainer.engine import build_accelerator, find_cluster
+    from trainer.engine import check_free_memory, find_cluster
+    from trainer.plan.strategies import common_cluster
 
-    cluster = find_cluster(launch, compiler=config.compile != "0")
-    if cluster.unused_gpu and launch.rank == 0:
-        print(f"warning: this run is on the CPU. {cluster.unused_gpu}", flush=True)
-    plan = wiring.plan_of(config, typed, cluster, launch, parts.source, parts.checkpoint)
-    return plan, build_accelerator(plan, wiring.engine_settings(config), parts.folder.root)
-
-
-def agree(config: Config, parts: Parts, plan: Plan, ranks: Ranks) -> None:
-    """Compare what all processes must have in common, and show the plan."""
     step = 0 if parts.checkpoint is None else parts.checkpoint.step
-    ranks.check_equal(flags=config.to_dict(), plan=plan.to_dict(), checkpoint=step)
+    ranks.check_equal(checkpoint=step)
+    found = find_cluster(launch, compiler=config.compile != "0")
+    ranks.wait("looking at the hardware")
+    cluster = common_cluster(ranks.gather(found))
+    if cluster.unused_gpu:
+        ranks.say(f"warning: this run is on the CPU. {cluster.unused_gpu}")
+    plan = wiring.plan_of(config, typed, cluster, launch, parts.source, parts.checkpoint)
+    ranks.check_equal(plan=plan.to_dict())
     ranks.check_shared(output_dir=parts.folder.root, cache_dir=Path(config.cache_dir))
     ranks.say(plan.describe())
+    check_free_memory(plan, device, ranks)
     if parts.new_word:
         ranks.say(parts.new_word)
+    return plan
 
 
 def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:

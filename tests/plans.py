@@ -33,8 +33,9 @@ def plan_for(
     base_bits: int | None = None,
     compiled: bool = False,
     selection: Selection = EVERYTHING,
+    on_gpu: bool = False,
 ) -> Plan:
-    """A plan with exactly this layout, for the debug model on CPUs."""
+    """A plan with exactly this layout, for the debug model, on CPUs unless it is said."""
     workload = Workload(
         segment_frames=100,
         selection=selection,
@@ -47,7 +48,7 @@ def plan_for(
         strategy=strategy,  # type: ignore[arg-type]
         nodes=nodes,
         world_size=world_size,
-        on_gpu=False,
+        on_gpu=on_gpu,
         mixed_precision=precision,  # type: ignore[arg-type]
         micro_batch=micro_batch,
         accumulation=accumulation,

@@ -95,7 +95,7 @@ def test_without_a_compiler_nothing_is_selective() -> None:
 
 
 def test_zero3_is_never_compiled() -> None:
-    for gib in (18, 20, 24, 40, 80):
+    for gib in (19, 20, 24, 40, 80):
         made = plan(gpus(4, gib), "large", "--strategy", "zero3")
         assert not made.compiled and made.gradient_checkpointing in (False, True)
         assert plan(gpus(4, gib), "large", "--strategy", "fsdp").compiled

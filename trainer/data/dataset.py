@@ -115,6 +115,8 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     texts = _texts(settings, train)
     captions = [*_captions(settings, train), *_captions(settings, held_out)]
     text = _text(settings, source, device, peers, captions, texts or ())
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks of the sizes that encoding needs, which no training step would reuse
     return Dataset(
         train=_examples(settings, source, train, text, texts),
         validation=_examples(settings, source, held_out, text) if _count(held_out) else None,

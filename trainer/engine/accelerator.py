@@ -8,14 +8,11 @@ and say nothing. `_check_matches_plan`, Engine._check_shards and tests/ranks/tes
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DeepSpeedPlugin,
@@ -28,15 +25,13 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from trainer.engine.compiled import compiles
+from trainer.engine.hardware import own_device
+from trainer.engine.meeting import BACKEND, meet
 from trainer.engine.settings import EngineSettings
-from trainer.engine.torch_build import why_gpus_are_unused
-from trainer.errors import ConfigError, PeerLostError
-from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
-from trainer.plan.launcher import START, Launch
+from trainer.errors import ConfigError
+from trainer.plan.launcher import START, read_launch
 from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan.plan import Plan
-from trainer.plan.strategies import Cluster
 from trainer.run.output_dir import OutputDir
 
 # The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
@@ -51,55 +46,19 @@ DISTRIBUTED_TYPE = {
 }
 
 
-def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
-    """The hardware that this process was started on, as the plan needs it.
-
-    compiler  whether to find out if torch.compile works here, which takes seconds; if not, `compiles` is False
-
-    Raises ConfigError where a machine has more processes than GPUs.
-    """
-    cuda = torch.cuda.is_available()
-    host = host_memory_bytes()
-    if cuda and launch.local_world_size > torch.cuda.device_count():
-        raise ConfigError(
-            f"{launch.local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s): one process"
-            f" needs one GPU; {START}"
-        )
-    return Cluster(
-        nodes=launch.nodes,
-        gpus_per_node=launch.local_world_size,
-        device="cuda" if cuda else "cpu",
-        gpu_memory_bytes=torch.cuda.get_device_properties(launch.local_rank).total_memory
-        if cuda
-        else bytes_of_a_process(host, launch.local_world_size),
-        host_memory_bytes=host,
-        supports_bf16=cuda and torch.cuda.is_bf16_supported(),
-        compiles=cuda and compiler and compiles(torch.device("cuda", launch.local_rank)),
-        unused_gpu="" if cuda or launch.use_cpu else why_gpus_are_unused(),
-    )
-
-
 def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accelerator:
-    """Join the other processes and build the plan's Accelerator.
+    """The plan's Accelerator, on the process group that `meet` made, which is made here where it is not there yet.
 
     root  the folder where TensorBoard's files go
 
     Raises ConfigError where Accelerate made something else of the plan: another number of processes, or another
-    strategy; PeerLostError where the other processes do not come.
+    strategy; and what `meet` raises.
     """
     logging: dict[str, Any] = {"log_with": list(settings.trackers) or None, "project_dir": str(root)}
     if plan.strategy != "single":
-        _complete_environment()
+        meet(own_device(read_launch(os.environ)), settings.timeout_minutes)
     build = {"single": _single, "ddp": _ddp, "zero2": _zero, "zero3": _zero, "fsdp": _fsdp, "hsdp": _fsdp}
-    try:
-        accelerator = build[plan.strategy](plan, settings, logging)
-    except dist.DistError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise PeerLostError(
-            f"the {plan.world_size} processes of the run did not meet within {settings.timeout_minutes:g} minutes"
-            f" (--timeout_minutes): {reason}. All need the same number of processes, address and port, and the same"
-            " flags"
-        ) from error
+    accelerator = build[plan.strategy](plan, settings, logging)
     _check_matches_plan(accelerator, plan)
     return accelerator
 
@@ -139,10 +98,7 @@ def _single(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Ac
 
 
 def _ddp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
-    handlers = [
-        InitProcessGroupKwargs(timeout=_timeout(settings)),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-    ]
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     return Accelerator(mixed_precision=plan.mixed_precision, cpu=_on_cpu(), kwargs_handlers=handlers, **logging)
 
 
@@ -151,7 +107,7 @@ def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
         # Accelerate (1.x) enables FSDP for GPUs only, and on CPUs silently falls back to DDP. These lines let the same
         # code run on gloo. They reach into its shared state: tests/ranks/test_traps.py fails when a new accelerate
         # changes what they rely on, or no longer needs them.
-        PartialState(cpu=True, timeout=_timeout(settings))
+        PartialState(cpu=True)
         PartialState._shared_state.update(distributed_type=DistributedType.MULTI_GPU, device=torch.device("cpu"))
     half = torch.bfloat16 if plan.mixed_precision == "bf16" else None
     plugin = FullyShardedDataParallelPlugin(
@@ -172,7 +128,6 @@ def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
         mixed_precision=plan.mixed_precision,
         fsdp_plugin=plugin,
         parallelism_config=mesh,
-        kwargs_handlers=[] if _on_cpu() else [InitProcessGroupKwargs(timeout=_timeout(settings))],
         **logging,
     )
 
@@ -180,7 +135,7 @@ def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
 def _zero(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Accelerator:
     import deepspeed.ops  # here, because it takes seconds that the other strategies need not wait
 
-    backend = "gloo" if _on_cpu() else "nccl"
+    backend = BACKEND["cpu" if _on_cpu() else "cuda"]
     if _on_cpu():
         # At the first start DeepSpeed would compile an operation for shared memory, which only inference uses. A
         # process that is killed meanwhile leaves a lock file behind, and every later start waits for it without end.
@@ -191,7 +146,8 @@ def _zero(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
     accelerator = Accelerator(
         gradient_accumulation_steps=plan.accumulation,  # obeyed from the next line alone; another number is warned of
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero_config(plan, settings.max_grad_norm)),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_timeout(settings))],
+        # Where there is no GPU, Accelerate would otherwise take this process for the only one.
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
         **logging,
     )
     # Under ZeRO-3 the plugin makes transformers build every later model partitioned, and EnCodec's weight norm does not
@@ -226,7 +182,9 @@ def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
-        "bf16": {"enabled": plan.mixed_precision == "bf16"},
+        # Without the check, a step whose gradients are not finite would be applied. It is off by default before
+        # DeepSpeed 0.19.8.
+        "bf16": {"enabled": plan.mixed_precision == "bf16", "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
@@ -248,29 +206,6 @@ def _check_matches_plan(accelerator: Accelerator, plan: Plan) -> None:
             f"the plan says {plan.strategy}, but Accelerate made {accelerator.distributed_type} of it: {START}, with"
             " the tested versions of constraints.txt"
         )
-
-
-def _complete_environment() -> None:
-    """Without a launcher, make this process a group of one: for strategies that need a process group."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    elif dist.is_available() and not dist.is_initialized():
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-
-
-def _timeout(settings: EngineSettings) -> timedelta:
-    """How long a collective may wait."""
-    return timedelta(minutes=settings.timeout_minutes)
 
 
 def _on_cpu() -> bool:

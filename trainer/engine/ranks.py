@@ -6,6 +6,7 @@ times out on none. How failures are noticed is in trainer/engine/peer_watch.py.
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 import time
@@ -69,15 +70,37 @@ class Ranks:
         if self.is_first:
             print(text, flush=True)
 
-    def wait(self, what: str) -> None:
-        """Return once every rank has called this with the same `what`, however long it takes, while all are alive."""
+    def wait(self, what: str, *, limit_seconds: float = math.inf) -> None:
+        """Return once every rank has called this with the same `what`, however long it takes, while all are alive.
+
+        Raises PeerLostError where they have not after `limit_seconds`.
+        """
         if self._store is None:
             return
         count = self._waits[what] = self._waits.get(what, 0) + 1
         key = f"trainer/wait/{what}/{count}"
         self._store.add(key, 1)
-        while self._store.add(key, 0) < self.world_size:
+        since = time.monotonic()
+        while (there := self._store.add(key, 0)) < self.world_size:
+            if time.monotonic() - since > limit_seconds:
+                raise PeerLostError(
+                    f"{self.world_size - there} of {self.world_size} processes were not done with {what} after"
+                    f" {limit_seconds / 3600:.1f} hours. {RESUME_ADVICE}"
+                )
             time.sleep(POLL_SECONDS)
+
+    def once_per_machine(self, what: str, action: Callable[[], object], *, limit_seconds: float) -> None:
+        """Do it on rank 0, then on the first rank of each other machine; returns on every rank once all have.
+
+        For what the processes of a machine need once, and machines that share a folder once for all of them. Raises
+        PeerLostError where one turn takes longer than `limit_seconds`.
+        """
+        hosts = self.gather(socket.gethostname())
+        first_here = hosts.index(hosts[self.rank]) == self.rank
+        for turn in (self.is_first, first_here and not self.is_first):
+            if turn:
+                action()
+            self.wait(what, limit_seconds=limit_seconds)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in the order of the ranks. For small values.

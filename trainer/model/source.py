@@ -129,16 +129,27 @@ class Source:
         return fingerprint(self.weights, TEXT_ENCODER, also=str(probe))
 
 
-def open_model(model_id: str) -> Source:
+def fetch_model(model_id: str) -> None:
+    """Have a model of the hub in the local cache, whole. Does nothing for debug and for a local folder.
+
+    Raises ModelError where it cannot be fetched.
+    """
+    if model_id != "debug":
+        _folder_of(model_id)
+
+
+def open_model(model_id: str, *, fetched: bool = False) -> Source:
     """The model that `--model_id` names. A hub id is downloaded unless it is in the local cache.
 
     model_id  debug, a short name as `small`, a hub id, or a local folder
+    fetched   whether fetch_model was called for it on this machine; then the hub is not asked again, which matters
+              where hundreds of processes would
 
     Raises ModelError where there is none, where it is no MusicGen, and for melody and stereo models.
     """
     if model_id == "debug":
         return source_of(build_debug_model(), name="debug")
-    folder = _folder_of(model_id)
+    folder = _folder_of(model_id, fetched=fetched)
     config = _config_of(folder, model_id)
     _require_processor(folder, model_id)
     return Source(
@@ -210,7 +221,7 @@ def _assign(module: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -
         parameter.requires_grad_(True)
 
 
-def _folder_of(model_id: str) -> Path:
+def _folder_of(model_id: str, *, fetched: bool = False) -> Path:
     try:
         folder = model_folder(model_id)
     except ModelError as error:
@@ -222,7 +233,7 @@ def _folder_of(model_id: str) -> Path:
     shape = published(model_id)
     if shape is not None:  # known by its name, before gigabytes are fetched
         _refuse_untrained(model_id, shape)
-    return _download(hub_id_of(model_id) or model_id, model_id)
+    return _download(hub_id_of(model_id) or model_id, model_id, fetched=fetched)
 
 
 def _refuse_untrained(model_id: str, shape: Shape) -> None:
@@ -231,14 +242,14 @@ def _refuse_untrained(model_id: str, shape: Shape) -> None:
         raise ModelError(f"--model_id {model_id}: {reason}")
 
 
-def _download(hub_id: str, model_id: str) -> Path:
+def _download(hub_id: str, model_id: str, *, fetched: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-        if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), local_files_only=fetched))
+        if not fetched and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
         return folder
     except HFValidationError as error:

@@ -13,12 +13,11 @@ from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
-from trainer.plan.strategies import Cluster
+from trainer.plan.strategies import BF16_CAPABILITY, Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, why_not_trained
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and no flag describes one
-BF16_CAPABILITY = 8.0  # the least compute capability with bf16: Ampere
 QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
 
 
@@ -123,7 +122,7 @@ def cluster_of_listing(listing: str) -> Cluster | None:
     """The cluster in nvidia-smi's lines of memory in MiB and compute capability: "81559, 9.0"."""
     rows = [line.split(",") for line in listing.splitlines() if line.strip()]
     try:
-        gpus = [(int(memory) * 2**20, float(capability)) for memory, capability in rows]
+        gpus = [(int(memory) * 2**20, tuple(map(int, capability.split(".")))) for memory, capability in rows]
     except ValueError:  # "[N/A]", where a driver cannot tell
         return None
     if not gpus:

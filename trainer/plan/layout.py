@@ -64,6 +64,19 @@ class Layout:
         return self.world_size // self.nodes if self.strategy == "hsdp" else self.world_size
 
     @property
+    def communicators(self) -> int:
+        """How many groups of processes NCCL connects, each of which takes memory on every GPU.
+
+        DeepSpeed makes a second group of all processes, and so does Accelerate under hsdp on several nodes, besides
+        those that shard and those that replicate. tests/ranks/test_meeting.py counts the groups of each strategy.
+        """
+        if not self.on_gpu or self.world_size == 1:
+            return 0
+        if self.strategy in ("zero2", "zero3"):
+            return 2
+        return 4 if self.strategy == "hsdp" and self.nodes > 1 else 1
+
+    @property
     def autocast(self) -> bool:
         """Whether torch.autocast casts float32 weights for each product; the sharded strategies cast the weights."""
         return self.strategy in ("single", "ddp") and self.mixed_precision != "no"

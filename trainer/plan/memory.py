@@ -30,9 +30,12 @@ ZERO_BUCKET_ELEMENTS = 50_000_000
 ZERO_BUCKETS = 2
 GATHERED_LAYERS = 2  # which full sharding holds whole at once: the layer at work, and the next, fetched ahead
 
-# What CUDA, cuBLAS and NCCL hold outside PyTorch, and the share of its own memory that PyTorch's allocator loses to
+# What CUDA and cuBLAS hold outside PyTorch, and the share of its own memory that PyTorch's allocator loses to
 # fragmentation. Both are assumed, not measured: on the safe side of what is commonly seen.
 CONTEXT_BYTES = GIB
+# What NCCL holds for each communicator. Reports from machines with 8 GPUs and NVLink tell of 1.06 GB with one
+# (NVIDIA/nccl#1685), 1.6 GB with one and 6 GB with three or more (NVIDIA/nccl#864).
+COMMUNICATOR_BYTES = GIB
 FRAGMENTATION = 0.06
 
 # Encoding passes at most 4 views of 10 s at 32 kHz through EnCodec at once, in float32. Its first layers hold about 5
@@ -49,7 +52,7 @@ class Memory:
     optimizer    moments, the moving average of the weights, and under zero2 and zero3 the float32 master weights
     buffers      copies that a strategy works with: casts, buckets, gathered layers
     activations  of one micro-batch of the longest clips, with its logits
-    reserve      CUDA's own memory and the allocator's losses; 0 on a CPU
+    reserve      CUDA's and NCCL's own memory, and the allocator's losses; 0 on a CPU
     checkpoint   the copy from which a checkpoint is written, where the device's memory is the host's; 0 on a GPU
     codec        EnCodec, T5 and their largest pass while encoding, when none of the parts above is there yet
     host         what offloading puts into host memory instead
@@ -121,18 +124,28 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     weights += FLOAT32 * counts.text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
     allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec)
+    outside = CONTEXT_BYTES + COMMUNICATOR_BYTES * layout.communicators
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buffers=buffers,
         activations=activations,
-        reserve=round(CONTEXT_BYTES + FRAGMENTATION * allocated) if layout.on_gpu else 0,
+        reserve=round(outside + FRAGMENTATION * allocated) if layout.on_gpu else 0,
         codec=codec,
         host=host,
         reused=reused,
         checkpoint=0 if layout.on_gpu else _checkpoint_copy(layout, counts),
     )
+
+
+def bytes_to_be_free(memory: Memory, layout: Layout) -> int:
+    """What a process's GPU must have free when it has met the others, before it has allocated anything.
+
+    By then CUDA holds its own memory, and NCCL that of the first communicator.
+    """
+    held = CONTEXT_BYTES + (COMMUNICATOR_BYTES if layout.communicators else 0)
+    return memory.total - held
 
 
 def gathered_parameters(shape: Shape) -> int:

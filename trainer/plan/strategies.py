@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainer.errors import ConfigError
@@ -17,6 +18,8 @@ DEEPSPEED: tuple[Strategy, ...] = ("zero2", "zero3")  # they run by DeepSpeed, a
 FP16: tuple[Strategy, ...] = ("single", "ddp")
 EIGHT_BIT: tuple[Strategy, ...] = ("single", "ddp")
 QUANTIZED: tuple[Strategy, ...] = ("single", "ddp")
+# The least compute capability of a GPU that computes in bf16: Ampere. Older ones emulate it, slower than float32.
+BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,27 @@ class Cluster:
     @property
     def world_size(self) -> int:
         return self.nodes * self.gpus_per_node
+
+
+def common_cluster(found: Sequence[Cluster]) -> Cluster:
+    """What all processes have, of the hardware that each of them found: the least memory, and what works on every one.
+
+    GPUs of one model differ by some bytes, and a machine may lack a compiler. All processes need one plan.
+    """
+    return replace(
+        found[0],
+        gpu_memory_bytes=_least([cluster.gpu_memory_bytes for cluster in found]),
+        host_memory_bytes=_least([cluster.host_memory_bytes for cluster in found]),
+        supports_bf16=all(cluster.supports_bf16 for cluster in found),
+        compiles=all(cluster.compiles for cluster in found),
+        unused_gpu=next((cluster.unused_gpu for cluster in found if cluster.unused_gpu), ""),
+    )
+
+
+def _least(sizes: Sequence[int | None]) -> int | None:
+    """The smallest of the sizes; None where one of them is unknown."""
+    known = [size for size in sizes if size is not None]
+    return min(known) if len(known) == len(sizes) else None
 
 
 @dataclass(frozen=True, kw_only=True)
