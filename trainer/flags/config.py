@@ -204,7 +204,7 @@ class Config:
     ] = "auto"
     timeout_minutes: Annotated[
         float,
-        hardware("Minutes that a process may be silent, or a collective wait, before the run ends.", above=0),
+        hardware("Minutes that a process may be silent before the run ends; a collective may wait 2 more.", above=0),
     ] = 10.0
     dry_run: Annotated[
         bool, hardware("Print the plan for this run and stop; no GPU is touched and the dataset is not read.")
