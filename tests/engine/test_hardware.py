@@ -16,6 +16,7 @@ import torch
 from launch import allocator_settings
 from tests.plans import plan_for
 from trainer.engine import Ranks, check_free_memory, find_cluster, own_device
+from trainer.engine.accelerator import zero_config
 from trainer.engine.free_memory import holders_in_words
 from trainer.engine.meeting import Place, check_places
 from trainer.errors import ConfigError, MemoryShortError
@@ -158,6 +159,10 @@ def test_what_holds_a_gpu_is_told_without_this_process() -> None:
     assert "does not list" in holders_in_words("", 17)
     many = "".join(f"{number}, python, 1024\n" for number in range(20, 27))
     assert holders_in_words(many, 17).endswith("and 3 more")
+
+
+def test_deepspeed_is_asked_to_skip_steps_that_are_not_finite() -> None:
+    assert zero_config(plan_for("zero2", precision="bf16"), 1.0)["bf16"]["check_grad_overflow"] is True
 
 
 def test_the_allocator_lets_its_blocks_grow_unless_the_user_or_wsl_forbids_it() -> None:

@@ -37,13 +37,10 @@ class Groups:
         (self.folder / f"groups-{engine.ranks.rank}").write_text("\n".join(found))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("strategy", "ranks", "nodes"),
-    [
-        ("zero2", 2, 1),
-        *(pytest.param(name, 2, 1, marks=pytest.mark.full) for name in ("ddp", "zero3", "fsdp", "hsdp")),
-        pytest.param("hsdp", 4, 2, marks=pytest.mark.full),
-    ],
+    [*((name, 2, 1) for name in ("ddp", "zero2", "zero3", "fsdp", "hsdp")), ("hsdp", 4, 2)],
 )
 def test_every_group_is_planned_for_and_waits_longer_than_a_silent_rank_may(strategy, ranks, nodes, tmp_path):
     run_ranks(ranks, steps, strategy, 1, count=1, nodes=nodes, watch=Groups(tmp_path))
@@ -66,6 +63,7 @@ def met(card: str | None) -> str:
     return "met"
 
 
+@pytest.mark.full  # tests/engine/test_hardware.py has the same without processes
 def test_two_ranks_with_one_gpu_are_refused_when_they_meet():
     for message in run_ranks(2, met, "GPU-7"):
         assert message.startswith("ConfigError: ranks 0 and 1 on ") and "the same GPU (GPU-7)" in message

@@ -24,7 +24,7 @@ class EngineSettings:
     max_grad_norm    gradients of a larger norm are scaled down to it
     ema_decay        fraction of itself that the moving average of the weights keeps at each step; None for no average
     base_bits        bits of the frozen linear layers of the decoder's layers; None for the compute precision
-    timeout_minutes  how long a process may be silent, or a collective may wait, before the run ends
+    timeout_minutes  how long a process may be silent before the run ends; a collective may wait 2 minutes more
     trackers         which of wandb and tensorboard get the run's reports
     tracker_project  the project under which they file the run
     """
