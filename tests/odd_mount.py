@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -134,6 +135,7 @@ def _library() -> Path:
     if os.uname().sysname != "Linux" or shutil.which("cc") is None:
         pytest.skip("NOTHING SHOWS what odd file systems do: that takes Linux and a C compiler")
     folder = Path(tempfile.mkdtemp(prefix="odd-mount-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "odd.c").write_text(SOURCE)
     build = ["cc", "-shared", "-fPIC", "-O1", "-o", str(folder / "odd.so"), str(folder / "odd.c"), "-ldl"]
     subprocess.run(build, check=True, capture_output=True, timeout=60)
