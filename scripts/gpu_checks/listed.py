@@ -10,6 +10,7 @@ RANKS = "tests/gpu/test_ranks_on_one_card.py"
 RUNS = "tests/gpu/test_whole_runs.py"
 WORLDS = "tests/gpu/test_fake_worlds.py"
 SPEED = "tests/gpu/test_speed.py"
+START = "tests/gpu/test_start.py"
 PRECISIONS = "tests/gpu/test_precisions.py"
 
 RESUMED = f"{BITS}::test_a_resumed_run_goes_on_bit_for_bit"
@@ -98,6 +99,16 @@ CHECKS: tuple[Check, ...] = (
     ),
     *(
         Check(
+            name=f"in CUDA: {'one killed, the other told to stop' if lost else 'both told to stop'}",
+            claim="main threads wait in CUDA; each process ends in time with a message and the right exit_code",
+            test=f"{RUNS}::test_ranks_that_wait_in_cuda_end_before_the_launcher_kills[{lost}]",
+            usual_seconds=80,
+            gib=5,
+        )
+        for lost in (True, False)
+    ),
+    *(
+        Check(
             name=f"a stop: SIGTERM to rank {rank}",
             claim="both ranks save after the same step and end with 75; one process continues with the same losses",
             test=f"{TOLD}[{rank}]",
@@ -116,6 +127,51 @@ CHECKS: tuple[Check, ...] = (
             needs=("deepspeed",) if strategy == "zero2" else (),
         )
         for strategy in ("fsdp", "zero2")
+    ),
+    *(
+        Check(
+            name=f"a step with NaN: {strategy} bf16",
+            claim="gradients that are NaN on one rank change no weight and no moment on any",
+            test=f"{START}::test_a_bf16_step_with_nan_gradients_on_one_rank_changes_nothing_on_any[{strategy}]",
+            usual_seconds=40,
+            gib=5,
+            needs=("deepspeed",),
+        )
+        for strategy in ("zero2", "zero3")
+    ),
+    Check(
+        name="one GPU shown to each process",
+        claim="it is taken, whatever the local rank; two processes with the same GPU are refused",
+        test=f"{START}::test_a_process_that_is_shown_one_gpu_takes_it_and_two_with_the_same_one_are_refused",
+        usual_seconds=45,
+        gib=3,
+    ),
+    Check(
+        name="a GPU that is hidden",
+        claim="one warning names the cause; a real model is refused before anything is fetched",
+        test=f"{START}::test_a_gpu_that_is_hidden_is_warned_of_and_a_real_model_is_refused",
+        usual_seconds=45,
+        gib=0,
+    ),
+    *(
+        Check(
+            name=f"groups: {strategy} {ranks} ranks",
+            claim="as many as planned, with 2 minutes more than --timeout_minutes, in the memory that the plan leaves",
+            test=f"{START}::test_groups_and_their_memory_are_those_of_the_plan[{strategy}-{ranks}-{nodes}]",
+            usual_seconds=35 + 5 * ranks,
+            gib=2.5 * ranks,
+            alone=True,
+            needs=("deepspeed",) if strategy.startswith("zero") else (),
+        )
+        for strategy, ranks, nodes in (("fsdp", 2, 1), ("zero2", 2, 1), ("zero3", 2, 1), ("hsdp", 4, 2))
+    ),
+    Check(
+        name="a GPU that another process fills",
+        claim="the run is refused with what holds the memory",
+        test=f"{START}::test_a_card_that_another_process_fills_is_refused_by_name",
+        usual_seconds=40,
+        gib=4,
+        alone=True,
     ),
     *(_equal(f"{strategy} 2 ranks bf16") for strategy in ("fsdp", "ddp")),
     *(_equal(f"{strategy} 2 ranks bf16", "deepspeed") for strategy in ("zero2", "zero3")),
@@ -171,6 +227,13 @@ CHECKS: tuple[Check, ...] = (
         usual_seconds=70,
         gib=75,
         alone=True,
+    ),
+    Check(
+        name="allocator",
+        claim="with blocks that may grow, clips of many lengths lose at most the 6 % that the plan assumes",
+        test=f"{START}::test_blocks_that_may_grow_lose_less_memory_to_lengths",
+        usual_seconds=90,
+        gib=30,
     ),
     *(
         Check(

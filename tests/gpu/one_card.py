@@ -51,9 +51,13 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, **
     return [value for _, value in results]
 
 
-def start(folder: Path, *flags: str, world_size: int = 2) -> RankProcesses:
+def start(
+    folder: Path, *flags: str, world_size: int = 2, change: Callable[[], None] | None = None
+) -> RankProcesses:
     """A run of launch.py in `folder`, started (see tests/ranks/launches.py)."""
-    return launches.start(folder, *flags, world_size=world_size, environments=environments(world_size))
+    return launches.start(
+        folder, *flags, world_size=world_size, change=change, environments=environments(world_size)
+    )
 
 
 def backend() -> str:

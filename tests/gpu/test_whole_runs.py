@@ -5,11 +5,13 @@ Without a GPU the same runs over gloo. Figures say how long it took until the ot
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.gpu.one_card import backend, most, say_figure, start
 from tests.ranks.launches import ends, send, steps_reported, wait_until, with_the_cache_of
@@ -19,6 +21,7 @@ from trainer.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME
 from trainer.run.checkpoint import complete_checkpoints
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 STEPS = 12
 # Float32, so that strategies and numbers of ranks differ by rounding alone.
 FLAGS = ("--mixed_precision", "no", "--max_steps", str(STEPS))
@@ -110,6 +113,52 @@ def test_a_lost_rank_ends_the_other_in_time_with_a_message(number: str, lost: in
     assert seconds <= 60 * TIMEOUT_MINUTES + 15, output
     assert "rank" in last and "Traceback" not in output, output
     assert exit_code(tmp_path) == EXIT_FAILED
+
+
+def waiting_in_cuda_at_step_3() -> None:
+    """All main threads wait in CUDA, where nothing raises and no handler of a signal runs."""
+    from trainer.training import loop
+
+    step_of_loop = loop._step
+
+    def at_step_3(run, engine, saver, work, requests):
+        if work.step == 2:
+            engine.ranks.steps_begun = 3
+            torch.cuda._sleep(10**13)  # cycles: more than an hour
+            Path(f"rank-{engine.ranks.rank}-waits").touch()
+            torch.cuda.synchronize()
+        return step_of_loop(run, engine, saver, work, requests)
+
+    loop._step = at_step_3
+
+
+def waiting_in_cuda_under_torchrun() -> None:
+    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "16"}
+    waiting_in_cuda_at_step_3()
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("lost", [False, True])
+def test_ranks_that_wait_in_cuda_end_before_the_launcher_kills(lost: bool, whole: Path, tmp_path: Path) -> None:
+    """`lost`: one is killed and the other is told to stop, as torchrun does; else both are told to."""
+    with_the_cache_of(whole, tmp_path)
+    change = waiting_in_cuda_at_step_3 if lost else waiting_in_cuda_under_torchrun
+    running = start(tmp_path, *FLAGS, "--strategy", "ddp", change=change)
+    wait_until(running, lambda: len(list(tmp_path.glob("rank-*-waits"))) == 2, 240)
+    send(running, 1, signal.SIGKILL if lost else signal.SIGTERM)
+    send(running, 0, signal.SIGTERM)
+    since = time.monotonic()
+    running.processes[0].join(40)
+    seconds, ended = time.monotonic() - since, running.processes[0].exitcode is not None
+    for process in running.processes:
+        process.kill()
+    running.results(10)
+    output = (tmp_path / "rank-0.log").read_text()
+    last = output.split("error: ")[-1]
+    say_figure(f"rank 0 ended after {seconds:.1f} s: {' '.join(last.split())[:200]}")
+    assert ended and seconds <= 25, output
+    assert exit_code(tmp_path) == (EXIT_FAILED if lost else EXIT_RESUME), output
+    assert ("no sign of life" if lost else "main thread") in output, output
 
 
 def test_checkpoints_of_two_ranks_are_the_values_of_one_process(whole: Path, tmp_path: Path) -> None:
