@@ -88,6 +88,7 @@ def start(config: Config, typed: frozenset[str], console: Console) -> int:
         launch = replace(launch, use_cpu=True)
     if launch.use_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, DeepSpeed and Accelerate each look for GPUs
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # by it Accelerate would take MULTI_CPU, whatever the plan says
     os.environ |= allocator_settings(os.environ, platform.release())
     if launch.restarts:
         from trainer.engine.restarts import use_new_store

@@ -102,6 +102,10 @@ def by_file(name: str) -> tuple[str, ...]:
             (*TORCHRUN, "--nproc_per_node", "2", "--standalone"), "zero2", 2, id="torchrun", marks=pytest.mark.full
         ),
         pytest.param(
+            ("env", "ACCELERATE_USE_CPU=true", *TORCHRUN, "--nproc_per_node", "2", "--standalone"),
+            "zero2", 2, id="torchrun on the CPU", marks=pytest.mark.full,
+        ),
+        pytest.param(
             (*OLD_LAUNCHER, "--nproc_per_node", "2", "--master_port", "FREE_PORT"),
             "zero2", 2, id="torch.distributed.launch", marks=pytest.mark.full,
         ),

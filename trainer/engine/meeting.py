@@ -96,7 +96,7 @@ def check_places(places: Sequence[Place]) -> None:
             f"{len(without)} of {len(places)} processes find no GPU that torch can use (the first is rank {without[0]};"
             f" on {', '.join(hosts)}), the others do. There, `nvidia-smi` and `python -c 'import torch;"
             " torch.zeros(1).cuda()'` show why; or leave those machines out; or use no GPU anywhere, with"
-            " ACCELERATE_USE_CPU=true"
+            " --device cpu"
         )
     seen: dict[tuple[str, str], int] = {}
     for rank, place in enumerate(places):
