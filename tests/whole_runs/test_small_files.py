@@ -124,6 +124,7 @@ DONE_WITHOUT: dict[str, Callable[[Path], None]] = {
     "models/tracker_id.txt": gets_another_id,
     "models/metrics.jsonl": reports_what_is_whole,
     "models/.told.json": reports_what_is_whole,
+    "models/log.txt": is_for_readers_alone,
     "models/plan.json": is_for_readers_alone,
     "models/dataset.csv": is_for_readers_alone,
     "models/*/README.md": is_for_readers_alone,
