@@ -117,7 +117,7 @@ def test_a_finished_run_says_so_and_writes_nothing(undisturbed):
     assert f"already complete: {STEPS} steps" in output
     after = {path: path.stat().st_mtime_ns for path in (undisturbed / "models").rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after[path]}
-    assert changed <= {"dataset.csv", "exit_code"}
+    assert changed <= {"dataset.csv", "exit_code", "log.txt"}
 
 
 def test_a_kill_while_exporting_is_made_good(tmp_path, undisturbed):
