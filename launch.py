@@ -231,7 +231,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         step = parts.checkpoint.step
         check_same_run(parts.checkpoint, identity, lambda report: fates.changed_since(report, data.fates))
         if step >= order.steps and parts.folder.finished_step() == step:
-            ranks.say(f"already complete: {step} steps, results in {parts.folder.root} (--epochs adds to them)")
+            more = "--epochs" if config.max_steps is None else "--max_steps"
+            ranks.say(f"already complete: {step} steps, results in {parts.folder.root} (a larger {more} adds to them)")
             return None
         ranks.say(f"resuming from {parts.checkpoint.folder}, step {step} of {order.steps}")
     elif parts.start is not None:

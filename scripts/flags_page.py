@@ -23,7 +23,8 @@ a flag that is given twice the last one counts. `--config FILE` (.yaml or .json)
 line wins over it. A flag that was typed either acts or is refused with the reason: none is ignored.
 
 Where a path can stand, `~`, `~user`, `$NAME` and `${NAME}` mean what they mean in a shell, in a file of flags too. A
-variable that is not set is refused; `$$` is a dollar sign, and `./~` a folder of that name.
+variable that is not set is refused, unless something of that name is there (a folder A$AP); `$$` is a dollar sign (in
+single quotes), and `./~` a folder named ~.
 """
 
 # The page of docs/ that says more about a flag.

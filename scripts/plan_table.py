@@ -37,8 +37,8 @@ A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **
 little are recomputed (selective checkpointing), for which torch.compile must work. **c**: all activations are
 recomputed (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
 with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
-a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for each communicator of
-NCCL (on several GPUs) and 6 % for the allocator's losses included.
+a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for each communicator of NCCL (on several GPUs) and 6 %
+for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU

@@ -232,6 +232,7 @@ def test_links_to_files_and_folders_are_followed_and_each_real_folder_searched_o
         **dict.fromkeys([*loops, *known, "nowhere"], "ignored"),
     }
     assert all("holds this one" in by_path[name].detail for name in loops)
+    assert by_path["nowhere"].detail.startswith("a link to missing, which is not there: connect its disk")
     assert all(f"the same folder as {first}," in by_path[name].detail for name, first in known.items())
 
 

@@ -334,13 +334,13 @@ def test_files_that_are_used_otherwise_than_in_a_report_are_named_and_no_others(
         Fate(path="other.wav", fate="silent"), Fate(path="notes.md", fate="ignored"),
     ]  # fmt: skip
     assert changed_since(tmp_path / "report.csv", now) == (
-        "files used otherwise than then: gone.wav: used then, not there now, loud.wav: used then, out of range now,"
-        " new.wav: not there then, used now, short.wav: too short then, used now,"
-        f" stale.wav: all 2.00 s {REREAD}"
+        "files used otherwise than then: gone.wav (used then, not there now), loud.wav (used then, out of range now),"
+        " new.wav (not there then, used now), short.wav (too short then, used now),"
+        f" stale.wav (all 2.00 s {REREAD})"
     )
     assert changed_since(tmp_path / "report.csv", then) == ""
     many = [Fate(path=f"{number:02}.wav", fate="used") for number in range(12)]
-    assert changed_since(tmp_path / "missing.csv", many).endswith("09.wav: not there then, used now and 2 more")
+    assert changed_since(tmp_path / "missing.csv", many).endswith("09.wav (not there then, used now) and 2 more")
 
 
 def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_any() -> None:

@@ -193,7 +193,8 @@ def test_a_run_starts_from_a_finished_one_and_resumes_without_it(finished_run: P
 
     shutil.rmtree(tmp_path / "first")
     former = final_state(tmp_path)
-    assert "already complete: 2 steps" in launch_here(tmp_path, *flags, "--max_steps", "2")
+    said = launch_here(tmp_path, *flags, "--max_steps", "2")
+    assert "already complete: 2 steps" in said and "a larger --max_steps adds to them" in said
     assert_bit_equal(final_state(tmp_path), former)
     said = launch_here(tmp_path, *flags, "--max_steps", "3")
     assert "resuming from" in said and "starting from" not in said and list(metrics(tmp_path)) == [1, 2, 3]

@@ -211,6 +211,18 @@ def test_what_no_folder_is_known_for_is_refused(tmp_path: Path, monkeypatch: pyt
     assert config_of("--output_dir=cash$$ 5$").output_dir == "cash$ 5$"
 
 
+def test_a_dollar_sign_in_the_name_of_what_is_there_is_no_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AP", raising=False)
+    folder = tmp_path / "A$AP"
+    folder.mkdir()
+    assert config_of(f"--output_dir={folder}").output_dir == str(folder)
+    assert "AP is not set" in refusal("--dataset", "music", f"--output_dir={folder}/new")
+    monkeypatch.setenv("AP", "x")
+    assert config_of(f"--output_dir={folder}").output_dir == str(tmp_path / "Ax")  # a variable that is set comes first
+
+
 def test_none_unsets_an_optional_flag() -> None:
     assert config_of("--max_steps", "none").max_steps is None
     assert "--epochs none cannot be used" in refusal("--dataset", "music", "--epochs", "none")

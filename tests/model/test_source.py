@@ -111,6 +111,7 @@ def test_an_unknown_name_is_told_so_and_then_what_the_hub_said(monkeypatch, tmp_
         hub.shutdown()
     words = ("no folder of this name here", "none of small, medium", "did you mean medium?", "404", "Not Found")
     assert all(word in str(caught.value) for word in words), caught.value
+    assert "Give one of these names" in str(caught.value) and "stereo" not in str(caught.value)  # which is refused
 
 
 @pytest.mark.parametrize("name", ["melody", "stereo-small", "facebook/musicgen-stereo-melody-large"])

@@ -90,8 +90,8 @@ def changed_since(report: Path, fates: Iterable[Fate]) -> str:
 def _change(path: str, then: tuple[str, str], now: tuple[str, str]) -> str:
     """What became of a file between two fates with their details, in words; "" where nothing is used otherwise."""
     if then[0] == now[0] == "used":
-        return f"{path}: {now[1]}" if REREAD in now[1] and REREAD not in then[1] else ""
-    return f"{path}: {then[0]} then, {now[0]} now" if "used" in (then[0], now[0]) else ""
+        return f"{path} ({now[1]})" if REREAD in now[1] and REREAD not in then[1] else ""
+    return f"{path} ({then[0]} then, {now[0]} now)" if "used" in (then[0], now[0]) else ""
 
 
 def _read_report(path: Path) -> dict[str, tuple[str, str]]:

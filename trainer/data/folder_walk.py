@@ -99,7 +99,7 @@ def _search(
                     detail = "a folder, searched like any other"
                     yield Fate(path=display(prefix + name), fate="not a file", detail=detail)
         folders[:] = keep
-        yield from _pair(prefix, sorted(names))
+        yield from _pair(parent, prefix, sorted(names))
     for error in unreadable:
         detail = f"folder not searched ({error.strerror}): check its rights"
         yield Fate(path=display(os.path.relpath(error.filename, root)), fate="unreadable", detail=detail)
@@ -110,8 +110,11 @@ def _holds(folder: str, other: str) -> bool:
     return os.path.commonpath([folder, other]) == folder
 
 
-def _pair(prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
-    """The .wav files of one folder with their captions, and the fates of its other files."""
+def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
+    """The .wav files of one folder with their captions, and the fates of its other files.
+
+    prefix  the folder's name below the root, with a slash behind it; "" for the root itself
+    """
     visible = [name for name in names if not _is_junk(name)]
     sounds = [name for name in visible if _suffix(name) == ".wav"]
     texts = [name for name in visible if _suffix(name) == ".txt"]
@@ -139,7 +142,8 @@ def _pair(prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
         elif suffix in OTHER_AUDIO:
             yield Fate(path=shown, fate="unsupported format", detail=f"{suffix}: convert it to .wav")
         elif suffix not in (".wav", ".txt"):
-            yield Fate(path=shown, fate="ignored", detail="neither .wav nor .txt")
+            lost = _leads_nowhere(os.path.join(folder, name))
+            yield Fate(path=shown, fate="ignored", detail=lost or "neither .wav nor .txt")
 
 
 def _captions(sounds: list[str], texts: list[str]) -> dict[str, str]:
@@ -158,6 +162,13 @@ def _captions(sounds: list[str], texts: list[str]) -> dict[str, str]:
         if caption:
             found[name] = caption
     return found
+
+
+def _leads_nowhere(path: str) -> str:
+    """What is said of a link to what is not there, as to a folder on a disk that is not connected; else ""."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"a link to {display(os.readlink(path))}, which is not there: connect its disk, or remove the link"
 
 
 def _placeholder(name: str) -> tuple[str, str]:

@@ -44,8 +44,8 @@ def message(captions: int) -> str:
         return ""
     what = "1 caption holds" if captions == 1 else f"{captions:,} captions hold"
     return (
-        f"{what} words that T5 does not know: it reads <unk> in their place, whatever they are. dataset.csv names them;"
-        " write such captions in English"
+        f"{what} words that T5 does not know: it reads <unk> in their place, whatever they are. dataset.csv in the"
+        " output folder names them; write such captions in English"
     )
 
 

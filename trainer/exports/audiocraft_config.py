@@ -197,6 +197,7 @@ def config_beside(config: MusicgenConfig, *, text_encoder_name: str) -> str:
     text_encoder_name  as for `lm_config`
     """
     named: Any = copy.deepcopy(config)
+    named._name_or_path = ""  # the folder on this machine from which the model was read
     named.text_encoder._name_or_path = text_encoder_name
     named.audio_encoder._name_or_path = CODEC_NAME
     return str(named.to_json_string(use_diff=False))

@@ -17,10 +17,11 @@ VARIABLE = re.compile(r"\$(?:\$|(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[
 def expanded(text: str) -> str:
     """The path that `text` means: ~/x and ~user/x, then $NAME and ${NAME}; $$ is a dollar sign.
 
-    ./~ is a folder named ~. Text without them is returned as it is.
+    ./~ is a folder named ~. Text without them is returned as it is, and so is the path of something that is there where
+    a variable in it is not set: a folder may be named A$AP.
 
-    Raises ConfigError for a variable that is not set and for an unknown user: where a shell would put nothing, or leave
-    the name, a run would write into a folder that nobody meant.
+    Raises ConfigError for another variable that is not set and for an unknown user: where a shell would put nothing, or
+    leave the name, a run would write into a folder that nobody meant.
     """
     home = os.path.expanduser(text) if text.startswith("~") else text
     if home.startswith("~"):
@@ -30,6 +31,9 @@ def expanded(text: str) -> str:
         return home
     rest = text.partition("/")[1] + text.partition("/")[2] if text.startswith("~") else text
     start = home[: len(home) - len(rest)]  # a home folder is as it is, whatever signs are in it
+    names = [found["plain"] or found["braced"] for found in VARIABLE.finditer(rest)]
+    if any(name and not os.environ.get(name) for name in names) and os.path.lexists(home):
+        return home
     return start + VARIABLE.sub(lambda found: _value(found, text), rest)
 
 
@@ -39,5 +43,5 @@ def _value(found: re.Match[str], text: str) -> str:
         return "$"
     if not os.environ.get(name):
         state = "is not set" if name not in os.environ else "is empty"
-        raise ConfigError(f"{text}: the environment variable {name} {state}. $$ stands for a dollar sign in a name.")
+        raise ConfigError(f"{text}: the environment variable {name} {state}. In single quotes, $$ is a dollar sign.")
     return os.environ[name]

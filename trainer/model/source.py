@@ -270,7 +270,7 @@ def _download(hub_id: str, model_id: str, *, fetched: bool = False) -> Path:
 
 def _first_lines(error: Exception) -> str:
     """The first two lines of an error: the hub's say the status, and what it means."""
-    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+    return "; ".join([line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()][:2])
 
 
 def _config_of(folder: Path, model_id: str) -> MusicgenConfig:

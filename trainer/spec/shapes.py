@@ -140,8 +140,8 @@ def hub_id_of(model_id: str) -> str | None:
 
 
 def unknown_name(model_id: str) -> str:
-    """That this is neither a folder nor a name of KNOWN, in words, with the name that it is close to."""
-    names = [*PUBLISHED_NAMES, "debug"]
+    """That this is neither a folder nor the name of a model to train, in words, with the name that it is close to."""
+    names = [name for name, shape in KNOWN.items() if why_not_trained(shape) is None]
     close = difflib.get_close_matches(model_id.rpartition("/")[2].removeprefix("musicgen-"), names, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     return f"there is no folder of this name here, and it is none of {', '.join(names)}{meant}"
