@@ -54,8 +54,8 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         "--model",
         type=expanded,
         default="models",
-        help="a run's output_dir, its huggingface/ or audiocraft/ folder, an lm_*.pt, a hub id, small, medium,"
-        " large, or debug",
+        help="a run's output_dir, its huggingface/ or audiocraft/ folder, an lm_*.pt, a checkpoint, a hub id, small,"
+        " medium, large, or debug",
     )
     parser.add_argument(
         "--base", type=expanded, help="the model that an lm_*.pt was trained from; found by itself beside its run"

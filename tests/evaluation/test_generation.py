@@ -192,6 +192,14 @@ def test_a_lone_language_model_works_with_its_base_named(finished_run: Path, tmp
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_copied_checkpoint_is_its_runs_model(finished_run: Path, tmp_path: Path) -> None:
+    [newest, *_] = sorted((finished_run / "checkpoints").iterdir(), reverse=True)
+    shutil.copytree(newest, tmp_path / "step-00000003-best")
+    sources = (open_saved(str(finished_run)), open_saved(str(tmp_path / "step-00000003-best")))
+    first, second = (load_for_generation(source, CPU).decoder.state_dict() for source in sources)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_language_model_of_another_size_than_the_base_is_refused(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ FateKind = Literal[
     "ignored",
 ]
 FATE_KINDS: tuple[FateKind, ...] = get_args(FateKind)
+REPORT = "dataset.csv"
 EXAMPLES = 10  # files left out that a summary shows
 NOWHERE = ("not there", "")  # fate and detail of a file that a report does not have
 
@@ -44,7 +45,7 @@ class Fate:
 
 
 def summary(fates: Iterable[Fate]) -> str:
-    """How many files had each kind of fate, and ten of those left out with what to do, of every kind at least one."""
+    """How many files had each kind of fate, and those left out with what to do: of every kind one, and ten in all."""
     by_kind: dict[FateKind, list[Fate]] = {kind: [] for kind in FATE_KINDS}
     for fate in fates:
         by_kind[fate.fate].append(fate)
@@ -54,9 +55,12 @@ def summary(fates: Iterable[Fate]) -> str:
     groups = [group for kind, group in by_kind.items() if kind != "used"]
     # The first of every kind, then the second of every kind, and so on.
     examples = [group[turn] for turn in range(EXAMPLES) for group in groups if turn < len(group)]
-    if examples:
-        lines.append("Left out, for example:")
-        lines += [f"  {fate.path}: {fate.fate}: {fate.detail}" for fate in examples[:EXAMPLES]]
+    shown = examples[: max(EXAMPLES, sum(map(bool, groups)))]
+    if shown:
+        lines.append("Left out:")
+        lines += [f"  {fate.path}: {fate.fate}: {fate.detail}" for fate in shown]
+    if more := sum(map(len, groups)) - len(shown):
+        lines.append(f"  and {more:,} more, named in {REPORT} of the output folder")
     return "\n".join(lines)
 
 

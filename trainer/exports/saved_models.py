@@ -18,12 +18,15 @@ from transformers import (
     T5EncoderModel,
 )
 
-from trainer.errors import ModelError
+from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft_config import CONFIG
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
+from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import current_name, weights_in_memory
+from trainer.run.checkpoint import Checkpoint
 from trainer.spec.model_folder import model_folder
+from trainer.spec.trainable import selection_of_flags
 
 RUN_CONFIG = "config.json"
 STEP_FILE = re.compile(r"lm_\d+\.pt")  # other names are the user's, and taken only where they are given
@@ -33,9 +36,9 @@ LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
 def open_saved(model: str, *, base: str | None = None) -> Source:
     """The model that `--model` names; the tensors of its language model stay on disk until they are used.
 
-    model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, or what open_model
-           takes: a folder, a hub id, a short name, debug
-    base   where an lm_*.pt or audiocraft/ takes T5 and EnCodec from, instead of from the run's own base
+    model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, a checkpoint's folder, or
+           what open_model takes: a folder, a hub id, a short name, debug
+    base   where an lm_*.pt, a checkpoint or audiocraft/ takes T5 and EnCodec from, instead of from the run's own base
 
     Raises ModelError where there is no such model, or where it is incomplete.
     """
@@ -48,9 +51,11 @@ def open_saved(model: str, *, base: str | None = None) -> Source:
         if path.name == LM_FILE and base is None:
             return _open_audiocraft(path.parent)
         return _with_language_model(path, base or _base_of_run(path))
+    if (path / "checkpoint.json").is_file():
+        return _open_checkpoint(path, base)
     if base is not None:
         raise ModelError(
-            f"--base {base} is for an lm_*.pt or an audiocraft/ folder; --model {model} is none: leave --base out"
+            f"--base {base} is for an lm_*.pt, a checkpoint or an audiocraft/ folder; --model {model} is none: leave --base out"
         )
     if _is_run(path):
         path = _huggingface_of_run(path)
@@ -97,6 +102,22 @@ def _base_of_run(path: Path) -> str:
             " trained from: add --base with that model (small, medium, large, a hub id or a folder), whose T5"
             " and EnCodec are used"
         ) from error
+
+
+def _open_checkpoint(folder: Path, base: str | None) -> Source:
+    """The base of a checkpoint's run with the weights that the run would export from it."""
+    try:
+        flags = Checkpoint(folder).run.flags
+        source = _open(base or str(flags["model_id"]), "--base")
+        # What the run did not train, it took from there.
+        start = None if selection_of_flags(flags).everything else flags.get("init_from")
+        if start is not None:
+            source = start_from(source, find_starting_point(str(start)))
+        return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
+    except (KeyError, CheckpointError) as error:
+        raise ModelError(f"--model {folder}: {error}") from error
+    except ModelError as error:
+        raise ModelError(str(error).replace(f"--init_from {folder}", f"--model {folder}")) from error
 
 
 def _with_language_model(path: Path, base: str) -> Source:

@@ -161,8 +161,8 @@ def check_same_run(
         different.append(files)
     if different:
         raise CheckpointError(
-            f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume,"
-            " or start anew in another --output_dir"
+            f"{checkpoint.folder} belongs to another run; " + "; ".join(different) + ". Set it back to resume, or start"
+            f" anew in another --output_dir, from these weights with --init_from {checkpoint.folder.parent.parent}"
         )
 
 
