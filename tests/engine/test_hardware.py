@@ -33,6 +33,7 @@ class Gpu:
     memory: int = 80 * GIB
     free: int = 79 * GIB
     uuid: str = "11111111-2222"
+    integrated: bool = False
 
 
 @dataclass
@@ -50,7 +51,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         return shown.gpus[0 if device is None else device if isinstance(device, int) else device.index]
 
     def properties(device: torch.device | int) -> SimpleNamespace:
-        return SimpleNamespace(total_memory=gpu(device).memory, uuid=gpu(device).uuid)
+        card = gpu(device)
+        return SimpleNamespace(total_memory=card.memory, uuid=card.uuid, is_integrated=card.integrated)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(shown.gpus))
@@ -147,6 +149,12 @@ def test_a_missing_nvidia_smi_hides_no_lack_of_memory(
     monkeypatch.setenv("PATH", str(tmp_path))
     machine.gpus = [Gpu(free=GIB)]
     with Ranks(timeout_seconds=60) as ranks, pytest.raises(MemoryShortError, match="nvidia-smi cannot be asked"):
+        check_free_memory(planned(60), torch.device("cuda", 0), ranks)
+
+
+def test_free_memory_is_not_asked_for_where_gpu_and_host_share_it(machine: Machine) -> None:
+    machine.gpus = [Gpu(memory=120 * GIB, free=20 * GIB, integrated=True)]  # a hundred are kept copies of files
+    with Ranks(timeout_seconds=1) as ranks:
         check_free_memory(planned(60), torch.device("cuda", 0), ranks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -10,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.plans import plan_for
 from tests.ranks.cases import steps
 from tests.ranks.harness import run_ranks, start_ranks
 from tests.ranks.launches import ends, start
+from trainer.engine import meet
 from trainer.errors import EXIT_FAILED, PeerLostError
 from trainer.plan.memory import GIB
+from trainer.run.signals import interruptible
 
 MINUTES = 2.0  # --timeout_minutes of tests/ranks/cases.py
 
@@ -70,6 +74,30 @@ def test_two_ranks_with_one_gpu_are_refused_when_they_meet():
     assert run_ranks(2, met, None) == ["met", "met"]
 
 
+def test_a_request_ends_a_rank_that_waits_for_the_others(monkeypatch):
+    """As when rank 0 was refused before it came, and torchrun, which holds the store, ends the others."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    ended, hung = threading.Event(), []
+
+    def ask() -> None:
+        store.wait(["trainer/place/1"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not ended.wait(20):
+            hung.append(True)
+            store.set("trainer/place/0", "no place")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        meet(torch.device("cpu"), 1.0)
+    ended.set()
+    thread.join()
+    assert not hung
+
+
 def fetched_once(folder: str) -> list[str]:
     """What was done on two machines of two ranks each, in order, as this rank sees it when it goes on."""
     from trainer.engine import Ranks, meet
@@ -111,6 +139,24 @@ def test_a_fetch_that_never_ends_ends_all_by_the_limit_of_those_that_wait():
     first, second = start_ranks(2, fetched_too_slowly).results()
     assert first == ("died", EXIT_FAILED)
     assert second[0] == "returned" and second[1].startswith("1 of 2 processes were not done with fetching after")
+
+
+def ended_beside_a_rank_that_dies() -> str:
+    from trainer.engine import Ranks, meet, ranks
+    from trainer.engine.peer_watch import PeerWatch
+
+    ranks.LEAVING_SECONDS = 0.5
+    if os.environ["RANK"] == "1":
+        PeerWatch.close = lambda watch: os._exit(0)  # type: ignore[method-assign]
+    meet(torch.device("cpu"), 1.0)
+    with Ranks(timeout_seconds=60):
+        pass
+    return "ended"
+
+
+@pytest.mark.full
+def test_a_rank_that_dies_at_the_very_end_keeps_nobody():
+    assert start_ranks(2, ended_beside_a_rank_that_dies).results() == [("returned", "ended"), ("died", 0)]
 
 
 def a_byte_less_and_no_compiler() -> None:

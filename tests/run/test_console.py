@@ -184,6 +184,26 @@ def test_warnings_of_libraries_go_to_the_log_and_their_errors_to_both(tmp_path):
     assert "FutureWarning: torch.x is deprecated" in log and "no space left" in log and "no number" in log
 
 
+def test_what_libraries_do_not_show_is_left_to_their_own_handlers(tmp_path):
+    """torch's handler of traces removes itself at its first record; wandb writes a file of debugging messages."""
+    with console_on(os.open(os.devnull, os.O_WRONLY)) as console:
+        console.log_to(tmp_path / "log.txt")
+        library = logging.getLogger(f"library of files {os.getpid()}")
+        library.setLevel(logging.DEBUG)
+        library.propagate = False
+        library.addHandler(logging.FileHandler(tmp_path / "debug.log"))
+        shown = logging.StreamHandler()
+        shown.setLevel(logging.WARNING)
+        library.addHandler(shown)
+        library.debug("sent 17 bytes")
+        library.warning("offline")
+        without = logging.getLogger(f"library without handlers {os.getpid()}")
+        without.propagate = False
+        without.warning("deprecated")
+    assert (tmp_path / "debug.log").read_text() == "sent 17 bytes\noffline\n"
+    assert [line.split(": ")[1] for line in lines_of(tmp_path / "log.txt")] == ["offline", "deprecated"]
+
+
 def test_a_traceback_is_in_the_log(tmp_path):
     with pytest.raises(ZeroDivisionError), console_on(os.open(os.devnull, os.O_WRONLY)) as console:
         console.log_to(tmp_path / "log.txt")

@@ -34,8 +34,9 @@ def check_free_memory(plan: Plan, device: torch.device, ranks: Ranks) -> None:
 
 
 def _shortage(plan: Plan, device: torch.device) -> str:
-    """What this process's GPU lacks, in words; empty where it has enough, and on a CPU."""
-    if device.type == "cpu":
+    """What this process's GPU lacks, in words; empty where it has enough, and where that is not known."""
+    # Where GPU and host share one memory, CUDA does not count as free what the system keeps of files and gives back.
+    if device.type == "cpu" or torch.cuda.get_device_properties(device).is_integrated:
         return ""
     free, total = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device)  # PyTorch's own

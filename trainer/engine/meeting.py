@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ from trainer.plan.launcher import START
 # How much longer a collective may wait than a rank may be silent. At the limit of a collective NCCL ends the process
 # from a thread of C++: without our message, without an exit code. trainer/engine/peer_watch.py has to be first.
 COLLECTIVE_GRACE = timedelta(minutes=2)
+POLL_SECONDS = 0.1
 BACKEND = {"cuda": "nccl", "cpu": "gloo"}
 
 
@@ -56,7 +58,7 @@ def meet(device: torch.device, timeout_minutes: float) -> None:
     try:
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=limit))
         store.set_timeout(limit)
-        check_places(_places(store, device, rank, world_size))
+        check_places(_places(store, limit, device, rank, world_size))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _limit_later_groups(limit + COLLECTIVE_GRACE)
@@ -108,13 +110,21 @@ def check_places(places: Sequence[Place]) -> None:
             )
 
 
-def _places(store: dist.Store, device: torch.device, rank: int, world_size: int) -> list[Place]:
-    """Where every rank computes, in the order of the ranks. Waits for all of them, as long as the store allows."""
+def _places(store: dist.Store, limit: timedelta, device: torch.device, rank: int, world_size: int) -> list[Place]:
+    """Where every rank computes, in the order of the ranks. Waits for all of them, until `limit` is over."""
     host = os.environ.get("NCCL_HOSTID") or socket.gethostname()
     own = Place(host=host, device=device.type, card=card_of(device))
-    store.set(f"trainer/place/{rank}", json.dumps(asdict(own)))
-    found = store.multi_get([f"trainer/place/{other}" for other in range(world_size)])
-    return [Place(**json.loads(text)) for text in found]
+    keys = [f"trainer/place/{other}" for other in range(world_size)]
+    store.set(keys[rank], json.dumps(asdict(own)))
+    deadline = time.monotonic() + limit.total_seconds()
+    for other, key in enumerate(keys):
+        # Asked again and again, because no handler of a signal runs inside a call of the store that waits. A rank that
+        # is refused before it comes here tells nobody: its launcher's SIGTERM has to end those that wait for it.
+        while not store.check([key]):
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError(f"rank {other} did not come")
+            time.sleep(POLL_SECONDS)
+    return [Place(**json.loads(text)) for text in store.multi_get(keys)]
 
 
 def _limit_later_groups(limit: timedelta) -> None:

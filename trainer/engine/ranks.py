@@ -26,6 +26,8 @@ from trainer.run.signals import ignore_requests
 POLL_SECONDS = 0.02
 # How long a network file system may take to show a file that another machine has made.
 SHOWN_SECONDS = 5.0
+# How long the rank that may hold the store stays for those that have come to their end and not yet said that they left.
+LEAVING_SECONDS = 10.0
 
 
 class Ranks:
@@ -202,7 +204,9 @@ class Ranks:
         self.wait("end")
         self._watch.close()
         gone = self._store.add("trainer/gone", 1)
-        while self.is_first and gone < self.world_size:
+        # Not for ever: nobody watches any more whether a rank dies here, and all work is done.
+        deadline = time.monotonic() + LEAVING_SECONDS
+        while self.is_first and gone < self.world_size and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             gone = self._store.add("trainer/gone", 0)
         dist.destroy_process_group()

@@ -181,18 +181,44 @@ class _Stream:
 
 
 class _Logger(logging.Logger):
-    """What loggers of libraries are: below an error their records go to the log file alone."""
+    """What loggers of libraries are: what they would show below an error goes to the log file instead.
+
+    Handlers that do not write to the console get every record: wandb's files, for example, and the one by which torch
+    learns that nobody traces its compiler. Without that it would describe all of its work at every compilation.
+    """
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         is_own = record.name.split(".")[0] == OWN_LOGGERS
         if _entered is None or _entered.shows_libraries or is_own or record.levelno >= logging.ERROR:
             super().callHandlers(record)
-        else:
+            return
+        willing = [handler for handler in _handlers_of(self) if record.levelno >= handler.level]
+        for handler in willing:
+            if not _shows(handler):
+                handler.handle(record)
+        # logging itself shows a warning for which there is no handler at all.
+        if any(map(_shows, willing)) or (not self.hasHandlers() and record.levelno >= logging.WARNING):
             try:
                 text = _FORMAT.format(record)
             except (TypeError, ValueError, KeyError):  # the library's arguments do not fit its own text
                 text = f"{record.name}: {record.msg} {record.args}"
             _entered.log(text)
+
+
+def _handlers_of(logger: logging.Logger) -> list[logging.Handler]:
+    """The handlers that a record of this logger comes to."""
+    found: list[logging.Handler] = []
+    source: logging.Logger | None = logger
+    while source is not None:
+        found += source.handlers
+        source = source.parent if source.propagate else None
+    return found
+
+
+def _shows(handler: logging.Handler) -> bool:
+    """Whether a handler writes to the console."""
+    stream = getattr(handler, "stream", None)
+    return isinstance(stream, _Stream) or (stream is not None and stream in (sys.__stdout__, sys.__stderr__))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

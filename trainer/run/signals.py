@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,16 +48,18 @@ class _Arrivals:
         self._former = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._first: Asked | None = None
         self._answered = False
+        self._reading = threading.Lock()  # what one thread has read, no other one gets
 
     def first(self) -> Asked | None:
-        try:
-            numbers = self._reader.recv(4096)
-        except OSError:  # nothing has come, or it is closed already
-            numbers = b""
-        for number in numbers:
-            only_asks = self._first is None or self._first.name == signal.SIGUSR1.name
-            if number in REQUESTS and only_asks:
-                self._first = Asked(name=signal.Signals(number).name)
+        with self._reading:
+            try:
+                numbers = self._reader.recv(4096)
+            except OSError:  # nothing has come, or it is closed already
+                numbers = b""
+            for number in numbers:
+                only_asks = self._first is None or self._first.name == signal.SIGUSR1.name
+                if number in REQUESTS and only_asks:
+                    self._first = Asked(name=signal.Signals(number).name)
         return None if self._first is None else replace(self._first, answered=self._answered)
 
     def answer(self) -> None:
@@ -73,8 +76,9 @@ _arrivals: _Arrivals | None = None
 
 
 def asked() -> Asked | None:
-    """The first request by signal since the program began; None before any. For one watching thread."""
-    return None if _arrivals is None else _arrivals.first()
+    """The first request by signal since the program began; None before any. For threads, and for no handler."""
+    arrivals = _arrivals  # which the main thread may take away meanwhile, at the end
+    return None if arrivals is None else arrivals.first()
 
 
 @contextmanager
