@@ -108,7 +108,7 @@ def allocator_settings(environment: Mapping[str, str], kernel: str) -> dict[str,
 
     kernel  the release of the system's kernel
     """
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch 2.8 reads the first alone
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the older name and the newer
     if "microsoft" in kernel.lower() or any(name in environment for name in names):
         return {}
     return {names[0]: "expandable_segments:True"}

@@ -45,6 +45,7 @@ def refused(folder: Path, *flags: str, launch: Launch | None = None) -> str:
         ("--global_batch 5 --grad_acc 2", Launch(), "--global_batch 5 contradicts"),
         ("--mixed_precision fp16", Launch(use_cpu=True), "fp16 needs a GPU"),
         ("--device cuda", Launch(use_cpu=True), "--device cuda contradicts"),
+        ("--lr 1e-4", Launch(restarts=1, world_size=2, local_world_size=1), "works on one machine here"),
         ("--max_minutes 10", Launch(restarts=3), "--max_minutes 10 ends the run with code 75"),
     ],
 )

@@ -29,7 +29,7 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     if config.resume not in ("auto", "no") and not Path(config.resume).is_dir():
         raise CheckpointError(f"--resume {config.resume}: there is no such folder. It takes auto, no or a checkpoint")
     _refuse_missing_packages(config)
-    _refuse_restarts_against_the_clock(config, launch)
+    _refuse_restarts(config, launch)
     shape = _shape_known_by_name(config.model_id)
     if shape is not None:
         plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
@@ -49,7 +49,13 @@ def _refuse_missing_packages(config: Config) -> None:
             raise ConfigError(f"{flag} needs the package {name}: pip install {version}, or leave it out")
 
 
-def _refuse_restarts_against_the_clock(config: Config, launch: Launch) -> None:
+def _refuse_restarts(config: Config, launch: Launch) -> None:
+    if launch.restarts and launch.nodes > 1:
+        raise ConfigError(
+            f"--max_restarts {launch.restarts} of torchrun works on one machine here: on several, their launchers may"
+            " count the starts differently, and the processes would not meet. Leave it out, and run the same command"
+            " again after a failure, as scripts/slurm does"
+        )
     if launch.restarts and config.max_minutes is not None:
         raise ConfigError(
             f"--max_minutes {config.max_minutes:g} ends the run with code {EXIT_RESUME}, which torchrun takes for a"

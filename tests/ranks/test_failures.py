@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,30 @@ def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(strategy, stopp
     assert (f"rank 1 on {os.uname().nodename}" if stopped else "rank 0 or the launcher") in last, output
     assert "Traceback" not in output, output
     assert ended[stopped][0] == EXIT_FAILED, ended[stopped][1]
+
+
+def rank_1_hangs_inside_step_2() -> None:
+    """As in a driver that does not come back: the heartbeats go on, and all ranks are in the same step."""
+    from trainer.engine import Engine
+
+    summed_losses = Engine._summed_losses
+
+    def hanging(self, batch):
+        if self.ranks.rank == 1 and self.ranks.steps_begun == 2:
+            threading.Event().wait()
+        return summed_losses(self, batch)
+
+    Engine._summed_losses = hanging  # type: ignore[method-assign]
+
+
+@pytest.mark.full
+def test_a_step_that_never_ends_ends_all_though_every_rank_sends_heartbeats(undisturbed, tmp_path, monkeypatch):
+    with_the_cache_of(undisturbed("fsdp"), tmp_path)
+    flags = ("--strategy", "fsdp", "--max_steps", str(STEPS), "--timeout_minutes", "0.1")
+    for code, output in ends(start(tmp_path, *flags, change=rank_1_hangs_inside_step_2), tmp_path, 90):
+        assert code == EXIT_FAILED, output
+        assert "step 2 has not ended for" in output and "main thread was at" in output, output
+    assert (tmp_path / "models/exit_code").read_text() == f"{EXIT_FAILED}\n"
 
 
 def out_of_memory_on_rank_1() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import os
@@ -202,6 +203,11 @@ def test_what_libraries_do_not_show_is_left_to_their_own_handlers(tmp_path):
         without.warning("deprecated")
     assert (tmp_path / "debug.log").read_text() == "sent 17 bytes\noffline\n"
     assert [line.split(": ")[1] for line in lines_of(tmp_path / "log.txt")] == ["offline", "deprecated"]
+
+
+def test_a_stream_can_be_copied():
+    with Console():
+        assert copy.copy(sys.stdout).encoding == sys.stdout.encoding
 
 
 def test_a_traceback_is_in_the_log(tmp_path):

@@ -122,8 +122,10 @@ class Engine:
         MemoryShortError where the device's memory does not suffice.
         """
         self.ranks.steps_begun = step + 1
+        cells = torch.from_numpy(cells_K).to(self.device)
         try:
-            return self._step(batches, torch.from_numpy(cells_K).to(self.device), step, learning_rate, requests)
+            with self.ranks.computing(f"step {step + 1}"):
+                return self._step(batches, cells, step, learning_rate, requests)
         except torch.OutOfMemoryError as error:
             rows, _, frames = batches[0].inputs_BKT.shape
             raise MemoryShortError(
@@ -152,16 +154,18 @@ class Engine:
         They are those of the weights that an export would hold: the EMA where the run keeps one. Every rank must have
         equally many batches.
         """
-        totals = []
+        totals, name = [], f"validation after step {self.ranks.steps_begun}"
         with self._exported_weights():
             self.backend.model.eval()
-            for batch in batches:
+            for number, batch in enumerate(batches, 1):
                 batch = batch.to(self.device)
                 cells = (batch.labels_BKT >= 0).sum(dim=(0, 2))
-                totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
+                with self.ranks.computing(f"micro-batch {number} of the {name}"):
+                    totals.append(torch.stack([self._summed_losses(batch).double(), cells.double()]))
             self.backend.model.train()
             self.backend.after_evaluation()
-        sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
+        with self.ranks.computing(f"the {name}"):
+            sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
         return sums, cells
 
     def state(self) -> dict[str, FlatSlice]:

@@ -43,8 +43,12 @@ from trainer.run.signals import Asked, asked
 LINGER_SECONDS = 3.0
 # How long a rank may take to end by itself once another rank was told to stop, before its watching thread ends it.
 GRACE_SECONDS = 10.0
-# How long a process that ends itself waits for its exit code to be written.
-RECORD_SECONDS = 5.0
+# A rank that is seen to be behind, or silent, is named rather than all of them: the others see that within this time.
+# Together with --timeout_minutes it must stay below the limit of NCCL's collectives (trainer/engine/meeting.py).
+STUCK_GRACE_SECONDS = 15.0
+# How long a process that ends itself waits for its message and its exit code to be written. With LINGER_SECONDS it must
+# stay below MARGIN_SECONDS of trainer/engine/request_watch.py.
+RECORD_SECONDS = 4.0
 
 
 class PeerWatch:
@@ -69,6 +73,7 @@ class PeerWatch:
         world_size: int,
         timeout_seconds: float,
         steps_begun: Callable[[], int],
+        computing: Callable[[], str],
         record: Callable[[int], None],
     ):
         """Starts both threads.
@@ -77,12 +82,14 @@ class PeerWatch:
         timeout_seconds  a rank that others wait for at a later step for so long is lost, and one that is silent for
                          so long or for SILENT_SECONDS
         steps_begun      the number of optimizer steps that this rank has begun
+        computing        what the main thread computes together with the other ranks, such as "step 12"; "" for nothing
         record           writes the run's exit code; see Ranks
         """
         self._store = store
         self._rank, self._world_size = rank, world_size
         self._timeout_seconds = timeout_seconds
         self._steps_begun = steps_begun
+        self._computing = computing
         self._record = record
         self._count = 0  # of this rank's heartbeats
         self._closed = self._failing = False
@@ -156,6 +163,7 @@ class PeerWatch:
         """Each second: write this rank's heartbeat, end where a failure is announced, look at the next rank."""
         neighbour = (self._rank + 1) % self._world_size
         seen, silent_seconds, behind_seconds = Heartbeat(), 0.0, 0.0
+        computing, computing_seconds = "", 0.0
         silent_limit = min(SILENT_SECONDS, self._timeout_seconds)
         steps = 0, 0  # begun by the neighbour, and by this rank
         after_request = LostAfterRequest()
@@ -173,12 +181,17 @@ class PeerWatch:
                 # does not answer. Collectives do not always notice that: this rank may be waiting outside of them.
                 is_behind = steps == former_steps and steps[0] < steps[1]
                 behind_seconds = behind_seconds + HEARTBEAT_SECONDS if is_behind else 0.0
+                former, computing = computing, self._computing()
+                computing_seconds = computing_seconds + HEARTBEAT_SECONDS if computing and computing == former else 0.0
                 seen = now
                 if silent_seconds > silent_limit:
                     _announce_lost(store, neighbour, seen, f"no sign of life for {silent_limit:.0f} s")
                 elif behind_seconds > self._timeout_seconds:
                     what = f"step {steps[1]} waited for it for {self._timeout_seconds:.0f} s"
                     _announce_lost(store, neighbour, seen, what)
+                elif computing_seconds > self._timeout_seconds + STUCK_GRACE_SECONDS:
+                    what = f"{computing} has not ended for {computing_seconds:.0f} s; some rank, GPU or network hangs"
+                    _announce_lost(store, self._rank, own, what)
                 elif after_request.is_due(request := asked()):
                     self._announce_silent(store, after_request, request)
                 time.sleep(HEARTBEAT_SECONDS)
@@ -244,9 +257,10 @@ class PeerWatch:
         recorded = threading.Thread(target=self._record, args=(code,), daemon=True)
         for thread in (said, recorded):
             thread.start()
+        deadline = time.monotonic() + RECORD_SECONDS
         for thread in (said, recorded):
-            thread.join(RECORD_SECONDS)
-        settle()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        settle(max(0.5, deadline - time.monotonic()))
         os._exit(code)
 
 

@@ -10,7 +10,8 @@ import math
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Ranks:
         self.rank = dist.get_rank() if several else 0
         self.world_size = dist.get_world_size() if several else 1
         self.steps_begun = 0  # optimizer steps; set by the engine, sent with each heartbeat
+        self._computing = ""  # see `computing`
         self._waits: dict[str, int] = {}
         self._store: dist.TCPStore | None = None
         self._watch: PeerWatch | None = None
@@ -59,6 +61,7 @@ class Ranks:
                 world_size=self.world_size,
                 timeout_seconds=timeout_seconds,
                 steps_begun=lambda: self.steps_begun,
+                computing=lambda: self._computing,
                 record=record,
             )
 
@@ -66,6 +69,15 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process is rank 0, the one that prints, reports and exports."""
         return self.rank == 0
+
+    @contextmanager
+    def computing(self, what: str) -> Iterator[None]:
+        """Inside the block all ranks compute `what` together, which ends the run where it lasts for the time limit."""
+        self._computing = what
+        try:
+            yield
+        finally:
+            self._computing = ""
 
     def say(self, text: str) -> None:
         """Print on rank 0 alone. Not a collective."""

@@ -55,7 +55,8 @@ def open_saved(model: str, *, base: str | None = None) -> Source:
         return _open_checkpoint(path, base)
     if base is not None:
         raise ModelError(
-            f"--base {base} is for an lm_*.pt, a checkpoint or an audiocraft/ folder; --model {model} is none: leave --base out"
+            f"--base {base} is for an lm_*.pt, a checkpoint or an audiocraft/ folder; --model {model} is none:"
+            " leave --base out"
         )
     if _is_run(path):
         path = _huggingface_of_run(path)

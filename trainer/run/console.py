@@ -81,9 +81,9 @@ class Console:
         for line in text.splitlines():
             self._log.add(line)
 
-    def settle(self) -> None:
-        """Return once the log file holds what was said, or cannot."""
-        self._log.settle(SETTLE_SECONDS)
+    def settle(self, seconds: float) -> None:
+        """Return once the log file holds what was said, or cannot, or after so many seconds."""
+        self._log.settle(seconds)
 
     def separated(self, text: str, place: object) -> str:
         """`text` as it is to be written: on a line of its own where a progress bar stands in the current one.
@@ -108,10 +108,13 @@ def is_frame(text: str) -> bool:
     return text.startswith(("\r", "\x1b")) and "\n" not in text[:-1]
 
 
-def settle() -> None:
-    """For a process that is about to end by os._exit: return once the log file holds what was said, or cannot."""
+def settle(seconds: float = SETTLE_SECONDS) -> None:
+    """For a process that is about to end by os._exit: return once the log file holds what was said, or cannot.
+
+    seconds  the most that it may take
+    """
     if _entered is not None:
-        _entered.settle()
+        _entered.settle(seconds)
 
 
 class _Stream:
@@ -157,6 +160,8 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         """fileno, buffer and what else a library asks for: those of the console."""
+        if name == "_console":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._console, name)
 
     def leave(self) -> None:
