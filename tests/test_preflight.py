@@ -38,6 +38,7 @@ def refused(folder: Path, *flags: str, launch: Launch | None = None) -> str:
     [
         ("--validation nowhere", Launch(), "nowhere cannot be opened"),
         ("--resume nowhere", Launch(), "--resume nowhere: there is no such folder"),
+        ("--model_id ./nowhere", Launch(), "--model_id ./nowhere: there is no such folder"),
         ("--strategy single", Launch(world_size=2, local_world_size=2), "is for one process, and 2 were started"),
         ("--strategy fsdp", Launch(strategy="zero2"), "--strategy fsdp contradicts zero2"),
         ("--strategy fsdp --optimizer adamw8bit", Launch(), "cannot shard --optimizer adamw8bit"),

@@ -9,11 +9,12 @@ import importlib.util
 from pathlib import Path
 
 from trainer.data.manifest import check_folder
-from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError
+from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.launcher import Launch
 from trainer.plan.strategies import Cluster
+from trainer.spec.model_folder import is_only_a_path
 from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape, published
 
 
@@ -28,6 +29,8 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
             check_folder(config.validation_folder)
     if config.resume not in ("auto", "no") and not Path(config.resume).is_dir():
         raise CheckpointError(f"--resume {config.resume}: there is no such folder. It takes auto, no or a checkpoint")
+    if is_only_a_path(config.model_id) and not Path(config.model_id).is_dir():
+        raise ModelError(f"--model_id {config.model_id}: there is no such folder")
     _refuse_missing_packages(config)
     _refuse_restarts(config, launch)
     shape = _shape_known_by_name(config.model_id)
