@@ -120,7 +120,7 @@ def allocator_settings(environment: Mapping[str, str], kernel: str) -> dict[str,
 
 def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_code: ExitCodeFile) -> int:
     """Meet, open, plan, prepare, train, export; returns the exit code."""
-    from trainer.preflight import refuse_early
+    from trainer.preflight import check_folders, refuse_early
 
     refuse_early(config, typed, launch)
     from trainer import wiring
@@ -131,6 +131,8 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
         meet(device, config.timeout_minutes)
     with Ranks(timeout_seconds=60 * config.timeout_minutes, record=exit_code.record) as ranks:
         ranks.check_equal(flags=config.to_dict())
+        if ranks.is_first:
+            check_folders(config)
         parts = open_parts(config, typed, launch, ranks)
         plan = plan_together(config, typed, launch, parts, device, ranks)
         exit_code.on_held()  # by rank 0, and the folder is the same one for all

@@ -21,12 +21,11 @@ from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape, published
 def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     """Raise TrainerError for a run that could not work anywhere, or not with what is here.
 
-    The first process alone looks at the folders of music: other machines need them only for what they encode.
+    What only the first of several processes looks at comes when they have met (`check_folders`): the others would wait
+    for a process that is gone.
     """
-    if launch.rank == 0:
-        check_folder(config.dataset_path)
-        if config.validation_folder is not None:
-            check_folder(config.validation_folder)
+    if launch.world_size == 1:
+        check_folders(config)
     if config.resume not in ("auto", "no") and not Path(config.resume).is_dir():
         raise CheckpointError(f"--resume {config.resume}: there is no such folder. It takes auto, no or a checkpoint")
     if is_only_a_path(config.model_id) and not Path(config.model_id).is_dir():
@@ -36,6 +35,14 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     shape = _shape_known_by_name(config.model_id)
     if shape is not None:
         plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
+
+
+def check_folders(config: Config) -> None:
+    """Raise DataError where a folder of music is not there. For the first process: other machines need the folders only
+    for what they encode."""
+    check_folder(config.dataset_path)
+    if config.validation_folder is not None:
+        check_folder(config.validation_folder)
 
 
 def _refuse_missing_packages(config: Config) -> None:

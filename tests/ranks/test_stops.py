@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -164,7 +165,8 @@ def test_a_lost_rank_is_named_before_the_launcher_kills_though_main_threads_wait
     send(running, 0, signal.SIGTERM)  # torchrun does so when it sees the loss, and kills after 30 s
     code, output = ends(running, tmp_path, 25)[0]
     assert code == exit_code(tmp_path) == EXIT_FAILED
-    assert "rank 1 on" in output and "no sign of life" in output and "at step" in output, output
+    # Its last heartbeat may be one of before the first step, of which it sends one a second.
+    assert re.search(r"rank 1 on .*no sign of life .*(at|before) step", output), output
     assert "no sign of life" in (tmp_path / "models/log.txt").read_text()
 
 

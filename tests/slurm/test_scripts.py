@@ -66,7 +66,7 @@ def test_one_node_with_two_gpus_runs_two_processes(cluster, undisturbed, tmp_pat
 def test_near_the_time_limit_a_job_saves_and_is_requeued(cluster, tmp_path):
     """USR1 comes from SLURM itself, up to a minute early; the job's own limit of 2 minutes is not reached."""
     run = Run(cluster, tmp_path)
-    run.submit("one_node", "--time=2", "--signal=B:USR1@75", flags=("--segment_seconds", "8"))
+    run.submit("one_node", "--time=2", "--signal=B:USR1@75", flags=("--segment_seconds", "8", "--global_batch", "16"))
     ended = run.wait(seconds=280)
     assert int(ended["Restarts"]) >= 1
     assert "USR1: saving" in run.log() and "DUE TO TIME LIMIT" not in run.log()
