@@ -28,6 +28,8 @@ from trainer.plan.launcher import START
 # from a thread of C++: without our message, without an exit code. trainer/engine/peer_watch.py has to be first.
 COLLECTIVE_GRACE = timedelta(minutes=2)
 POLL_SECONDS = 0.1
+# How many ranks have read where all others compute, and how long rank 0 waits for that.
+READ, READ_SECONDS = "trainer/places read", 10.0
 BACKEND = {"cuda": "nccl", "cpu": "gloo"}
 
 
@@ -124,7 +126,13 @@ def _places(store: dist.Store, limit: timedelta, device: torch.device, rank: int
             if time.monotonic() > deadline:
                 raise dist.DistStoreError(f"rank {other} did not come")
             time.sleep(POLL_SECONDS)
-    return [Place(**json.loads(text)) for text in store.multi_get(keys)]
+    places = [Place(**json.loads(text)) for text in store.multi_get(keys)]
+    store.add(READ, 1)
+    deadline = time.monotonic() + READ_SECONDS
+    # Rank 0 may hold the store. Every rank is to tell what is wrong with the places, and not that the store is gone.
+    while rank == 0 and store.add(READ, 0) < world_size and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return places
 
 
 def _limit_later_groups(limit: timedelta) -> None:

@@ -41,6 +41,8 @@ from trainer.run.signals import Asked, asked
 # How long a failed rank stays after its announcement, so that the others read it before the launcher notices the exit
 # and ends them.
 LINGER_SECONDS = 3.0
+# The same for rank 0 where it ends because of an announcement: it may hold the store, which all read each second.
+READ_SECONDS = 1.5 * HEARTBEAT_SECONDS
 # How long a rank may take to end by itself once another rank was told to stop, before its watching thread ends it.
 GRACE_SECONDS = 10.0
 # A rank that is seen to be behind, or silent, is named rather than all of them: the others see that within this time.
@@ -244,6 +246,8 @@ class PeerWatch:
             # As if this rank had been sent the signal itself, so that what it has encoded so far is kept.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             time.sleep(GRACE_SECONDS)
+        if self._rank == 0:
+            time.sleep(READ_SECONDS)
         if not self._failing:
             # Only a lost rank's failure has the advice in it. This may be the rank that was given up, so that others
             # want to know where it hung.
