@@ -119,7 +119,7 @@ def test_a_clip_of_which_an_older_version_read_less_is_encoded_anew_and_ends_its
     assert len(keys) == 2
     output = launch_here(tmp_path, "--max_steps", "2", "--segment_seconds", "1", expect=1)
     assert "belongs to another run; dataset: 2 clips" in output
-    assert "stale.wav: its header gives 1.00 s and was not updated: all 3.00 s are used" in output
+    assert "stale.wav (its header gives 1.00 s and was not updated: all 3.00 s are used" in output
     assert "good.wav" not in output.split("belongs to another run")[1]
     assert keys < cached_keys(tmp_path) and len(cached_keys(tmp_path)) == 3
     launch_here(tmp_path, *ONE_STEP, "--output_dir", "new")
