@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.runs import ROOT, environ
-from trainer.errors import EXIT_DATA, EXIT_USAGE, TrainerError
+from trainer.errors import EXIT_DATA, EXIT_USAGE, DataError, TrainerError
 from trainer.flags.config import parse
 from trainer.plan.launcher import Launch
-from trainer.preflight import refuse_early
+from trainer.preflight import check_folders, refuse_early
 
 WITHOUT_TORCH = """
 import sys
@@ -63,9 +63,12 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         assert f"needs the package {name}: pip install" in refused(tmp_path, flag)
 
 
-def test_machines_that_only_train_need_no_folder_of_music(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_looks_at_the_folders_once_they_have_met(rank: int, tmp_path: Path) -> None:
     config, typed = parse(["--dataset", str(tmp_path / "nowhere")])
-    refuse_early(config, typed, Launch(rank=1, world_size=2, local_world_size=1))
+    refuse_early(config, typed, Launch(rank=rank, world_size=2, local_world_size=1))
+    with pytest.raises(DataError, match="cannot be opened"):
+        check_folders(config)
 
 
 @pytest.mark.parametrize(
