@@ -85,6 +85,11 @@ def environ(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **changes}
 
 
+def import_path() -> str:
+    """PYTHONPATH for a process that imports the trainer and its scripts from here, and the rest from where we do."""
+    return os.pathsep.join([str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
     """`key` by step from models/metrics.jsonl; a step that stands there twice fails."""
     values: dict[int, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from gpu_checks.check import FIGURE, ROOT, Check
 from gpu_checks.record import Outcome, last_lines
 
+# The last line of pytest, which Python may still follow with warnings.
+SUMMARY = re.compile(r"\d+ (?:passed|failed|skipped|errors?|xfailed|deselected)\b.* in [\d.]+s.*")
 SHARE_OF_MEMORY = 0.9  # of the card's, for checks that run beside each other
 
 
@@ -106,8 +109,9 @@ def run_check(check: Check, seconds: float) -> Ended:
 def _outcome(code: int, output: str, cut: bool) -> Outcome:
     if cut:
         return "cut"
-    # A test that skipped itself has shown nothing, though pytest's exit code is 0.
-    last = output.rstrip().splitlines()[-1] if output.strip() else ""
+    # A test that skipped itself has shown nothing, though pytest's exit code is 0. Python may warn after the summary.
+    summaries = [line for line in output.splitlines() if SUMMARY.fullmatch(line.strip(" ="))]
+    last = summaries[-1] if summaries else ""
     return "passed" if code == 0 and " passed" in last and "skipped" not in last else "failed"
 
 

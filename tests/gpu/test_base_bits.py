@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.gpu import base_bits
 from tests.gpu.one_card import gib, say_figure
-from tests.runs import ROOT, environ, launch, metrics
+from tests.runs import ROOT, environ, import_path, launch, metrics
 from trainer.model.source import open_model
 from trainer.model.trained_model import merged
 from trainer.run.checkpoint import newest
@@ -38,7 +38,7 @@ def measured(size: str, strategy: str, bits: int, compiled: bool = False) -> dic
     if bits:
         pytest.importorskip("bitsandbytes")
     words = [size, strategy, str(bits), str(int(compiled))]
-    environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
+    environment = environ(PYTHONPATH=import_path())
     command = [sys.executable, "-m", base_bits.__name__, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]

@@ -15,7 +15,7 @@ import torch
 from tests.gpu import cases
 from tests.gpu.cases import work_of
 from tests.gpu.one_card import gib, say_figure
-from tests.runs import ROOT, environ
+from tests.runs import ROOT, environ, import_path
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +28,7 @@ pytestmark = [
 def measured(size: str, strategy: str, micro_batch: int, way: str) -> dict:
     """What tests/gpu/cases.py prints, run in a process of its own, so that memory starts from nothing."""
     words = [size, strategy, str(micro_batch), way]
-    environment = environ(PYTHONPATH=f"{ROOT}:{ROOT}/scripts")
+    environment = environ(PYTHONPATH=import_path())
     command = [sys.executable, "-m", cases.__name__, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]

@@ -12,7 +12,7 @@ import torch
 
 from scripts import benchmark
 from tests.gpu.one_card import say_figure
-from tests.runs import ROOT, environ
+from tests.runs import ROOT, environ, import_path
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +32,7 @@ WAYS = {
 def rows(folder: Path, *flags: str) -> list[dict]:
     """What the benchmark wrote, run in a process of its own as its users run it."""
     command = [sys.executable, str(Path(benchmark.__file__)), "--out", str(folder), "--cases", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environ(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environ(PYTHONPATH=import_path()), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "benchmark.json").read_text())["rows"]
 
