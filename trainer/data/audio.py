@@ -27,7 +27,6 @@ SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS; the last bit of 16-bit audio lie
 LARGEST_PEAK = 8.0
 INTEGER_SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}  # full scale of numbers of so many bits
 LOUDEST = 1e30  # full scale is 1; sums of samples beyond this overflow float32, and no sound has them
-MISCOUNTED_SECONDS = 0.1  # of an mp3: what encoders and editors count wrong of their own padding
 BLOCK_VALUES = 1 << 18  # samples x channels that `inspect` decodes at once: 1 MiB of float32
 
 
@@ -140,12 +139,10 @@ def _check_length(decoder: Decoder, frames: int) -> str:
     if frames == 0:
         raise AudioFault("empty", "holds no samples: export it again")
     declared = decoder.declared_frames
-    if declared is None or frames >= declared:
+    if declared is None or frames >= declared - decoder.spare_frames:
         return ""
     if decoder.is_exact:
         raise AudioFault("truncated", f"holds {frames:,} of {declared:,} samples: {COPY_AGAIN}")
-    if declared - frames < MISCOUNTED_SECONDS * decoder.rate_hz:
-        return ""
     given, found = declared / decoder.rate_hz, frames / decoder.rate_hz
     return f"its header gives {given:,.2f} s and {found:,.2f} s are there, as of a file that was cut: used as it is"
 
@@ -178,7 +175,7 @@ class _SampleHash:
         self._digest = hashlib.blake2b(f"{rate_hz} {channels} ".encode(), digest_size=16)
 
     def add(self, block: np.ndarray) -> None:
-        self._digest.update(memoryview(np.ascontiguousarray(block, "<f4")))
+        self._digest.update(np.ascontiguousarray(block, "<f4").data)
 
     def result(self) -> str:
         """Hex, 32 digits."""

@@ -111,14 +111,15 @@ def _keep_nothing() -> None:
 def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
     """What `inspect` says, and whether it holds for as long as the file is unchanged.
 
-    It may not where the operating system failed: rights are given, and disks recover, without a change to the file.
+    It may not where the operating system failed, or a decoder is not installed: rights are given, disks recover and
+    packages come without a change to the file.
     """
     try:
         return inspect(Path(path)), True
     except AudioFault as fault:
-        lasting = fault.fate != "not a file" and not isinstance(fault.__cause__, OSError)
+        of_this_machine = fault.fate in ("not a file", "unsupported format") or isinstance(fault.__cause__, OSError)
         # A new fault, because the traceback of this one would hold decoded blocks in memory.
-        return AudioFault(fault.fate, fault.detail), lasting
+        return AudioFault(fault.fate, fault.detail), not of_this_machine
 
 
 def _load(facts_folder: Path) -> _Known:

@@ -15,7 +15,8 @@ class Decoder(Protocol):
     rate_hz          samples per second and channel
     channels         at least 1
     declared_frames  how many samples per channel the file says it has; None where it says nothing
-    is_exact         whether a file with fewer than that is cut off; if not, it may as well be wrong about its length
+    spare_frames     of those may be missing
+    is_exact         whether a file that lacks more is cut off; if not, it may as well be wrong about its length
     remark           what about the file is unusual and what was done; "" for nothing
     """
 
@@ -23,6 +24,7 @@ class Decoder(Protocol):
     rate_hz: int
     channels: int
     declared_frames: int | None
+    spare_frames: int
     is_exact: bool
     remark: str
 

@@ -14,6 +14,7 @@ import soundfile
 
 from trainer.data.audio_fault import changes, damaged
 
+MISCOUNTED_SECONDS = 0.1  # of an mp3: what encoders and editors count wrong of their own padding
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 of a FLAC file that was written into a pipe
 
 
@@ -35,6 +36,7 @@ class SndfileDecoder:
         self.rate_hz: int = self._first.samplerate
         self.channels: int = self._first.channels
         self.declared_frames: int | None = self._first.frames if known else None
+        self.spare_frames = round(MISCOUNTED_SECONDS * self.rate_hz) if is_mpeg else 0
         self.is_exact = not is_mpeg
         self.remark = remark
 
