@@ -23,8 +23,12 @@ BUFFER_BYTES = 1 << 18
 # the rest is a whole sound.
 WITH_TABLES = frozenset(("mov", "matroska", "asf", "avi", "ape", "wv", "tta", "tak", "dsf"))
 COUNTED = frozenset(("mov", "ape", "wv", "tta"))  # FFmpeg reads their length in samples, and does not estimate it
+CHECKED = frozenset(("flac", "wavpack", "tta", "ape", "tak"))  # have checksums, which FFmpeg does not look at unasked
 SPARE_SECONDS = 0.1  # of that length: an edit list counts in units of its own
 PADDING_FRAMES = 8192  # the most that an encoder adds to fill its last frame: 2,048 of HE-AAC, 4,096 of USAC
+# PyAV 18.1 finds the channels of a frame by the null pointer behind them, which is not there from 8 on: it would read
+# memory that is not its own, and crash. Such frames are laid out by FFmpeg.
+SAFE_PLANES = 8
 INTEGER_SCALES = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63}
 
 
@@ -54,12 +58,15 @@ class FfmpegDecoder:
             raise AudioFault("unreadable", f"a {kind.label} file without sound: take it out")
         if stream.codec_context is None:
             raise AudioFault("unreadable", f"a {kind.label} file of an unknown coding: convert it to .wav")
+        context: Any = stream.codec_context
+        if context.codec.canonical_name in CHECKED:
+            context.options = {"err_detect": "crccheck+explode"}
         self._av: Any = av
+        self._packer: Any = None
         self._container, self._stream = container, stream
         self._has_tables = kind.demuxer in WITH_TABLES
         self._rest = self._frames()
         self._first = first = next(self._rest, None)
-        context: Any = stream.codec_context
         self.format: str = context.codec.canonical_name.upper()
         self.rate_hz: int = first.sample_rate if first else context.sample_rate
         self.channels: int = first.layout.nb_channels if first else 1
@@ -94,7 +101,7 @@ class FfmpegDecoder:
             found = (frame.sample_rate, frame.layout.nb_channels)
             if found != expected:
                 raise changes(done / self.rate_hz, expected, found)
-            samples = _samples(frame)
+            samples = self._samples(frame)
             kept = max(0, end - done) if end else len(samples)
             done += len(samples)
             if kept >= len(samples):
@@ -128,16 +135,24 @@ class FfmpegDecoder:
         if failed and self._has_tables:
             raise damaged(seconds, _reason(failed)) from failed
 
+    def _samples(self, frame: AudioFrame) -> np.ndarray:
+        """The samples of a frame, (n, channels) float32, full scale 1; of numbers as libsndfile scales them."""
+        if not frame.format.is_planar:
+            return _as_float(frame.to_ndarray().reshape(-1, self.channels))
+        if self.channels < SAFE_PLANES:
+            return _as_float(frame.to_ndarray().T)
+        self._packer = self._packer or self._av.AudioResampler(format="flt")
+        pieces = [piece.to_ndarray().reshape(-1, self.channels) for piece in self._packer.resample(frame)]
+        return np.concatenate([np.zeros((0, self.channels), np.float32), *pieces])
 
-def _samples(frame: AudioFrame) -> np.ndarray:
-    """The samples of a frame, (n, channels) float32, full scale 1; of numbers as libsndfile scales them."""
-    values = frame.to_ndarray()
-    laid_out = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    """(n, channels) of numbers of any kind to float32."""
     kind = values.dtype.str[1:]
     if kind not in INTEGER_SCALES:
-        return np.ascontiguousarray(laid_out, np.float32)
+        return np.ascontiguousarray(values, np.float32)
     # As float32 first: what is rounded of 32-bit numbers is rounded alike in libsndfile.
-    scaled = laid_out.astype(np.float32)
+    scaled = values.astype(np.float32)
     if kind == "u1":
         scaled -= np.float32(128)
     return np.ascontiguousarray(scaled / np.float32(INTEGER_SCALES[kind]))
