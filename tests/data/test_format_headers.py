@@ -35,7 +35,7 @@ def judge(name: str, header: list[tuple[int, int]], anywhere: list[tuple[float, 
     assert sum(map(len, audio.stream(damaged, facts.sample_rate_hz))) == round(facts.seconds * facts.sample_rate_hz)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FORMATS)), header=HEADER, anywhere=ANYWHERE, left=LEFT)
 def test_a_damaged_header_gives_facts_or_a_fault(
     name: str, header: list[tuple[int, int]], anywhere: list[tuple[float, bytes]], left: float
@@ -44,7 +44,7 @@ def test_a_damaged_header_gives_facts_or_a_fault(
 
 
 @pytest.mark.full
-@settings(max_examples=12_000, derandomize=False, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25_000, derandomize=False, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FORMATS)), header=HEADER, anywhere=ANYWHERE, left=LEFT)
 def test_many_damaged_headers_give_facts_or_a_fault(
     name: str, header: list[tuple[int, int]], anywhere: list[tuple[float, bytes]], left: float

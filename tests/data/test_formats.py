@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import io
+import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,15 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
+import torch
 
 from tests.sound_formats import FFMPEG, FORMATS, chirp, encoded
-from trainer.data import audio, manifest
+from trainer.data import audio, audio_facts, cache, manifest
 from trainer.data.audio_fault import AudioFault
+from trainer.data.codec import encode
 from trainer.data.sound_file import opened
+from trainer.model.debug_model import build_debug_model
 
 SECONDS = 1.5
 CACHED: dict[tuple[str, int], bytes] = {}
@@ -311,3 +318,47 @@ def test_ffmpeg_writes_nothing_on_the_console(capfd: pytest.CaptureFixture[str])
                 audio.inspect(data)
                 raise AudioFault("silent", "used")
     assert capfd.readouterr() == ("", "")
+
+
+def test_twenty_minutes_through_ffmpeg_take_a_few_megabytes_of_memory() -> None:
+    data = encoded(FORMATS["mka of flac"], np.tile(chirp(60, 8_000, 1), (20, 1)), 8_000)
+    tracemalloc.start()
+    facts = audio.inspect(data)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert facts.seconds == 1_200 and peak_bytes < 8 * 2**20  # all samples are 37 MiB
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize("name", FORMATS)
+def test_codes_from_windows_of_the_file_equal_those_of_the_whole_decoded_sound(name: str) -> None:
+    codec = build_debug_model().audio_encoder
+    sound = decoded(file_of(name), 1 << 24).mean(axis=1, dtype=np.float32)
+    track = soxr.resample(sound, FORMATS[name].rate_hz, 32_000, quality="HQ")
+    frames = len(track) // 640
+    with torch.inference_mode():
+        whole = codec.encode(torch.from_numpy(track)[None, None]).audio_codes[0, 0, :, :frames]
+    blocks = audio.stream(file_of(name), 32_000, 0.137)
+    (codes,) = encode(codec, blocks, offsets=[0], window_seconds=0.5)
+    np.testing.assert_array_equal(codes, whole.numpy().astype(np.int16))
+
+
+def test_facts_of_the_former_version_are_judged_anew_and_the_codes_of_its_cache_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "a.wav"
+    path.parent.mkdir()
+    path.write_bytes(file_of("wav"))
+    content = hashlib.blake2b(file_of("wav"), digest_size=16).hexdigest()  # the key of all versions
+    status = path.stat()
+    said = {"seconds": SECONDS, "sample_rate_hz": 44_100, "channels": 2, "content": content, "remark": ""}
+    facts = {"version": 2, "files": {str(path): [status.st_size, status.st_mtime_ns, said]}}
+    (tmp_path / audio_facts.FILE_NAME).write_text(json.dumps(facts))
+    found = manifest.scan(path.parent, no_label=True, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
+    assert found.columns["content"] == [content]
+    kept = json.loads((tmp_path / audio_facts.FILE_NAME).read_text())
+    assert kept["version"] == 3 and kept["files"][str(path)][2]["format"] == "WAV PCM_16"
+    store = cache.code_store(tmp_path / "cache", "codec", 1)
+    # A row as the former version wrote it: a file's codes stand under the hash of its bytes.
+    codes = np.arange(4 * 75, dtype="<i2").reshape(4, 75)
+    store.append([{"key": content, "views": 1, "codebooks": 4, "frames": [75], "codes": codes.tobytes()}])
+    assert cache.missing_codes(store, found.columns) == {}
+    np.testing.assert_array_equal(cache.open_codes(store, found.columns["content"]).crop(0, 0, 0, 75), codes)
