@@ -1,4 +1,4 @@
-"""Fine-tune MusicGen on a folder of .wav and .txt files: what every process of a run does, in order.
+"""Fine-tune MusicGen on a folder of music with captions: what every process of a run does, in order.
 
 python launch.py --dataset DIR
 accelerate launch --num_processes 8 launch.py --dataset DIR --model_id large

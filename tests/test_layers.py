@@ -38,6 +38,8 @@ WITHOUT_TORCH = (
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.shared_scan", "data.peers"),
+    *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
+    *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",

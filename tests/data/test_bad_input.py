@@ -178,17 +178,22 @@ def test_a_sound_without_text_and_a_text_without_sound_say_what_is_missing(tmp_p
     (tmp_path / "data" / "text.txt").write_text("calm")
     sound, text = fate_of(tmp_path / "data", "sound.wav"), fate_of(tmp_path / "data", "text.txt")
     assert sound.fate == "no caption" and "sound.txt" in sound.detail and "--no_label 1" in sound.detail
-    assert text.fate == "no audio" and ".wav" in text.detail
+    assert text.fate == "no audio" and "no sound of this name" in text.detail
 
 
-def test_other_formats_are_to_be_converted_and_leave_the_shared_caption_to_the_wav(tmp_path: Path) -> None:
+def test_sounds_of_one_stem_share_a_caption_and_each_has_its_own_fate(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_clip(folder / "x.wav", "shared")
-    for suffix in (".mp3", ".FLAC", ".ogg", ".m4a", ".aiff"):
-        (folder / f"x{suffix}").write_bytes(b"sound")
-        found = fate_of(folder, f"x{suffix}")
-        assert found.fate == "unsupported format" and "convert it to .wav" in found.detail
-    assert fate_of(folder, "x.wav").fate == "used"
+    names = ["x.mp3", "x.FLAC", "x.ogg", "x.m4a", "x.aiff"]
+    for name in names:
+        (folder / name).write_bytes(b"sound")
+        found = fate_of(folder, name)
+        assert found.fate == "unreadable" and "not a sound file" in found.detail
+    soundfile.write(folder / "x.FLAC", noise(1, seed=5), 8_000, format="FLAC")
+    (folder / "x.ogg.txt").write_text("fits the .ogg alone, which x.txt fits better")
+    assert {name: fate_of(folder, name).fate for name in ("x.wav", "x.FLAC", "x.ogg.txt")} == {
+        "x.wav": "used", "x.FLAC": "used", "x.ogg.txt": "ignored",
+    }
 
 
 def test_hidden_and_system_files_are_ignored_and_hidden_folders_skipped_whole(tmp_path: Path) -> None:
@@ -262,7 +267,7 @@ def test_what_a_sync_tool_keeps_elsewhere_is_named_with_its_cause(tmp_path: Path
     by_path = {one.path: one for one in scan(folder).fates}
     for name, cause in causes.items():
         assert by_path[name].fate == ("ignored" if ".txt" in name else "unreadable") and cause in by_path[name].detail
-    assert by_path["a.part"].detail == "neither .wav nor .txt"
+    assert by_path["a.part"].detail == "neither a sound nor a caption"
     assert by_path["song.wav"].fate == by_path["note.wav"].fate == "caption unreadable"
     assert "song.txt is kept in iCloud" in by_path["song.wav"].detail
     assert "note.gdoc holds a link to a Google document" in by_path["note.wav"].detail
@@ -318,8 +323,8 @@ def test_no_usable_clip_is_an_error_that_counts_and_says_what_to_do(tmp_path: Pa
     (tmp_path / "data" / "x.mp3").write_bytes(b"sound")
     with pytest.raises(DataError) as caught:
         scan(tmp_path / "data")
-    counts = ("3  no caption", "1  unsupported format")
-    for phrase in (str(tmp_path / "data"), *counts, "--no_label 1", "0.txt", "convert it"):
+    counts = ("4  no caption",)
+    for phrase in (str(tmp_path / "data"), *counts, "--no_label 1", "0.txt", "x.txt"):
         assert phrase in str(caught.value)
 
 

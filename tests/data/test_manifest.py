@@ -153,7 +153,7 @@ def test_every_file_has_one_fate_and_a_caption_in_use_shares_that_of_its_clip(tm
     found = fates(scan(tmp_path / "data"))
     files = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert set(found) == files - {"a.txt", "b.txt", "x/a.txt"}
-    assert Counter(found.values()) == {"used": 3, "unsupported format": 1, "no audio": 1, "ignored": 4}
+    assert Counter(found.values()) == {"used": 3, "unreadable": 1, "no audio": 1, "ignored": 4}
 
 
 def replace_unseen(path: Path) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from trainer.atomic import write_whole
-from trainer.data.audio import AudioFacts, AudioFault, inspect, unreadable
+from trainer.data.audio import AudioFacts, inspect
+from trainer.data.audio_fault import AudioFault, unreadable
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
-# To be raised when `inspect` comes to judge files differently: all files are then read again. Version 2 (2026-11-27)
-# looks at peaks beyond full scale and at headers that were not updated.
-VERSION = 2
+# To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)
+# tells formats and equal samples, and finds files of more formats cut off; version 2 looked at peaks and headers.
+VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
 BAR_AFTER_SECONDS = 2.0
@@ -110,14 +111,15 @@ def _keep_nothing() -> None:
 def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
     """What `inspect` says, and whether it holds for as long as the file is unchanged.
 
-    It may not where the operating system failed: rights are given, and disks recover, without a change to the file.
+    It may not where the operating system failed, or a decoder is not installed: rights are given, disks recover and
+    packages come without a change to the file.
     """
     try:
         return inspect(Path(path)), True
     except AudioFault as fault:
-        lasting = fault.fate != "not a file" and not isinstance(fault.__cause__, OSError)
+        of_this_machine = fault.fate in ("not a file", "unsupported format") or isinstance(fault.__cause__, OSError)
         # A new fault, because the traceback of this one would hold decoded blocks in memory.
-        return AudioFault(fault.fate, fault.detail), lasting
+        return AudioFault(fault.fate, fault.detail), not of_this_machine
 
 
 def _load(facts_folder: Path) -> _Known:

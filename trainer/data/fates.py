@@ -51,7 +51,7 @@ def summary(fates: Iterable[Fate]) -> str:
         by_kind[fate.fate].append(fate)
     lines = [f"{len(group):>9,}  {kind}" for kind, group in by_kind.items() if group]
     if not lines:
-        return "       no files: put .wav files there, each with a .txt caption of the same name beside it"
+        return "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
     groups = [group for kind, group in by_kind.items() if kind != "used"]
     # The first of every kind, then the second of every kind, and so on.
     examples = [group[turn] for turn in range(EXAMPLES) for group in groups if turn < len(group)]

@@ -1,6 +1,7 @@
 """Walks a data folder: finds every sound file with the caption file beside it, and gives all other files their fate.
 
-Nothing is opened here. A caption file that is in use has no fate of its own, since it shares that of its clip.
+No file is opened whose suffix says what it is; another one is told by its first bytes. A caption file that is in use
+has no fate of its own, since it shares that of its clip.
 """
 
 from __future__ import annotations
@@ -12,11 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.data.fates import Fate, FateKind, display
+from trainer.data.sound_kind import SOUND_SUFFIXES, is_sound_file
 
-OTHER_AUDIO = frozenset((
-    ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".wma", ".aif", ".aiff", ".aifc", ".au",
-    ".caf", ".w64", ".rf64", ".wave", ".ape", ".wv",
-))
 JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # what macOS and Windows leave behind
 
 
@@ -34,7 +32,7 @@ GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hol
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A .wav file, or what has the name of one, and the caption file beside it; both relative to the data folder.
+    """A sound file, or what has the name of one, and the caption file beside it; both relative to the data folder.
 
     caption_name  "" where there is none
     elsewhere     what stands in the caption's place where a sync tool keeps it elsewhere, and why; else ""
@@ -46,7 +44,7 @@ class Sound:
 
 
 def walk(root: str) -> Iterator[Sound | Fate]:
-    """Every .wav file below the folder `root`, and the fates of all that is none.
+    """Every sound file below the folder `root`, and the fates of all that is none.
 
     Linked folders are searched under the link's name, after all others. Each real folder is searched once: a link back
     to where it came from is left out, and so is a second way to the same folder.
@@ -95,7 +93,7 @@ def _search(
                 links.append((prefix + name, real))
             else:
                 keep.append(name)
-                if _suffix(name) == ".wav":
+                if _suffix(name) in SOUND_SUFFIXES:
                     detail = "a folder, searched like any other"
                     yield Fate(path=display(prefix + name), fate="not a file", detail=detail)
         folders[:] = keep
@@ -111,12 +109,12 @@ def _holds(folder: str, other: str) -> bool:
 
 
 def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
-    """The .wav files of one folder with their captions, and the fates of its other files.
+    """The sound files of one folder with their captions, and the fates of its other files.
 
     prefix  the folder's name below the root, with a slash behind it; "" for the root itself
     """
     visible = [name for name in names if not _is_junk(name)]
-    sounds = [name for name in visible if _suffix(name) == ".wav"]
+    sounds = [name for name in visible if _is_sound(folder, name)]
     texts = [name for name in visible if _suffix(name) == ".txt"]
     elsewhere = {_loose(real): why for real, why in map(_placeholder, names) if why}
     caption_of = _captions(sounds, texts)
@@ -125,25 +123,28 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
         caption_name = caption_of.get(name, "")
         why = "" if caption_name else _why_no_text(name, names, elsewhere)
         yield Sound(name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why)
-    owners = {_loose(key) for name in sounds for key in (stem(name), name)}
+    is_sound, owners = set(sounds), {_loose(key) for name in sounds for key in (stem(name), name)}
     for name in names:
         shown, suffix = display(prefix + name), _suffix(name)
         real, why = _placeholder(name)
-        if why and _suffix(real) in (".wav", ".txt"):
-            kind: FateKind = "unreadable" if _suffix(real) == ".wav" else "ignored"
+        if why and (_suffix(real) == ".txt" or _suffix(real) in SOUND_SUFFIXES):
+            kind: FateKind = "ignored" if _suffix(real) == ".txt" else "unreadable"
             yield Fate(path=shown, fate=kind, detail=f"{display(real)} is {why}")
         elif _is_junk(name):
             yield Fate(path=shown, fate="ignored", detail="hidden or system file")
         elif suffix == ".txt" and name not in taken:
             if _loose(stem(name)) in owners:
-                yield Fate(path=shown, fate="ignored", detail="another caption file fits its .wav better")
+                yield Fate(path=shown, fate="ignored", detail="another caption file fits its sound better")
             else:
-                yield Fate(path=shown, fate="no audio", detail="no .wav of this name beside it: add it")
-        elif suffix in OTHER_AUDIO:
-            yield Fate(path=shown, fate="unsupported format", detail=f"{suffix}: convert it to .wav")
-        elif suffix not in (".wav", ".txt"):
+                yield Fate(path=shown, fate="no audio", detail="no sound of this name beside it: add it")
+        elif name not in is_sound and suffix != ".txt":
             lost = _leads_nowhere(os.path.join(folder, name))
-            yield Fate(path=shown, fate="ignored", detail=lost or "neither .wav nor .txt")
+            yield Fate(path=shown, fate="ignored", detail=lost or "neither a sound nor a caption")
+
+
+def _is_sound(folder: str, name: str) -> bool:
+    """Whether a file is to be read as a sound. What a sync tool keeps elsewhere is none."""
+    return not _placeholder(name)[1] and is_sound_file(os.path.join(folder, name), _suffix(name))
 
 
 def _captions(sounds: list[str], texts: list[str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.data.audio import AudioFacts, AudioFault
+from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import inspect_all
+from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_files import CaptionFault, read_caption
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import Sound, stem, walk
@@ -65,7 +66,7 @@ def scan(
     folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
     show_progress: bool = True, caption_lines: bool = False,
 ) -> Manifest:
-    """Every .wav file below `folder` with the .txt file of the same name beside it, and each file's fate.
+    """Every sound file below `folder` with the .txt file of the same name beside it, and each file's fate.
 
     no_label       no caption is read or used, whether there is one or not: all clips have caption null
     caption_lines  each line of a .txt file is a caption of its own; they stand joined by LINE
@@ -111,7 +112,7 @@ def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A regular .wav file whose caption, or its absence, is in order."""
+    """A regular sound file whose caption, or its absence, is in order."""
 
     name: str
     path: str  # absolute
@@ -128,7 +129,7 @@ def check_folder(root: str) -> None:
         os.scandir(root).close()
     except OSError as error:
         raise DataError(f"the dataset folder {display(root)} cannot be opened ({error.strerror}): "
-                        "give a folder of .wav files that you may read") from error
+                        "give a folder of music that you may read") from error
 
 
 def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> _Candidate | Fate:
@@ -173,26 +174,40 @@ def _judge(
     candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault], min_seconds: float
 ) -> tuple[list[_Clip], list[Fate]]:
     """The clips to train on, in the order given, and every candidate's fate."""
+    judged: list[tuple[_Candidate, Fate | _Clip]] = []
     clips: dict[tuple[str, str | None], _Clip] = {}
-    fates = []
     for candidate in candidates:
         shown, facts = display(candidate.name), learnt[candidate.path]
         if isinstance(facts, AudioFault):
-            fates.append(Fate(path=shown, fate=facts.fate, detail=facts.detail))
-            continue
-        if facts.seconds < min_seconds:
+            judged.append((candidate, Fate(path=shown, fate=facts.fate, detail=facts.detail)))
+        elif facts.seconds < min_seconds:
             detail = f"{facts.seconds:.2f} s, under the {min_seconds:g} s of --min_seconds: use a longer take"
-            fates.append(Fate(path=shown, fate="too short", detail=detail))
-            continue
-        clip = _Clip(candidate=candidate, facts=facts)
-        first = clips.setdefault((facts.content, candidate.caption), clip)
-        if first is clip:
-            remarks = filter(None, (facts.remark, candidate.remark))
-            fates.append(Fate(path=shown, fate="used", detail="; ".join(remarks)))
+            judged.append((candidate, Fate(path=shown, fate="too short", detail=detail)))
         else:
-            detail = f"same sound and caption as {display(first.candidate.name)}, which is used: remove one"
-            fates.append(Fate(path=shown, fate="duplicate", detail=detail))
+            clip = _Clip(candidate=candidate, facts=facts)
+            judged.append((candidate, clip))
+            first = clips.setdefault((facts.sound, candidate.caption), clip)
+            # By content, so that names and folders do not decide whose codes are used. Of files with equal content the
+            # first by name is.
+            if facts.content < first.facts.content:
+                clips[(facts.sound, candidate.caption)] = clip
+    fates = [
+        said if isinstance(said, Fate) else _fate_of(said, clips[(said.facts.sound, candidate.caption)])
+        for candidate, said in judged
+    ]
     return list(clips.values()), fates
+
+
+def _fate_of(clip: _Clip, used: _Clip) -> Fate:
+    """The fate of a clip of whose sound and caption `used` is the clip that is trained on."""
+    shown, other = display(clip.candidate.name), display(used.candidate.name)
+    if clip is used:
+        remarks = filter(None, (clip.facts.remark, clip.candidate.remark))
+        return Fate(path=shown, fate="used", detail="; ".join(remarks))
+    differ = clip.facts.content != used.facts.content
+    formats = f" ({clip.facts.format}, and that is {used.facts.format}, of equal samples)" if differ else ""
+    detail = f"same sound and caption as {other}, which is used: remove one{formats}"
+    return Fate(path=shown, fate="duplicate", detail=detail)
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:

@@ -24,7 +24,7 @@ from trainer.spec.trainable import (
 )
 
 PROGRAM = "launch.py"
-DESCRIPTION = """Fine-tune MusicGen on a folder of .wav files with a .txt caption each.
+DESCRIPTION = """Fine-tune MusicGen on a folder of sound files with a .txt caption each.
 
 Flags are written --name value or --name=value; switches are 0 or 1, and a bare one is 1. In paths ~, $NAME and ${NAME}
 mean what they mean in a shell. --config FILE (.yaml or .json) holds flags by name; those on the command line win."""
@@ -42,7 +42,7 @@ class Config:
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     dataset_path: Annotated[
-        str, data("Folder of audio files and their captions: song.wav, song.txt.", aliases=("dataset",), path=True)
+        str, data("Folder of audio files and their captions: song.mp3, song.txt.", aliases=("dataset",), path=True)
     ]
     no_label: Annotated[bool, data("Train without captions; no .txt files are needed.")] = False
     segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
