@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.shared_scan", "data.peers"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
+    *("data.levels", "data.excerpt", "data.treatment", "data.crops"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",
