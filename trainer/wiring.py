@@ -165,6 +165,14 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
     )
 
 
+def crops_in_words(order: Order) -> str:
+    """What an epoch has of clips that are longer than a crop, where it has more than one crop of each."""
+    return (
+        f"an epoch has {order.crops_per_epoch:,} crops of the {order.clips:,} clips, as many of each as segments fit"
+        " into it (--sample_by duration)"
+    )
+
+
 def ema_in_words(ema_decay: float, order: Order) -> str:
     """What the average of the weights will hold when the run ends."""
     starting_share = ema_decay**order.steps
@@ -252,6 +260,9 @@ def card_facts(config: Config, run: Run, step: int) -> CardFacts:
             **{name: getattr(config, name) for name in names},
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
             **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
+            **({"crops per epoch": run.order.crops_per_epoch} if run.order.by_duration else {}),
+            **({"silence at both ends": "left out"} if config.trim_silence else {}),
+            **({} if config.loudness is None else {"loudness of each file (LUFS)": config.loudness}),
             **({} if config.base_bits is None else {"bits of the base while training": config.base_bits}),
         },
     )

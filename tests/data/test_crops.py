@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -67,8 +68,8 @@ def check_any_order(frames: int, views: list[int], segment: int, seed: int, epoc
     assert all(0 <= row.start <= row.start + row.frames <= lengths[0, row.view] for row in rows)
     assert all(row.frames == min(lengths[0, row.view], segment) for row in rows)
     starts = sorted(row.start for row in rows)
-    overlaps = [max(0, before + segment - after) for before, after in zip(starts, starts[1:], strict=False)]
-    # Of two neighbours of crop 0, one may be a whole crop short of room; no two crops ever share more than one does.
+    overlaps = [max(0, before + segment - after) for before, after in pairwise(starts)]
+    # Both sides of crop 0 together lack at most a segment for one crop more, and the side that lacks less gets it.
     assert sum(overlaps) <= segment / 2
     alone = draw(Order(**{**vars_of(order), "by_duration": False}), epoch, 0)
     assert rows[0] == alone

@@ -73,7 +73,9 @@ def test_a_clips_loss_does_not_depend_on_its_batch_mates():
             torch.testing.assert_close(logits[row.clip, :, :steps][valid], alone[0][valid], rtol=0, atol=2e-6)
 
 
-def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no", word_dropout=0.0, by_duration=False):
+def ten_steps(
+    micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no", word_dropout=0.0, by_duration=False
+):
     examples = random_examples(lengths)
     if word_dropout:
         rules = {"word_dropout": word_dropout, "variants": 5, "seed": 1}

@@ -14,6 +14,8 @@ import numpy as np
 from trainer.data.audio import AudioFacts
 from trainer.data.excerpt import Excerpt
 
+SAID_SECONDS = 0.01  # less silence than that is left out without a remark
+
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
@@ -42,7 +44,7 @@ class Treatment:
             first = round(levels.lead_seconds * rate)
             tail = round(levels.tail_seconds * rate)
             frames -= first + tail
-            if first or tail:
+            if first + tail >= SAID_SECONDS * rate:
                 remarks.append(f"silence left out: {first / rate:.2f} s at the start, {tail / rate:.2f} s at the end")
         gain, loudness_remark = self._gain(levels.loudness_lufs, levels.peak)
         remark = "; ".join(filter(None, (*remarks, loudness_remark)))
