@@ -127,7 +127,7 @@ def test_what_is_counted_is_what_counting_sample_by_sample_gives(channels, block
 
 @pytest.mark.full
 @any_sound
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=8_000, deadline=None)
 def test_what_is_counted_is_what_counting_sample_by_sample_gives_in_thousands_of_sounds(channels, block_frames):
     check_any_sound(channels, block_frames)
 

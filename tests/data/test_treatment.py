@@ -13,6 +13,8 @@ import torch
 
 from tests.audio_files import noise
 from trainer.data import audio, dataset
+from trainer.data.cache import code_store
+from trainer.data.fates import Fate
 from trainer.data.manifest import scan
 from trainer.data.treatment import Treatment
 from trainer.flags.config import Config
@@ -45,6 +47,15 @@ def prepared(folder: Path, **flags) -> tuple[dataset.Dataset, dict[str, object]]
     source = open_model("debug")
     data = dataset.prepare(data_settings(config), source, torch.device("cpu"))
     return data, identity_of(config, source, data)
+
+
+def fates(folder: Path, min_seconds: float = 0.5, **treatment) -> dict[str, Fate]:
+    """The fate of each file, without encoding any."""
+    found = scan(
+        folder, no_label=False, min_seconds=min_seconds, facts_folder=folder.parent / "facts",
+        treatment=Treatment(**treatment),
+    )  # fmt: skip
+    return {fate.path: fate for fate in found.fates}
 
 
 def codes_by_caption(data: dataset.Dataset) -> dict[str, list[np.ndarray]]:
@@ -93,17 +104,15 @@ def test_a_gain_stops_where_the_peak_is_at_full_scale_and_the_report_says_so(tmp
     loud = noise(1, RATE, 2)
     loud[100] = 0.9
     folder = write(tmp_path / "data", {"peak": loud, "beyond": loud * 3, "reaches": noise(1, RATE, 2, seed=5)})
-    data, _ = prepared(folder, loudness=-6)
-    details = {fate.path: fate.detail for fate in data.fates if fate.fate == "used"}
+    found = fates(folder, loudness_lufs=-6)
     for name, sound in (("peak", loud), ("beyond", loud * 3)):
         excerpt, remark = Treatment(loudness_lufs=-6).excerpt_of(audio.inspect(folder / f"{name}.wav"))
         loudest = np.abs(sound * np.float32(excerpt.gain)).max()
         assert 1 - 1e-6 < loudest <= 1
         reached = audio_loudness(sound * np.float32(excerpt.gain))
         said = re.fullmatch(r"brought to (\S+) LUFS, not -6: its peak is then at full scale", remark)
-        assert said and float(said[1]) == pytest.approx(reached, abs=0.1) and remark in details[f"{name}.wav"]
-    data, _ = prepared(folder, loudness=-25)
-    assert {fate.path: fate.detail for fate in data.fates if fate.fate == "used"}["reaches.wav"] == ""
+        assert said and float(said[1]) == pytest.approx(reached, abs=0.1) and remark in found[f"{name}.wav"].detail
+    assert fates(folder, loudness_lufs=-25)["reaches.wav"].detail == ""
 
 
 def test_a_file_without_a_loudness_stays_as_it_is_and_the_report_says_so(tmp_path):
@@ -115,24 +124,24 @@ def test_a_file_without_a_loudness_stays_as_it_is_and_the_report_says_so(tmp_pat
 
 
 def test_min_seconds_holds_for_what_is_left_without_silence(tmp_path):
-    folder = write(tmp_path / "data", {"long": padded(), "other": noise(3, RATE), "dim": noise(3, RATE) * 1e-3})
-    data, _ = prepared(folder, trim_silence=True, min_seconds=2)
-    fates = {fate.path: fate for fate in data.fates if fate.path.endswith(".wav")}
-    assert fates["other.wav"].fate == "used"
-    assert fates["long.wav"].fate == "too short" and "1.50 s of 2.57 s are left" in fates["long.wav"].detail
-    quiet, _ = prepared(folder, trim_silence=True, min_seconds=1)
-    assert "0.68 s at the start, 0.39 s at the end" in str([fate.detail for fate in quiet.fates])
+    folder = write(tmp_path / "data", {"long": padded(), "other": noise(3, RATE), "dim": noise(3, RATE).clip(-0.4, 0.4) * 2e-3})
+    found = fates(folder, 2, trim_silence=True)
+    assert found["other.wav"].fate == "used" and found["dim.wav"].fate == "too short"
+    assert found["long.wav"].fate == "too short" and "1.50 s of 2.57 s are left" in found["long.wav"].detail
+    found = fates(folder, 1, trim_silence=True)
+    assert "0.68 s at the start, 0.39 s at the end" in found["long.wav"].detail
+    assert fates(folder, 2)["long.wav"].detail == ""
 
 
 def test_treated_codes_are_kept_apart_and_untreated_ones_where_they_were(tmp_path):
-    folder = write(tmp_path / "data", {"one": padded()})
-    codec = open_model("debug").codec_identity()
-    prepared(folder)
-    prepared(folder, trim_silence=True)
-    prepared(folder, loudness=-14)
-    prepared(folder, loudness=-14.5, trim_silence=True)
-    names = {path.name for path in (tmp_path / "cache/codes").iterdir()}
-    assert names == {f"{codec}-2{suffix}" for suffix in ("", "-trim", "-14LUFS", "-trim-14.5LUFS")}
+    treatments = [(False, None), (True, None), (False, -14.0), (True, -14.5)]
+    folders = [
+        code_store(tmp_path, "codec", 2, Treatment(trim_silence=trim, loudness_lufs=lufs)).folder
+        for trim, lufs in treatments
+    ]
+    names = ["codec-2", "codec-2-trim", "codec-2-14LUFS", "codec-2-trim-14.5LUFS"]
+    assert folders == [tmp_path / "codes" / name for name in names]
+    assert code_store(tmp_path, "codec", 2).folder == folders[0]
 
 
 def test_validation_data_is_treated_too(tmp_path):
@@ -146,13 +155,12 @@ def test_validation_data_is_treated_too(tmp_path):
 
 
 def test_what_changes_samples_or_crops_is_part_of_the_identity_when_on_and_absent_when_off(tmp_path):
-    folder = write(tmp_path / "data", {"one": padded()})
-    _, off = prepared(folder)
+    data, off = prepared(write(tmp_path / "data", {"one": padded()}))
     # The entries that checkpoints have had since before these flags existed.
     assert set(off) == {
         "dataset", "codec", "text encoder", "decoder", "--seed", "--segment_seconds", "--code_views",
         "share of captions dropped (--use_cfg, --cfg_rate)",
     }  # fmt: skip
     for name, value in (("trim_silence", True), ("loudness", -14.0), ("sample_by", "duration")):
-        _, on = prepared(folder, **{name: value})
-        assert on == {**off, f"--{name}": value}
+        config = Config(dataset_path=str(tmp_path / "data"), code_views=2, **{name: value})
+        assert identity_of(config, open_model("debug"), data) == {**off, f"--{name}": value}
