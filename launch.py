@@ -239,6 +239,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         ranks.say(f"resuming from {parts.checkpoint.folder}, step {step} of {order.steps}")
     elif parts.start is not None:
         ranks.say(f"starting from the weights in {parts.start.path}")
+    if order.by_duration:
+        ranks.say(wiring.crops_in_words(order))
     if config.ema_decay is not None:
         ranks.say(wiring.ema_in_words(config.ema_decay, order))
     if ranks.is_first:

@@ -40,6 +40,7 @@ WITHOUT_TORCH = (
     *("data.shared_scan", "data.peers"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
+    *("data.levels", "data.excerpt", "data.treatment", "data.crops"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",

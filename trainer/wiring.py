@@ -14,6 +14,7 @@ import numpy as np
 
 from trainer.data.dataset import DataSettings
 from trainer.data.order import Order
+from trainer.data.treatment import Treatment
 from trainer.engine.settings import EngineSettings
 from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
 from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
@@ -77,6 +78,7 @@ def data_settings(config: Config) -> DataSettings:
         no_label=config.no_label,
         caption_lines=config.caption_lines,
         min_seconds=config.min_seconds,
+        treatment=Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness),
         segment_seconds=config.segment_seconds,
         code_views=config.code_views,
         word_dropout=config.word_dropout,
@@ -126,6 +128,12 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         "--code_views": config.code_views,
         "share of captions dropped (--use_cfg, --cfg_rate)": config.caption_drop_rate,
     }
+    if config.trim_silence:
+        identity["--trim_silence"] = 1
+    if config.loudness is not None:
+        identity["--loudness"] = config.loudness
+    if config.sample_by != "file":
+        identity["--sample_by"] = config.sample_by
     if config.init_from is not None:
         identity["--init_from"] = config.init_from
     if config.ema_decay is not None:
@@ -153,6 +161,15 @@ def order_of(config: Config, plan: Plan, data: Dataset) -> Order:
         frames=data.train.codes.frames,
         texts=None if data.train.texts is None else np.array([len(texts) for texts in data.train.texts]),
         max_steps=config.max_steps,
+        by_duration=config.sample_by == "duration",
+    )
+
+
+def crops_in_words(order: Order) -> str:
+    """What an epoch has of clips that are longer than a crop, where it has more than one crop of each."""
+    return (
+        f"an epoch has {order.crops_per_epoch:,} crops of the {order.clips:,} clips, as many of each as segments fit"
+        " into it (--sample_by duration)"
     )
 
 
@@ -176,7 +193,7 @@ def run_of(
     source: Source,
 ) -> Run:
     """What the training loop needs that does not change during a run."""
-    steps_per_epoch = max(1, round(order.clips / order.global_batch))
+    steps_per_epoch = max(1, round(order.crops_per_epoch / order.global_batch))
     return Run(
         plan=plan,
         order=order,
@@ -243,6 +260,9 @@ def card_facts(config: Config, run: Run, step: int) -> CardFacts:
             **{name: getattr(config, name) for name in names},
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
             **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
+            **({"crops per epoch": run.order.crops_per_epoch} if run.order.by_duration else {}),
+            **({"silence at both ends": "left out"} if config.trim_silence else {}),
+            **({} if config.loudness is None else {"loudness of each file (LUFS)": config.loudness}),
             **({} if config.base_bits is None else {"bits of the base while training": config.base_bits}),
         },
     )

@@ -82,6 +82,9 @@ def clips_of(folder: Path) -> datasets.Dataset:
                 "sample_rate_hz": facts.sample_rate_hz,
                 "channels": facts.channels,
                 "content": facts.content,
+                "first_frame": 0,
+                "frames": round(facts.seconds * facts.sample_rate_hz),
+                "gain": 1.0,
             }
         )
     return datasets.Dataset.from_list(rows)

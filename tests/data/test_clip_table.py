@@ -34,6 +34,9 @@ def manifest_of(clips: int) -> Manifest:
             "sample_rate_hz": [44_100 + clip for clip in range(clips)],
             "channels": [1 + clip % 2 for clip in range(clips)],
             "content": [f"{clip:032x}" for clip in range(clips)],
+            "first_frame": [2**40 + clip for clip in range(clips)],
+            "frames": [2**41 + clip for clip in range(clips)],
+            "gain": [1 + clip / 7 for clip in range(clips)],
         },
         fates=tuple(Fate(path=f"{file}.wav", fate="used", detail="\u00e9" * file) for file in range(clips + 3)),
     )

@@ -53,13 +53,14 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
     clips = scan(tmp_path / "data").clips
     assert {name: feature.dtype for name, feature in clips.features.items()} == {
         "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
-        "sample_rate_hz": "int32", "channels": "int32", "content": "string",
+        "sample_rate_hz": "int32", "channels": "int32", "content": "string", "first_frame": "int64", "frames": "int64", "gain": "float64",
     }
     rows = {row["path"]: row for row in clips}
     assert rows["a.wav"] == {
         "path": "a.wav", "path_bytes": os.fsencode(tmp_path / "data" / "a.wav"), "caption": "calm piano",
         "size_bytes": (tmp_path / "data" / "a.wav").stat().st_size, "seconds": 1.5, "sample_rate_hz": 8_000,
         "channels": 1, "content": audio.inspect(tmp_path / "data" / "a.wav").content,
+        "first_frame": 0, "frames": 12_000, "gain": 1.0,
     }
     b = rows["b.wav"]
     assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)

@@ -114,3 +114,46 @@ def test_more_rows_than_the_layout_holds_are_refused():
     rows = rows_of_step(order_of(global_batch=7), 0)
     with pytest.raises(ValueError, match="do not fit"):
         micro_batches(rows, micro_batch=2, accumulation=3, world_size=1, rank=0)
+
+
+def test_by_duration_an_epoch_has_as_many_crops_of_a_clip_as_segments_fit_into_every_view():
+    order = order_of(by_duration=True)
+    expected = {(epoch, clip): max(1, (length - 1) // 40) for epoch in range(4) for clip, length in enumerate(LENGTHS)}
+    rows = [row for step in range(order.steps) for row in rows_of_step(order, step)]
+    assert Counter((row.epoch, row.clip) for row in rows) == expected
+    assert {(row.epoch, row.clip, row.crop) for row in rows} == {
+        (epoch, clip, crop) for (epoch, clip), crops in expected.items() for crop in range(crops)
+    }
+    per_epoch = sum(expected.values()) // 4
+    assert order.crops_per_epoch == per_epoch > order.clips == len(LENGTHS)
+    assert order.steps == -(-4 * per_epoch // 3)
+    assert order.epoch_of(order.steps) == 4 and order.epoch_of(1) == 3 / per_epoch
+
+
+def test_by_duration_clips_of_less_than_two_segments_have_todays_order():
+    short = {"frames": np.array([[length, length - 1] for length in (5, 40, 41, 80, 17)])}
+    one, other = order_of(**short), order_of(**short, by_duration=True)
+    assert one.steps == other.steps
+    assert all(rows_of_step(one, step) == rows_of_step(other, step) for step in range(one.steps))
+
+
+def test_each_crop_of_a_clip_draws_view_text_and_dropping_for_itself():
+    order = order_of(frames=np.array([[40_000, 40_000]]), by_duration=True, texts=np.array([8]))
+    rows = [draw(order, 0, 0, crop) for crop in range(order.crops_of(0))]
+    assert len(rows) == 1_000
+    # Bounds of six standard deviations of a binomial distribution: sqrt(1000 x 0.5 x 0.5) = 15.8.
+    assert abs(sum(row.view for row in rows) - 500) < 95
+    assert abs(sum(row.drop_caption for row in rows) - 500) < 95
+    assert set(row.text for row in rows) == set(range(8))
+
+
+def test_by_duration_the_ends_of_a_long_clip_are_trained_on_too():
+    order = order_of(frames=np.array([[130]]), by_duration=True, epochs=1)
+    counts = np.zeros(130)
+    for epoch in range(600):
+        for crop in range(3):
+            row = draw(order, epoch, 0, crop)
+            counts[row.start : row.start + row.frames] += 1
+    assert counts.sum() == 600 * 3 * 40
+    # Three uniform crops would have the first frame in 3 / 91 of all epochs, and so in 20 of them.
+    assert counts.min() > counts.mean() / 3 and counts.max() < 2 * counts.mean()

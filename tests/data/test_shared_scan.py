@@ -18,6 +18,7 @@ from tests.audio_files import write_clip
 from trainer.data.fates import Fate
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
+from trainer.data.treatment import AS_IT_IS
 from trainer.errors import ConfigError, StorageError
 
 
@@ -82,7 +83,9 @@ def copies(tmp_path: Path) -> list[Path]:
     return [tmp_path / machine / "data" for machine in "012"]
 
 
-RULES: dict[str, Any] = {"no_label": False, "caption_lines": False, "min_seconds": 0.5, "rehash": False}
+RULES: dict[str, Any] = {
+    "no_label": False, "caption_lines": False, "min_seconds": 0.5, "rehash": False, "treatment": AS_IT_IS,
+}
 
 
 def scanned(copies: Sequence[Path]) -> list[SharedScan]:

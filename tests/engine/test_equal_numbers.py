@@ -73,7 +73,9 @@ def test_a_clips_loss_does_not_depend_on_its_batch_mates():
             torch.testing.assert_close(logits[row.clip, :, :steps][valid], alone[0][valid], rtol=0, atol=2e-6)
 
 
-def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no", word_dropout=0.0):
+def ten_steps(
+    micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precision="no", word_dropout=0.0, by_duration=False
+):
     examples = random_examples(lengths)
     if word_dropout:
         rules = {"word_dropout": word_dropout, "variants": 5, "seed": 1}
@@ -88,6 +90,7 @@ def ten_steps(micro_batch, accumulation, lengths=LENGTHS, global_batch=8, precis
         frames=examples.codes.frames,
         texts=None if examples.texts is None else np.array([len(texts) for texts in examples.texts]),
         max_steps=10,
+        by_duration=by_duration,
     )
     plan = plan_for(micro_batch=micro_batch, accumulation=accumulation, precision=precision)
     config = Config(dataset_path="unused", lr=1e-3)
@@ -115,6 +118,16 @@ def test_batches_may_be_split_at_will_with_words_dropped():
     assert (losses != ten_steps(8, 1)[0]).all(), "no word was dropped"
     for micro_batch, accumulation in [(1, 8), (3, 3)]:
         other_losses, other_norms = ten_steps(micro_batch, accumulation, word_dropout=0.4)
+        np.testing.assert_allclose(other_losses, losses, rtol=0, atol=LOSS)
+        np.testing.assert_allclose(other_norms, norms, rtol=NORM)
+
+
+def test_batches_may_be_split_at_will_where_long_clips_have_several_crops():
+    lengths = [5, 40, 130, 33, 90]
+    losses, norms = ten_steps(8, 1, lengths, by_duration=True)
+    assert (losses != ten_steps(8, 1, lengths)[0]).any(), "no clip has a second crop"
+    for micro_batch, accumulation in [(1, 8), (3, 3)]:
+        other_losses, other_norms = ten_steps(micro_batch, accumulation, lengths, by_duration=True)
         np.testing.assert_allclose(other_losses, losses, rtol=0, atol=LOSS)
         np.testing.assert_allclose(other_norms, norms, rtol=NORM)
 

@@ -17,6 +17,8 @@ import soxr
 
 from trainer.data.audio_fault import COPY_AGAIN, AudioFault, unreadable
 from trainer.data.decoder import Decoder
+from trainer.data.excerpt import Excerpt
+from trainer.data.levels import LevelMeter, Levels
 from trainer.data.raw_file import raw_file
 from trainer.data.sound_file import opened, truncated
 from trainer.data.wav_header import CutOff, sound_of, wav_layout
@@ -40,6 +42,7 @@ class AudioFacts:
     content         as `content_of` gives it
     format          as the decoder names it: "WAV PCM_16", "MP3", "AAC"
     sound           hex blake2b-128 of rate, channels and decoded samples: equal for song.wav and its song.flac
+    levels          how loud it is, and where it is silent
     remark          what is unusual about it and was done, for the report; "" for nothing
     """
 
@@ -49,6 +52,7 @@ class AudioFacts:
     content: str
     format: str
     sound: str
+    levels: Levels
     remark: str = ""
 
 
@@ -60,10 +64,11 @@ def inspect(sound: Path | bytes) -> AudioFacts:
     """
     with opened(sound) as decoder:
         peaks, samples = _Peaks(), _SampleHash(decoder.rate_hz, decoder.channels)
+        levels = LevelMeter(decoder.rate_hz, decoder.channels)
         frames = 0
         for block in decoder.blocks(max(1, BLOCK_VALUES // decoder.channels)):
             _check_finite(block, frames / decoder.rate_hz)
-            for meter in (peaks, samples):
+            for meter in (peaks, samples, levels):
                 meter.add(block)
             frames += len(block)
         length_remark = _check_length(decoder, frames)
@@ -71,6 +76,7 @@ def inspect(sound: Path | bytes) -> AudioFacts:
     return AudioFacts(
         seconds=frames / decoder.rate_hz, sample_rate_hz=decoder.rate_hz, channels=decoder.channels,
         content=content_of(sound), format=decoder.format, sound=samples.result(),
+        levels=levels.result(),
         remark="; ".join(filter(None, (decoder.remark, length_remark, peak_remark))),
     )
 
@@ -98,16 +104,21 @@ def content_of(sound: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-def stream(sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
+def stream(
+    sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0, excerpt: Excerpt | None = None
+) -> Iterator[np.ndarray]:
     """The file as mono float32 blocks (n,) at `sample_rate_hz`, about `block_seconds` each, never empty.
 
-    Mono is the mean over channels. Joined, the blocks equal soxr.resample(quality="HQ") of the whole file, whatever
+    excerpt  the part that is wanted and its gain, which are those of the decoded samples; None: all, as it is
+
+    Mono is the mean over channels. Joined, the blocks equal soxr.resample(quality="HQ") of the whole, whatever
     their size; at the file's own rate the samples pass unchanged. Raises AudioFault for a file that cannot be decoded,
     also in the middle of it.
     """
     with opened(sound) as decoder:
         block_frames = max(1, round(block_seconds * decoder.rate_hz))
-        blocks = (_mono(block) for block in decoder.blocks(block_frames))
+        decoded = decoder.blocks(block_frames)
+        blocks = (_mono(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
         if decoder.rate_hz == sample_rate_hz:
             for block in blocks:
                 yield block.copy()  # the next block may be decoded into the same buffer

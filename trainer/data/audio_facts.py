@@ -11,12 +11,14 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from trainer.atomic import write_whole
 from trainer.data.audio import AudioFacts, inspect
 from trainer.data.audio_fault import AudioFault, unreadable
+from trainer.data.levels import Levels
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
@@ -129,11 +131,15 @@ def _load(facts_folder: Path) -> _Known:
         if stored["version"] != VERSION:
             return {}
         return {
-            path: ((size, mtime_ns), AudioFault(**said) if "fate" in said else AudioFacts(**said))
+            path: ((size, mtime_ns), AudioFault(**said) if "fate" in said else _facts(said))
             for path, (size, mtime_ns, said) in stored["files"].items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def _facts(said: dict[str, Any]) -> AudioFacts:
+    return AudioFacts(**{**said, "levels": Levels(**said["levels"])})
 
 
 def _of_older_version(facts_folder: Path) -> frozenset[str]:

@@ -24,7 +24,9 @@ from trainer.data import audio
 from trainer.data.arrow_store import KEY, Binaries, Row, Rows, Store
 from trainer.data.audio_fault import AudioFault
 from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
+from trainer.data.excerpt import Excerpt
 from trainer.data.manifest import Columns
+from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import StorageError
 
 BLOCK_SECONDS = 10.0
@@ -86,15 +88,15 @@ class CachedText:
         return int(self._values[row].size // (4 * self._width_of_row[row]))
 
 
-def code_store(cache_dir: Path, codec_identity: str, views: int) -> Store:
-    """The store of `views` views of tracks under one codec; made on first use."""
+def code_store(cache_dir: Path, codec_identity: str, views: int, treatment: Treatment = AS_IT_IS) -> Store:
+    """The store of `views` views of tracks that were treated so, under one codec; made on first use."""
     columns = {
         "views": pa.int32(),
         "codebooks": pa.int32(),
         "frames": pa.list_(pa.int64()),
         "codes": pa.large_binary(),
     }
-    return Store(cache_dir / "codes" / f"{codec_identity}-{views}", columns)
+    return Store(cache_dir / "codes" / f"{codec_identity}-{views}{treatment.key}", columns)
 
 
 def text_store(cache_dir: Path, text_identity: str) -> Store:
@@ -117,7 +119,7 @@ def fill_codes(
 ) -> list[tuple[int, AudioFault]]:
     """Encode the clips whose content the store lacks; returns the rows whose file could not be read, and why.
 
-    clips       with the columns content, path_bytes and seconds of the manifest
+    clips       with the columns content, path_bytes, seconds, first_frame, frames and gain of the manifest
     load_codec  called only if something is missing
     rank        of `world_size`: what is encoded is its share, see `missing_codes`
 
@@ -135,7 +137,8 @@ def fill_codes(
 
         def blocks(row: int) -> Iterator[np.ndarray]:
             path = Path(os.fsdecode(paths[row]))
-            for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS)):
+            excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
+            for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS, excerpt)):
                 yield block
                 # Rounded, and a file may be decoded twice: not beyond the end, where tqdm would warn.
                 bar.update(min(len(block) / sample_rate_hz, total - bar.n))

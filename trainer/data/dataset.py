@@ -18,6 +18,7 @@ from trainer.data.fates import Fate, display, summary
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.treatment import Treatment
 from trainer.errors import DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
@@ -35,7 +36,8 @@ class DataSettings:
     validation_folder  a folder whose clips validate instead; None for none
     no_label           whether all clips are trained without text
     caption_lines      whether each line of a caption file is a caption of its own
-    min_seconds        shorter clips are left out
+    min_seconds        clips of which less is encoded are left out
+    treatment          what is done to each sound before it is encoded
     segment_seconds    length of a training crop
     code_views         at how many offsets inside a codec frame each track is encoded
     word_dropout       probability in [0, 1) of each word of a caption to be left out
@@ -53,6 +55,7 @@ class DataSettings:
     no_label: bool
     caption_lines: bool
     min_seconds: float
+    treatment: Treatment
     segment_seconds: float
     code_views: int
     word_dropout: float
@@ -153,6 +156,7 @@ def _encoded(
         caption_lines=settings.caption_lines,
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
+        treatment=settings.treatment,
     )
     clips = scanned.columns
     store = _code_store(settings, source)
@@ -275,7 +279,7 @@ def _examples(
 
 
 def _code_store(settings: DataSettings, source: Source) -> cache.Store:
-    return cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views)
+    return cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment)
 
 
 def _text_store(settings: DataSettings, source: Source) -> cache.Store:

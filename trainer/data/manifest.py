@@ -17,8 +17,10 @@ from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import inspect_all
 from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_files import CaptionFault, read_caption
+from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import Sound, stem, walk
+from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by nam
 TYPES = {
     "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
     "sample_rate_hz": "int32", "channels": "int32", "content": "string",
+    "first_frame": "int64", "frames": "int64", "gain": "float64",
 }
 
 
@@ -42,10 +45,11 @@ class Manifest:
     path_bytes      binary, os.fsencode of the absolute path: it may be no UTF-8
     size_bytes      int64
     caption         string, or null for a clip that is trained without text
-    seconds         float64
+    seconds         float64, of what is trained on
     sample_rate_hz  int32
     channels        int32
     content         string, the hex blake2b-128 of the file's bytes
+    first_frame, frames, gain  int64, int64, float64: the Excerpt of the file that is encoded, at the file's rate
 
     Rows are sorted by (content, caption), null first. No file's name, no folder and no order in which a disk lists its
     files changes that order, on which the numbers of a run depend.
@@ -64,7 +68,7 @@ class Manifest:
 
 def scan(
     folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
-    show_progress: bool = True, caption_lines: bool = False,
+    show_progress: bool = True, caption_lines: bool = False, treatment: Treatment = AS_IT_IS,
 ) -> Manifest:
     """Every sound file below `folder` with the .txt file of the same name beside it, and each file's fate.
 
@@ -72,6 +76,7 @@ def scan(
     caption_lines  each line of a .txt file is a caption of its own; they stand joined by LINE
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`
+    treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
 
     Raises DataError if there is no clip to train on, StorageError if the facts cannot be written. No single file
     makes it fail.
@@ -90,7 +95,7 @@ def scan(
     learnt = inspect_all(
         [candidate.path for candidate in candidates], facts_folder, rehash=rehash, show_progress=show_progress
     )
-    clips, verdicts = _judge(candidates, learnt, min_seconds)
+    clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)
     if not clips:
@@ -168,10 +173,17 @@ def _is_annexed(path: str) -> bool:
 class _Clip:
     candidate: _Candidate
     facts: AudioFacts
+    excerpt: Excerpt
+    treated: str  # what was done to the sound, for the report; "" for nothing
+
+    @property
+    def seconds(self) -> float:
+        return self.excerpt.frames / self.facts.sample_rate_hz
 
 
 def _judge(
-    candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault], min_seconds: float
+    candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault], min_seconds: float,
+    treatment: Treatment,
 ) -> tuple[list[_Clip], list[Fate]]:
     """The clips to train on, in the order given, and every candidate's fate."""
     judged: list[tuple[_Candidate, Fate | _Clip]] = []
@@ -180,17 +192,19 @@ def _judge(
         shown, facts = display(candidate.name), learnt[candidate.path]
         if isinstance(facts, AudioFault):
             judged.append((candidate, Fate(path=shown, fate=facts.fate, detail=facts.detail)))
-        elif facts.seconds < min_seconds:
-            detail = f"{facts.seconds:.2f} s, under the {min_seconds:g} s of --min_seconds: use a longer take"
+            continue
+        excerpt, treated = treatment.excerpt_of(facts)
+        clip = _Clip(candidate=candidate, facts=facts, excerpt=excerpt, treated=treated)
+        if clip.seconds < min_seconds:
+            detail = f"{_length(clip)}, under the {min_seconds:g} s of --min_seconds: use a longer take"
             judged.append((candidate, Fate(path=shown, fate="too short", detail=detail)))
-        else:
-            clip = _Clip(candidate=candidate, facts=facts)
-            judged.append((candidate, clip))
-            first = clips.setdefault((facts.sound, candidate.caption), clip)
-            # By content, so that names and folders do not decide whose codes are used. Of files with equal content the
-            # first by name is.
-            if facts.content < first.facts.content:
-                clips[(facts.sound, candidate.caption)] = clip
+            continue
+        judged.append((candidate, clip))
+        first = clips.setdefault((facts.sound, candidate.caption), clip)
+        # By content, so that names and folders do not decide whose codes are used. Of files with equal content the
+        # first by name is.
+        if facts.content < first.facts.content:
+            clips[(facts.sound, candidate.caption)] = clip
     fates = [
         said if isinstance(said, Fate) else _fate_of(said, clips[(said.facts.sound, candidate.caption)])
         for candidate, said in judged
@@ -202,12 +216,18 @@ def _fate_of(clip: _Clip, used: _Clip) -> Fate:
     """The fate of a clip of whose sound and caption `used` is the clip that is trained on."""
     shown, other = display(clip.candidate.name), display(used.candidate.name)
     if clip is used:
-        remarks = filter(None, (clip.facts.remark, clip.candidate.remark))
+        remarks = filter(None, (clip.facts.remark, clip.treated, clip.candidate.remark))
         return Fate(path=shown, fate="used", detail="; ".join(remarks))
     differ = clip.facts.content != used.facts.content
     formats = f" ({clip.facts.format}, and that is {used.facts.format}, of equal samples)" if differ else ""
     detail = f"same sound and caption as {other}, which is used: remove one{formats}"
     return Fate(path=shown, fate="duplicate", detail=detail)
+
+
+def _length(clip: _Clip) -> str:
+    left = f"{clip.seconds:.2f} s"
+    whole = clip.facts.seconds
+    return left if clip.seconds == whole else f"{left} of {whole:.2f} s are left without silence (--trim_silence)"
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:
@@ -217,10 +237,13 @@ def _columns(clips: Iterable[_Clip]) -> Columns:
         "path_bytes": [os.fsencode(clip.candidate.path) for clip in ordered],
         "size_bytes": [clip.candidate.size_bytes for clip in ordered],
         "caption": [clip.candidate.caption for clip in ordered],
-        "seconds": [clip.facts.seconds for clip in ordered],
+        "seconds": [clip.seconds for clip in ordered],
         "sample_rate_hz": [clip.facts.sample_rate_hz for clip in ordered],
         "channels": [clip.facts.channels for clip in ordered],
         "content": [clip.facts.content for clip in ordered],
+        "first_frame": [clip.excerpt.first_frame for clip in ordered],
+        "frames": [clip.excerpt.frames for clip in ordered],
+        "gain": [clip.excerpt.gain for clip in ordered],
     }
 
 

@@ -22,6 +22,7 @@ from trainer.data.audio_fault import AudioFault
 from trainer.data.fates import Fate, display
 from trainer.data.manifest import Columns, Manifest
 from trainer.data.peers import Peers
+from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError, StorageError
 
 SHOWN = 5  # differing files that a message names
@@ -55,6 +56,7 @@ def scan_once(
     caption_lines: bool,
     min_seconds: float,
     rehash: bool,
+    treatment: Treatment,
 ) -> SharedScan:
     """What `manifest.scan` finds in the folder for the first process, the same for all.
 
@@ -72,6 +74,7 @@ def scan_once(
             min_seconds=min_seconds,
             facts_folder=tables,
             rehash=rehash,
+            treatment=treatment,
         )
         root_and_names = os.path.abspath(folder), _written(found, tables, needed=peers.world_size > 1)
     peers.wait("scanned")

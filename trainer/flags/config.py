@@ -49,6 +49,22 @@ class Config:
     min_seconds: Annotated[
         float, data("Files shorter than this many seconds are left out.", above=0, most=300)
     ] = 0.5
+    trim_silence: Annotated[
+        bool, data("Leave out what is below -60 dBFS at both ends of each file; --min_seconds holds for what is left.")
+    ] = False
+    loudness: Annotated[
+        float | None,
+        data(
+            "Bring each file to this integrated loudness in LUFS (ITU-R BS.1770), as in -14; less where its peak would "
+            "pass full scale; none: each as loud as it is.",
+            least=-60,
+            most=-5,
+        ),
+    ] = None
+    sample_by: Annotated[
+        Literal["file", "duration"],
+        data("Crops of a file in an epoch. file: one; duration: as many as segments fit into it, at least one."),
+    ] = "file"
     validation: Annotated[
         str, data("What to validate on: a share of the files (0.1 is a tenth, 0 is none), or a folder.", path=True)
     ] = "0"
