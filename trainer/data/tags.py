@@ -38,8 +38,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 VALUE_CHARACTERS = 300  # of one field, which may hold several values
 VALUES = 8  # of one field; the rest is left out
 READ_BYTES = 16 << 20  # of one file: an Ogg file's picture lies among its comments, and is read past
-# Of formats with ID3, RIFF or FLAC's blocks, where text is read by itself and pictures are skipped unread. tinytag takes
-# time by the square of a synchronised lyric in UTF-16: 18 s for one of 64 KiB, 0.3 s for one of 8 (2026-11-27).
+# Of formats with ID3, RIFF or FLAC's blocks, where text is read by itself and pictures are skipped unread. tinytag
+# takes time by the square of a synchronised lyric in UTF-16: 18 s for one of 64 KiB, 0.3 s for one of 8.
 TEXT_BYTES, TEXT_READ_BYTES = 8 << 10, 128 << 10
 
 # What programs write where nothing is known.
