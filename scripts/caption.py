@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.captioning.draft import LEAST_CONFIDENCE, TEMPLATE, Draft, Part, draft_of, has_caption
-from scripts.captioning.record import Record
+from captioning.draft import LEAST_CONFIDENCE, TEMPLATE, Draft, Part, draft_of, has_caption
+from captioning.record import Record
+
 from trainer.data import caption_template
 from trainer.data.audio import AudioFault
 from trainer.data.fates import Fate, display
@@ -79,7 +80,7 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
     record = Record(root)
     zero_shot = None
     if flags.clap is not None:
-        from scripts.captioning.zero_shot import ZeroShot
+        from captioning.zero_shot import ZeroShot
 
         zero_shot = ZeroShot(flags.clap)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.captioning.draft import Part, start_of
+from captioning.draft import Part, start_of
 from trainer.errors import ModelError
 
 RATE_HZ = 48_000  # of CLAP's models

@@ -115,7 +115,7 @@ def words(name: str, *, numbered: bool = False) -> str:
 
     numbered  whether a track number may stand in front, which is left out: "01 - Slow River"
     """
-    text = one_line(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    text = one_line(name)
     text = " ".join(text.replace("_", " ").split())
     if numbered:
         number = r"(?:track\s*)?(?:0?\d{1,2}(?:\s*[-.)]+\s*|\s+)|\d{3}\s*(?:-|[.)]\s)\s*)"
