@@ -279,11 +279,14 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
 def export(config: Config, parts: Parts, run: Run, saver: Saver, step: int) -> None:
     """Write the trained model from the last checkpoint, on the first process."""
     from trainer import wiring
+    from trainer.spec.trigger import in_a_shell
 
     print("exporting ...")
     wiring.export(config, parts.source, run, saver.last(), parts.folder)
     parts.folder.write_json("finished.json", {"step": step})
-    print(parts.folder.closing_message(step, None if config.new_word is None else config.new_word.placeholder.word))
+    word = None if config.new_word is None else config.new_word.placeholder.word
+    prompt = "..." if config.caption_trigger is None else config.caption_trigger.put_into("...")
+    print(parts.folder.closing_message(step, word, in_a_shell(prompt)))
 
 
 if __name__ == "__main__":

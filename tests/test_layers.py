@@ -30,17 +30,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
-    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder"),
+    *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder", "spec.trigger"),
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
-    *("data.shared_scan", "data.peers"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
     *("data.levels", "data.excerpt", "data.treatment", "data.crops"),
+    *("data.shared_scan", "data.peers", "data.tags", "data.caption_template"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",

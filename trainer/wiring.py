@@ -84,6 +84,7 @@ def data_settings(config: Config) -> DataSettings:
         word_dropout=config.word_dropout,
         caption_variants=config.caption_variants,
         placeholder=None if config.new_word is None else config.new_word.placeholder,
+        trigger=config.caption_trigger,
         trained=config.selection,
         seed=config.seed,
         rehash=config.rehash,
@@ -141,6 +142,8 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
+    if (trigger := config.caption_trigger) is not None:
+        identity["--trigger, --trigger_place"] = f'"{trigger.text}" {trigger.place} each caption'
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
@@ -247,6 +250,7 @@ def card_facts(config: Config, run: Run, step: int) -> CardFacts:
         started_from=config.init_from,
         trained=config.selection,
         placeholder=None if config.new_word is None else config.new_word.placeholder.word,
+        trigger=config.caption_trigger,
         dataset=config.dataset_path,
         clips=run.order.clips,
         hours=run.hours,

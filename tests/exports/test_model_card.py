@@ -11,6 +11,7 @@ import yaml
 
 from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
 from trainer.spec.trainable import selection_of
+from trainer.spec.trigger import Place, Trigger
 
 
 def test_the_card_names_base_licence_and_data_but_no_path() -> None:
@@ -34,6 +35,16 @@ def test_the_card_of_a_learned_word_says_what_was_learned_and_names_only_what_is
     assert "`<my-style>`, for the music of 12 clips" in card and 'pipeline("text-to-audio"' in card
     assert '--prompt "<my-style> ..."' in card and '("<my-style> ...")' in card
     assert "lm_final" not in card and "audiocraft" not in card and "language model fine-tuned" not in card
+
+
+@pytest.mark.parametrize(("place", "prompt"), [("before", '"A$AP \\"x\\", ..."'), ("after", '"... A$AP \\"x\\""')])
+def test_the_card_of_a_run_with_a_trigger_says_what_to_write_in_a_prompt(place: Place, prompt: str) -> None:
+    trigger = Trigger(text='A$AP "x"', place=place)
+    facts = replace(_facts(base_model="small", dataset="songs"), trigger=trigger)
+    assert f'pipeline("text-to-audio", model="models/huggingface")({prompt})' in model_card(facts)
+    for card in (model_card(facts), adapter_card(facts)):
+        assert 'the phrase `A$AP "x"`' in card and f"{place} the description" in card
+    assert "phrase" not in model_card(_facts(base_model="small", dataset="songs"))
 
 
 def test_the_card_names_the_weights_at_the_start_but_no_path() -> None:

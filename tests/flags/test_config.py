@@ -31,6 +31,8 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "word_dropout": ("0.25", 0.25),
     "caption_variants": ("5", 5),
     "caption_lines": ("1", True),
+    "trigger": ("my-style", "my-style"),
+    "trigger_place": ("after", "after"),
     "rehash": ("true", True),
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
     "init_from": ("models", "models"),
@@ -86,13 +88,14 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
 # Those that are refused beside no_label, and of which only one may be typed.
 OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
 OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "base_bits"})
+OF_A_TRIGGER = frozenset({"trigger", "trigger_place"})  # refused beside a new word
 OF_A_WORD = frozenset({"tune_text", "placeholder", "placeholder_vectors", "init_word"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
     for without in (
         OF_CAPTIONS | OF_A_WORD | {"freeze"},
         OF_LORA | OF_A_WORD | {"no_label"},
-        OF_LORA | {"no_label", "freeze"},
+        OF_LORA | OF_A_TRIGGER | {"no_label", "freeze"},
     )
 ]
 
@@ -300,6 +303,11 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
         ("--placeholder_vectors 2", ["--placeholder_vectors has no effect", "--tune_text 1"]),
         ("--tune_text 1 --freeze heads", ["--freeze cannot be used with --tune_text 1", "remove one"]),
         ("--tune_text 1 --lora_rank 4", ["--lora_rank cannot be used with --tune_text 1", "remove one"]),
+        ("--trigger_place after", ["--trigger_place has no effect without --trigger", "in my-style"]),
+        ("--trigger ...", ["--trigger '...'", "has no word in it"]),
+        ("--trigger in\u0007style", ["control characters"]),
+        (f"--trigger {'x' * 201}", ["201 characters", "200 at most"]),
+        ("--trigger style --tune_text 1", ["--trigger cannot be used with --tune_text 1", "<music-style>"]),
         ("--init_word rock", ["--init_word has no effect", "--tune_text 1"]),
         ("--tune_text 1 --placeholder style", ["--placeholder style", "angle brackets", "'<my-style>'"]),
         ("--tune_text 1 --placeholder <stil-ä>", ["--placeholder <stil-ä>", "letters a to z"]),

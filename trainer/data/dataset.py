@@ -13,7 +13,7 @@ import torch
 
 from trainer.data import cache, manifest, unknown_words
 from trainer.data.batches import Examples, Text
-from trainer.data.captions import first_caption, texts_of, with_placeholder
+from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
@@ -24,6 +24,7 @@ from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
 from trainer.spec.shapes import segment_frames
 from trainer.spec.trainable import Placeholder, Selection
+from trainer.spec.trigger import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class DataSettings:
     word_dropout       probability in [0, 1) of each word of a caption to be left out
     caption_variants   variants that each caption has if `word_dropout` is above 0; one of them is drawn each epoch
     placeholder        of a word that is learned, and then stands in every caption; None if no word is
+    trigger            a phrase that stands in every caption; None if there is none
     trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
     rehash             whether sound files of unchanged size and date are read again
@@ -61,6 +63,7 @@ class DataSettings:
     word_dropout: float
     caption_variants: int
     placeholder: Placeholder | None
+    trigger: Trigger | None
     trained: Selection
     seed: int
     rehash: bool
@@ -74,6 +77,7 @@ class Dataset:
     fates              of the files of all folders that were scanned
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
+    remark             on what is put into every caption; "" where nothing is
     seconds            of all training clips together
     """
 
@@ -83,6 +87,7 @@ class Dataset:
     unread: int
     digest: str
     seconds: float
+    remark: str = ""
 
     @property
     def clips(self) -> int:
@@ -91,7 +96,7 @@ class Dataset:
 
     def describe(self) -> str:
         """What became of the files, for the console."""
-        return "\n".join(filter(None, (summary(self.fates), unknown_words.message(self.unread))))
+        return "\n".join(filter(None, (summary(self.fates), unknown_words.message(self.unread), self.remark)))
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -127,6 +132,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         unread=unread,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
+        remark="" if settings.trigger is None else _on_trigger(settings.trigger, source),
     )
 
 
@@ -248,13 +254,27 @@ def _texts(settings: DataSettings, clips: Columns) -> list[tuple[str | None, ...
         return None
     rate, variants = settings.word_dropout, settings.caption_variants
     captions = clips["caption"]
+    if settings.trigger is not None and rate > 0:
+        captions = [_without_trigger(settings.trigger, caption) for caption in captions]
     drawn = [texts_of(caption, word_dropout=rate, variants=variants, seed=settings.seed) for caption in captions]
     return [tuple(_prompt(settings, text) for text in texts) for texts in drawn]
 
 
 def _prompt(settings: DataSettings, text: str | None) -> str | None:
-    """The text as the model is given it: with --tune_text 1 the placeholder is in every one."""
+    """The text as the model is given it: with --tune_text 1 the placeholder is in every one, or else the trigger."""
+    if settings.trigger is not None:
+        return settings.trigger.put_into(text)
     return text if settings.placeholder is None else with_placeholder(text, settings.placeholder.word)
+
+
+def _without_trigger(trigger: Trigger, caption: str | None) -> str | None:
+    return None if caption is None else LINE.join(map(trigger.taken_out_of, caption.split(LINE)))
+
+
+def _on_trigger(trigger: Trigger, source: Source) -> str:
+    """What is put into every caption, in words, and whether T5 knows its words: else it would call up nothing."""
+    unread = unknown_words.unknown_words(source.load_tokenizer(), [trigger.text])
+    return "; ".join([trigger.describe(), *map(unknown_words.remark, unread.values())])
 
 
 def _examples(

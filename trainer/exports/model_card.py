@@ -5,6 +5,7 @@ Names of folders on the user's machine are private: of a path only the last part
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from trainer.spec.shapes import HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
+from trainer.spec.trigger import Trigger, in_a_shell
 
 CITATION = """@article{copet2023simple,
   title   = {Simple and Controllable Music Generation},
@@ -47,6 +49,7 @@ class CardFacts:
     started_from     as --init_from named it; None where the run started from the base model
     trained          which parameters were trained
     placeholder      the new word, where nothing but its embeddings was trained
+    trigger          the phrase that stood in every caption, if one did
     """
 
     base_model: str
@@ -58,11 +61,13 @@ class CardFacts:
     started_from: str | None = None
     trained: Selection = EVERYTHING
     placeholder: str | None = None
+    trigger: Trigger | None = None
 
 
 def model_card(facts: CardFacts) -> str:
     """The card of a whole model, as Hugging Face's hub reads it: front matter in YAML, then Markdown."""
-    prompt = "..." if facts.placeholder is None else f"{facts.placeholder} ..."
+    prompt = _prompt(facts)
+    in_code = json.dumps(prompt, ensure_ascii=False)  # a string of Python's too
     return f"""{_front(facts, "transformers", "finetune")}
 
 # MusicGen, fine-tuned on {_dataset(facts)}
@@ -74,11 +79,11 @@ def model_card(facts: CardFacts) -> str:
 {_table(facts)}
 
 ## Use
-
+{_on_trigger(facts)}
 Here:
 
 ```
-python scripts/generate.py --model models/huggingface --prompt "{prompt}"
+python scripts/generate.py --model models/huggingface --prompt {in_a_shell(prompt)}
 ```
 
 transformers (4.46 or newer):
@@ -86,7 +91,7 @@ transformers (4.46 or newer):
 ```python
 from transformers import pipeline
 
-music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
+music = pipeline("text-to-audio", model="models/huggingface")({in_code})
 ```
 {IN_AUDIOCRAFT if facts.placeholder is None else ""}
 ## Licence
@@ -99,6 +104,23 @@ music = pipeline("text-to-audio", model="models/huggingface")("{prompt}")
 {CITATION}
 ```
 """
+
+
+def _prompt(facts: CardFacts) -> str:
+    """An example of a prompt, with what every caption held."""
+    if facts.trigger is not None:
+        return facts.trigger.put_into("...")
+    return "..." if facts.placeholder is None else f"{facts.placeholder} ..."
+
+
+def _on_trigger(facts: CardFacts) -> str:
+    """The paragraph that says what to write in a prompt; "" where no phrase stood in every caption."""
+    if facts.trigger is None:
+        return ""
+    return (
+        f"\nEvery caption held the phrase `{_cell(facts.trigger.text)}`. With it in a prompt, {facts.trigger.place} the"
+        " description, the\nmodel plays what it learned.\n"
+    )
 
 
 def _what_it_is(facts: CardFacts) -> str:
@@ -131,7 +153,7 @@ An adapter for {base}, trained on {facts.clips} clips ({facts.hours:.2f} hours) 
 {_table(facts)}
 
 ## Use
-
+{_on_trigger(facts)}
 ```python
 from peft import PeftModel
 from transformers import MusicgenForConditionalGeneration

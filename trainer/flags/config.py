@@ -22,6 +22,7 @@ from trainer.spec.trainable import (
     Selection,
     selection_of_flags,
 )
+from trainer.spec.trigger import Place, Trigger
 
 PROGRAM = "launch.py"
 DESCRIPTION = """Fine-tune MusicGen on a folder of sound files with a .txt caption each.
@@ -82,6 +83,11 @@ class Config:
     caption_lines: Annotated[
         bool, data("Each line of a .txt is a caption, one of which is drawn each epoch; 0: all lines are one.")
     ] = False
+    trigger: Annotated[
+        str | None,
+        data("A phrase that is put into every caption that lacks it, as in 'in my-style'; none: captions as they are."),
+    ] = None
+    trigger_place: Annotated[Place, data("With --trigger: where in a caption the phrase is put.")] = "before"
     rehash: Annotated[
         bool, data("Read every file to see whether it changed, instead of its size and date.")
     ] = False
@@ -302,6 +308,13 @@ class Config:
             return None
         placeholder = Placeholder(word=self.placeholder, vectors=self.placeholder_vectors)
         return NewWord(placeholder=placeholder, init_word=self.init_word)
+
+    @property
+    def caption_trigger(self) -> Trigger | None:
+        """The phrase that stands in every caption; None without --trigger."""
+        if self.trigger is None:
+            return None
+        return Trigger(text=" ".join(self.trigger.split()), place=self.trigger_place)
 
     @property
     def caption_drop_rate(self) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError
+from trainer.spec.trigger import why_no_trigger
 
 if TYPE_CHECKING:
     from trainer.flags.config import Config
@@ -24,6 +25,7 @@ def refuse_contradicting_values(config: Config) -> None:
             raise ConfigError(
                 f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
             )
+    _refuse_trigger(config)
     if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
         raise ConfigError(
             f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
@@ -69,6 +71,11 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
     for name in ("placeholder", "placeholder_vectors", "init_word"):
         if name in typed and not config.tune_text:
             raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
+    if "trigger_place" in typed and config.trigger is None:
+        raise ConfigError(
+            "--trigger_place has no effect without --trigger: add it, as in --trigger 'in my-style', or remove "
+            "--trigger_place."
+        )
     for name in ("word_dropout", "caption_lines"):
         if config.no_label and name in typed and getattr(config, name):
             raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
@@ -89,6 +96,18 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
             f"learning rate would never reach --lr: use at most {config.max_steps}."
+        )
+
+
+def _refuse_trigger(config: Config) -> None:
+    if config.trigger is None:
+        return
+    if reason := why_no_trigger(config.trigger):
+        raise ConfigError(f"--trigger {config.trigger!r} {reason}.")
+    if config.tune_text:
+        raise ConfigError(
+            f"--trigger cannot be used with --tune_text 1, whose --placeholder {config.placeholder} stands in every "
+            "caption already: remove one."
         )
 
 

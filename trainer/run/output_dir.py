@@ -64,10 +64,11 @@ class OutputDir:
         """Write `values` into the file `name`, whole or not at all."""
         write_whole(self.root / name, json.dumps(values, indent=1).encode())
 
-    def closing_message(self, step: int, placeholder: str | None = None) -> str:
+    def closing_message(self, step: int, placeholder: str | None = None, prompt: str = '"..."') -> str:
         """What is ready after a run of `step` steps, and how to listen to it, for the console.
 
         placeholder  the word that the run learned; None where it trained the language model or adapters
+        prompt       an example of one as it is typed, with the phrase in it that stood in every caption
         """
         if placeholder is not None:
             return (
@@ -76,7 +77,7 @@ class OutputDir:
             )
         return (
             f"done: {step} steps. {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
-            f'  python scripts/generate.py --model {self.root}/huggingface --prompt "..." --seconds 10'
+            f'  python scripts/generate.py --model {self.root}/huggingface --prompt {prompt} --seconds 10'
         )
 
     def finished_step(self) -> int | None:
