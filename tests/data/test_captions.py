@@ -154,7 +154,7 @@ def test_a_run_with_words_dropped_resumes_bit_equal_and_refuses_another_rate(tmp
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("--caption_variants 4", "--caption_variants 4 has no effect without --word_dropout"),
+        ("--caption_variants 4", "--caption_variants 4 has no effect without --word_dropout or"),
         ("--no_label 1 --word_dropout 0.2", "--word_dropout has no effect with --no_label 1"),
         ("--no_label 1 --caption_lines 1", "--caption_lines has no effect with --no_label 1"),
         ("--word_dropout 1", "--word_dropout 1 cannot be used"),

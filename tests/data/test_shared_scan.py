@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.audio_files import write_clip
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
@@ -82,7 +83,7 @@ def copies(tmp_path: Path) -> list[Path]:
     return [tmp_path / machine / "data" for machine in "012"]
 
 
-RULES: dict[str, Any] = {"no_label": False, "caption_lines": False, "min_seconds": 0.5, "rehash": False}
+RULES: dict[str, Any] = {"captions": CaptionSettings(), "min_seconds": 0.5, "rehash": False}
 
 
 def scanned(copies: Sequence[Path]) -> list[SharedScan]:

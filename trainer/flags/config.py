@@ -13,6 +13,7 @@ from trainer.flags import command_line
 from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.flag import Flag, Value, checked_values
 from trainer.flags.paths import expanded
+from trainer.spec.caption_sources import SOURCES_IN_WORDS, sources_of
 from trainer.spec.trainable import (
     ALL_LAYERS,
     FREEZABLE,
@@ -61,11 +62,53 @@ class Config:
         data("Share of a caption's words left out while training; Meta trained with 0.3.", least=0, below=1),
     ] = 0.0
     caption_variants: Annotated[
-        int, data("With --word_dropout: variants of each caption; each epoch draws one.", least=1, most=1000)
+        int,
+        data(
+            "With --word_dropout or --merge_metadata: variants of each caption; each epoch draws one.",
+            least=1,
+            most=1000,
+        ),
     ] = 8
     caption_lines: Annotated[
         bool, data("Each line of a .txt is a caption, one of which is drawn each epoch; 0: all lines are one.")
     ] = False
+    captions: Annotated[
+        str,
+        data(
+            "Where captions are looked for, and in which order; the first that has one counts. text: song.caption.txt, "
+            "song.txt; metadata: metadata.csv, .jsonl, .parquet; json: song.json; template: --caption_template."
+        ),
+    ] = SOURCES_IN_WORDS
+    caption_column: Annotated[
+        str | None,
+        data("Column of metadata files that holds the captions; none: text, caption, description or prompt."),
+    ] = None
+    caption_template: Annotated[
+        str | None,
+        data(
+            "Caption made of a file's tags and names for files that have none, as in '{genre}, {title}, {folder}'; "
+            "none: no such captions."
+        ),
+    ] = None
+    default_caption: Annotated[str | None, data("Caption of files for which no other is found; none: left out.")] = None
+    caption: Annotated[
+        str | None, data("The caption of every file; no caption file is read. none: captions are looked for.")
+    ] = None
+    merge_metadata: Annotated[
+        float,
+        data(
+            "Share of a caption's variants that get what a .json or metadata file says of genre, bpm, key, moods, "
+            "keywords and instrument; Meta trained with 0.25.",
+            least=0,
+            most=1,
+        ),
+    ] = 0.0
+    merge_drop_caption: Annotated[
+        float, data("With --merge_metadata: share of those variants that lose the caption itself.", least=0, most=1)
+    ] = 0.0
+    merge_drop_field: Annotated[
+        float, data("With --merge_metadata: share of their genre, bpm and so on that is left out.", least=0, most=1)
+    ] = 0.0
     rehash: Annotated[
         bool, data("Read every file to see whether it changed, instead of its size and date.")
     ] = False
@@ -286,6 +329,11 @@ class Config:
             return None
         placeholder = Placeholder(word=self.placeholder, vectors=self.placeholder_vectors)
         return NewWord(placeholder=placeholder, init_word=self.init_word)
+
+    @property
+    def caption_sources(self) -> tuple[str, ...]:
+        """Where captions are looked for, in this order."""
+        return sources_of(self.captions)
 
     @property
     def caption_drop_rate(self) -> float:
