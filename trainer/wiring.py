@@ -151,7 +151,7 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if config.word_dropout > 0:
         rate, variants = config.word_dropout, config.caption_variants
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
-    identity.update(_identity_of_captions(config))
+    identity.update(identity_of_captions(config))
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
@@ -160,7 +160,7 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     return identity
 
 
-def _identity_of_captions(config: Config) -> dict[str, object]:
+def identity_of_captions(config: Config) -> dict[str, object]:
     """Where captions come from, as far as it is stated. The digest of the data set holds the captions that are trained
     on; those of the clips that validate are in no digest, and what is drawn of merged captions is in none either."""
     names = ("caption_column", "caption_template", "default_caption", "caption")

@@ -186,7 +186,9 @@ def test_rows_are_looked_for_in_the_nearest_folder_and_their_lines_are_those_of_
 
 
 def test_rows_without_their_file_and_hostile_ones_are_in_the_report(tmp_path: Path) -> None:
-    rows = ["a.wav,first", "gone.wav,x", "../a.wav,x", "/etc/passwd,x", "C:\\a.wav,x", "a.wav,second", ",x", "notes.md,x"]
+    rows = [
+        "a.wav,first", "gone.wav,x", "../a.wav,x", "/etc/passwd,x", "C:\\a.wav,x", "a.wav,second", ",x", "notes.md,x",
+    ]  # fmt: skip
     folder = folder_of(
         tmp_path, {"a.wav": None, "notes.md": "x", "metadata.csv": "file_name,text\n" + "\n".join(rows)}
     )

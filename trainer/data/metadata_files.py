@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.caption_files import CaptionFault, decode, read_bytes
+from trainer.data.fates import display
 from trainer.data.text_content import kind_of
 
 CAPTION_COLUMNS = ("text", "caption", "description", "prompt")
@@ -171,7 +172,8 @@ def _parquet(path: str, column: str | None) -> Iterator[tuple[str, dict[str, Any
             ]
             rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
-        detail = f"cannot be read ({str(error).splitlines()[0]}): write it anew, or convert it to metadata.csv"
+        why = display(str(error).partition("\n")[0])  # it may quote what is in the file
+        detail = f"cannot be read ({why}): write it anew, or convert it to metadata.csv"
         raise CaptionFault("caption unreadable", detail) from error
     return iter([
         (f"row {number}", {columns[name]: value for name, value in row.items() if value is not None})

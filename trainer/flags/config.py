@@ -45,7 +45,7 @@ class Config:
     dataset_path: Annotated[
         str, data("Folder of audio files and their captions: song.wav, song.txt.", aliases=("dataset",), path=True)
     ]
-    no_label: Annotated[bool, data("Train without captions; no .txt files are needed.")] = False
+    no_label: Annotated[bool, data("Train without captions; none are needed.")] = False
     segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
     min_seconds: Annotated[
         float, data("Files shorter than this many seconds are left out.", above=0, most=300)
