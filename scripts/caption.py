@@ -20,6 +20,8 @@ from captioning.record import Record
 
 from trainer.data import caption_template
 from trainer.data.audio import AudioFault
+from trainer.data.caption_settings import CaptionSettings
+from trainer.data.caption_sources import CaptionReader
 from trainer.data.fates import Fate, display
 from trainer.data.folder_walk import Sound, walk
 from trainer.data.manifest import check_folder
@@ -84,10 +86,10 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
 
         zero_shot = ZeroShot(flags.clap)
     try:
-        for sound in sounds_of(root):
+        for sound, captioned in sounds_of(root):
             target = target_of(root, sound.name)
             mine = record.is_unchanged_draft(target)
-            if not (mine and flags.overwrite) and has_caption(root, sound.name, sound.caption_name):
+            if not (mine and flags.overwrite) and (captioned or has_caption(root, sound.name, sound.caption_name)):
                 counts[CAPTIONED] += 1
                 continue
             try:
@@ -109,14 +111,19 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
     return counts
 
 
-def sounds_of(root: Path) -> Iterator[Sound]:
-    """The sound files below `root` that the trainer reads; what else looks like sound is named."""
-    for found in walk(os.fspath(root)):
-        if isinstance(found, Fate):
-            if found.fate in ("unsupported format", "unreadable"):
-                print(f"{found.path}\n    skipped: {found.detail}")
-        else:
-            yield found
+def sounds_of(root: Path) -> Iterator[tuple[Sound, bool]]:
+    """The sound files below `root` that the trainer reads, each with whether it finds a caption, or a broken one, for it.
+
+    What else looks like sound is named.
+    """
+    found = list(walk(os.fspath(root)))
+    reader = CaptionReader(os.fspath(root), (item for item in found if not isinstance(item, Fate)), CaptionSettings())
+    for item in found:
+        if isinstance(item, Sound):
+            caption = reader.caption_of(item)
+            yield item, not (isinstance(caption, Fate) and caption.fate == "no caption")
+        elif isinstance(item, Fate) and item.fate in ("unsupported format", "unreadable"):
+            print(f"{item.path}\n    skipped: {item.detail}")
 
 
 def target_of(root: Path, name: str) -> Path:

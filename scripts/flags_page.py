@@ -32,6 +32,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "stopping.md": ("max_minutes", "resume", "checkpoint_minutes"),
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),
     "drafting_captions.md#a-trigger": ("trigger",),
+    "captions.md": ("captions", "caption_column", "caption_template", "default_caption", "caption", "merge_metadata"),
     "memory.md": ("optimizer", "gradient_checkpointing", "offload_optimizer", "batch_size"),
     "train_a_part.md": ("freeze", "lora_rank", "lora_targets", "base_bits"),
     "new_word.md": ("tune_text", "placeholder"),

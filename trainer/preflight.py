@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from trainer.data.caption_sources import check_texts
 from trainer.data.manifest import check_folder
 from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config
@@ -30,6 +31,7 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
         raise CheckpointError(f"--resume {config.resume}: there is no such folder. It takes auto, no or a checkpoint")
     if is_only_a_path(config.model_id) and not Path(config.model_id).is_dir():
         raise ModelError(f"--model_id {config.model_id}: there is no such folder")
+    check_texts(config.caption_template, {"--caption": config.caption, "--default_caption": config.default_caption})
     _refuse_missing_packages(config)
     _refuse_restarts(config, launch)
     shape = _shape_known_by_name(config.model_id)

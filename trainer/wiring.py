@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.dataset import DataSettings
+from trainer.data.music_fields import MergeRates
 from trainer.data.order import Order
 from trainer.data.treatment import Treatment
 from trainer.engine.settings import EngineSettings
@@ -25,6 +27,7 @@ from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
 from trainer.run.checkpoint import RunHeader
+from trainer.spec.caption_sources import SOURCES
 from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
@@ -75,8 +78,7 @@ def data_settings(config: Config) -> DataSettings:
         cache_dir=Path(config.cache_dir),
         validation_share=config.validation_share,
         validation_folder=None if folder is None else Path(folder),
-        no_label=config.no_label,
-        caption_lines=config.caption_lines,
+        captions=caption_settings(config),
         min_seconds=config.min_seconds,
         treatment=Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness),
         segment_seconds=config.segment_seconds,
@@ -88,6 +90,22 @@ def data_settings(config: Config) -> DataSettings:
         trained=config.selection,
         seed=config.seed,
         rehash=config.rehash,
+    )
+
+
+def caption_settings(config: Config) -> CaptionSettings:
+    """Where the clips' captions come from."""
+    return CaptionSettings(
+        sources=config.caption_sources,
+        column=config.caption_column,
+        template=config.caption_template,
+        default=config.default_caption,
+        instead=config.caption,
+        lines=config.caption_lines,
+        no_label=config.no_label,
+        merge=MergeRates(
+            merge=config.merge_metadata, drop_caption=config.merge_drop_caption, drop_field=config.merge_drop_field
+        ),
     )
 
 
@@ -144,11 +162,26 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         identity["words dropped (--word_dropout, --caption_variants)"] = f"{rate} in {variants} variants"
     if (trigger := config.caption_trigger) is not None:
         identity["--trigger, --trigger_place"] = f'"{trigger.text}" {trigger.place} each caption'
+    identity.update(identity_of_captions(config))
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
     if config.tune_text:
         identity["--placeholder, --init_word"] = f"{config.placeholder} from {config.init_word}"
+    return identity
+
+
+def identity_of_captions(config: Config) -> dict[str, object]:
+    """Where captions come from, as far as it is stated. The digest of the data set holds the captions that are trained
+    on; those of the clips that validate are in no digest, and what is drawn of merged captions is in none either."""
+    names = ("caption_column", "caption_template", "default_caption", "caption")
+    identity: dict[str, object] = {f"--{name}": value for name in names if (value := getattr(config, name)) is not None}
+    if config.caption_sources != SOURCES:
+        identity["--captions"] = ",".join(config.caption_sources)
+    merge = caption_settings(config).merge
+    if merge.on:
+        flags = "--merge_metadata, --merge_drop_caption, --merge_drop_field, --caption_variants"
+        identity[f"metadata merged into captions ({flags})"] = f"{merge.describe()}, {config.caption_variants} variants"
     return identity
 
 

@@ -62,7 +62,7 @@ def encode(settings: Settings) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sounds = write_clips(folder / "data", settings.clips, settings.seconds)
-        clips = manifest.scan(folder / "data", no_label=False, min_seconds=0.5, facts_folder=folder / "scan").clips
+        clips = manifest.scan(folder / "data", min_seconds=0.5, facts_folder=folder / "scan").clips
         for round_ in range(settings.rounds + 1):
             since = time.perf_counter()
             _encode_plainly(codec, sounds, device)

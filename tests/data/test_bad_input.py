@@ -14,6 +14,7 @@ import soundfile
 
 from tests.audio_files import noise, pcm16, wav_header, write_clip
 from trainer.data import manifest
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, display, summary, write_report
 from trainer.data.manifest import Manifest
 from trainer.errors import DataError
@@ -21,7 +22,8 @@ from trainer.errors import DataError
 
 def scan(folder: Path, no_label: bool = False) -> Manifest:
     facts = folder.parent / "facts"
-    return manifest.scan(folder, no_label=no_label, min_seconds=0.5, facts_folder=facts, show_progress=False)
+    captions = CaptionSettings(no_label=no_label)
+    return manifest.scan(folder, captions=captions, min_seconds=0.5, facts_folder=facts, show_progress=False)
 
 
 def fate_of(folder: Path, name: str, no_label: bool = False) -> Fate:

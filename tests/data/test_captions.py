@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.audio_files import write_clip
 from tests.data.test_order import LENGTHS, order_of
 from tests.runs import assert_bit_equal, few_clips, final_state, launch_here, metrics
 from tests.synthetic import random_examples
 from trainer.data.caption_files import read_caption
 from trainer.data.captions import first_caption, texts_of, thinned
-from trainer.data.dataset import prepare
+from trainer.data.dataset import Dataset, prepare
+from trainer.data.music_fields import MergeRates
 from trainer.data.order import draw, rows_of_step
 from trainer.errors import ConfigError
 from trainer.flags.config import Config, parse
 from trainer.model.source import open_model
-from trainer.wiring import data_settings
+from trainer.wiring import data_settings, identity_of, identity_of_captions
 
 WORDS = " ".join(f"word{number}" for number in range(40))
 
@@ -151,10 +156,109 @@ def test_a_run_with_words_dropped_resumes_bit_equal_and_refuses_another_rate(tmp
     assert "0.5 in 3 variants then, None now" in said
 
 
+def config_for(folder: Path, **flags: Any) -> Config:
+    values: dict[str, Any] = {"model_id": "debug", "code_views": 1, "cache_dir": str(folder.parent / "cache"), **flags}
+    return Config(dataset_path=str(folder), **values)
+
+
+def prepared(folder: Path, **flags: Any) -> tuple[Dataset, dict[str, object]]:
+    """The data set of these flags, and the identity of a run with them."""
+    config, source = config_for(folder, **flags), open_model("debug")
+    data = prepare(data_settings(config), source, torch.device("cpu"))
+    return data, identity_of(config, source, data)
+
+
+def test_where_a_caption_stands_changes_no_identity_as_long_as_nothing_is_asked_for(tmp_path: Path) -> None:
+    few_clips(tmp_path / "data")
+    plain, identity = prepared(tmp_path / "data")
+    texts = sorted((tmp_path / "data").glob("*.txt"))
+    rows = [f'{path.stem}.wav,"{path.read_text()}",90' for path in texts]
+    (tmp_path / "data/metadata.csv").write_text("\n".join(["file_name,text,bpm", *rows]))
+    for path in texts:
+        path.unlink()
+    other, identity_then = prepared(tmp_path / "data")
+    assert identity_then == identity and other.train.captions == plain.train.captions and other.train.texts is None
+    assert not any("--captions" in name or "merge" in name for name in identity)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"captions": "metadata,text"}, {"caption_template": "{name}"}, {"default_caption": "x"},
+        {"caption": "x"}, {"captions": "metadata", "caption_column": "text"}, {"merge_metadata": 0.5},
+        {"merge_metadata": 0.5, "merge_drop_caption": 0.5}, {"merge_metadata": 0.5, "merge_drop_field": 0.5},
+        {"merge_metadata": 0.5, "caption_variants": 3},
+    ],
+    ids=lambda flags: "-".join(flags),
+)  # fmt: skip
+def test_flags_of_captions_are_in_the_identity_where_they_are_given(flags: dict[str, Any]) -> None:
+    off, on = identity_of_captions(config_for(Path("music"))), identity_of_captions(config_for(Path("music"), **flags))
+    assert off == {} and on
+    assert all(any(f"--{name}" in entry for entry in on) for name in flags)
+    others = [{**flags, name: 0.75} for name, value in flags.items() if value == 0.5]
+    assert all(identity_of_captions(config_for(Path("music"), **other)) != on for other in others)
+
+
+def test_fields_are_merged_into_texts_that_are_cached_and_the_digest_knows_them(tmp_path: Path) -> None:
+    few_clips(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*.txt"):
+        path.with_suffix(".json").write_text(json.dumps({"description": path.read_text(), "bpm": 90, "genre": "Dub"}))
+        path.unlink()
+    plain, identity = prepared(tmp_path / "data")
+    rates: dict[str, Any] = {"merge_metadata": 0.5, "merge_drop_caption": 0.5, "caption_variants": 4}
+    data, identity_on = prepared(tmp_path / "data", **rates)
+    assert data.train.captions == plain.train.captions and plain.train.texts is None
+    fields = (("bpm", "90.0"), ("genre", "dub"))
+    merge = MergeRates(merge=0.5, drop_caption=0.5)
+    assert data.train.texts == [
+        texts_of(caption, word_dropout=0, variants=4, seed=0, fields=fields, merge=merge)
+        for caption in data.train.captions
+    ]
+    for texts in data.train.texts:
+        assert all(len(data.train.text.states(text)) > 0 for text in texts if text is not None)
+    assert data.digest != plain.digest and len(identity_on) == len(identity) + 1
+    again, _ = prepared(tmp_path / "data", **rates)
+    assert again.train.texts == data.train.texts
+    next((tmp_path / "data").glob("*.json")).write_text(json.dumps({"description": "x", "bpm": 91}))
+    assert prepared(tmp_path / "data", **rates)[0].digest != data.digest
+
+
+@pytest.mark.full
+def test_every_source_of_captions_trains_and_another_merge_rate_is_refused(tmp_path: Path) -> None:
+    for seed, name in enumerate(("text", "marked", "row", "described", "Dub/slow river", "7")):
+        write_clip(tmp_path / "data" / f"{name}.wav", "plain" if name == "text" else None, seed=seed)
+    (tmp_path / "data/marked.caption.txt").write_text("caption: marked\nlyrics:\nla la")
+    (tmp_path / "data/metadata.csv").write_text("file_name,text,bpm\nrow.wav,of a row,90\n")
+    (tmp_path / "data/described.json").write_text(json.dumps({"description": "described", "genre": "rock"}))
+    flags = ["--caption_template", "{name}, {folder}", "--default_caption", "last", "--merge_metadata", "0.5"]
+    run = [*flags, "--epochs", "4", "--lr_schedule", "constant", "--output_dir", "models"]
+    launch_here(tmp_path, *run, "--max_steps", "1")
+    with open(tmp_path / "models/dataset.csv", newline="", encoding="utf-8") as file:
+        details = {row["path"]: row["detail"] for row in csv.DictReader(file) if row["fate"] == "used"}
+    assert details["text.wav"] == "" and "caption from marked.caption.txt" in details["marked.wav"]
+    assert "metadata.csv line 2" in details["row.wav"] and "described.json" in details["described.wav"]
+    assert "--caption_template" in details["Dub/slow river.wav"] and "--default_caption" in details["7.wav"]
+    run[5] = "0.25"
+    assert "0.5, captions dropped 0.0" in launch_here(tmp_path, *run, "--max_steps", "2", expect=1)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("--caption_variants 4", "--caption_variants 4 has no effect without --word_dropout"),
+        ("--captions text,tags", "tags is no source of captions"),
+        ("--captions text,text", "names a source twice"),
+        ("--captions text --caption_template {title}", "does not name template"),
+        ("--captions text,template", "names template, which has no effect"),
+        ("--captions text --caption_column x", "does not name metadata"),
+        ("--captions text --merge_metadata 0.5", "names neither metadata nor json"),
+        ("--merge_drop_field 0.5", "--merge_drop_field has no effect without --merge_metadata"),
+        ("--merge_metadata 1.5", "--merge_metadata 1.5 cannot be used"),
+        ("--caption x --default_caption y", "--default_caption cannot be used with --caption"),
+        ("--caption x --captions text", "--captions has no effect with --caption"),
+        ("--caption x --caption_lines 1", "--caption_lines cannot be used with --caption"),
+        ("--no_label 1 --caption x", "--caption has no effect with --no_label 1"),
+        ("--no_label 1 --caption_template {title}", "--caption_template has no effect with --no_label 1"),
+        ("--caption_variants 4", "--caption_variants 4 has no effect without --word_dropout or"),
         ("--no_label 1 --word_dropout 0.2", "--word_dropout has no effect with --no_label 1"),
         ("--no_label 1 --caption_lines 1", "--caption_lines has no effect with --no_label 1"),
         ("--word_dropout 1", "--word_dropout 1 cannot be used"),

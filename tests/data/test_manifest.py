@@ -18,6 +18,7 @@ import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
 from trainer.data import audio, audio_facts, manifest
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, changed_since, summary, write_report
 from trainer.data.manifest import Manifest
 from trainer.data.wav_header import REREAD
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def scan(folder: Path, facts: Path | None = None, **options: bool) -> Manifest:
     return manifest.scan(
-        folder, no_label=options.get("no_label", False), min_seconds=0.5, show_progress=False,
+        folder, captions=CaptionSettings(no_label=options.get("no_label", False)), min_seconds=0.5, show_progress=False,
         facts_folder=facts or folder.parent / "facts", rehash=options.get("rehash", False),
     )
 
@@ -53,7 +54,9 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
     clips = scan(tmp_path / "data").clips
     assert {name: feature.dtype for name, feature in clips.features.items()} == {
         "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
-        "sample_rate_hz": "int32", "channels": "int32", "content": "string", "first_frame": "int64", "frames": "int64", "gain": "float64",
+        "sample_rate_hz": "int32", "channels": "int32", "content": "string",
+        "caption_source": "string", "caption_fields": "string",
+        "first_frame": "int64", "frames": "int64", "gain": "float64",
     }
     rows = {row["path"]: row for row in clips}
     assert rows["a.wav"] == {
@@ -61,6 +64,7 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
         "size_bytes": (tmp_path / "data" / "a.wav").stat().st_size, "seconds": 1.5, "sample_rate_hz": 8_000,
         "channels": 1, "content": audio.inspect(tmp_path / "data" / "a.wav").content,
         "first_frame": 0, "frames": 12_000, "gain": 1.0,
+        "caption_source": "a.txt", "caption_fields": "",
     }
     b = rows["b.wav"]
     assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)
@@ -190,7 +194,7 @@ def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> No
     path.with_suffix(".txt").write_text("after")
     assert captions(scan(tmp_path / "data"))["a.wav"] == "after"
     facts = tmp_path / "facts"
-    longer = manifest.scan(tmp_path / "data", no_label=False, min_seconds=1.5, facts_folder=facts, show_progress=False)
+    longer = manifest.scan(tmp_path / "data", min_seconds=1.5, facts_folder=facts, show_progress=False)
     assert fates(longer)["a.wav"] == "too short"
 
 
@@ -361,7 +365,7 @@ def test_importing_the_manifest_and_scanning_loads_no_torch(tmp_path: Path) -> N
     program = (
         "import sys; from pathlib import Path; from trainer.data import manifest;"
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules;"
-        "manifest.scan(Path(sys.argv[1]), no_label=False, min_seconds=0.5, facts_folder=Path(sys.argv[2]));"
+        "manifest.scan(Path(sys.argv[1]), min_seconds=0.5, facts_folder=Path(sys.argv[2]));"
         "assert 'torch' not in sys.modules"
     )
     arguments = [sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "facts")]

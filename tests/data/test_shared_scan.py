@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.audio_files import write_clip
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
@@ -84,7 +85,7 @@ def copies(tmp_path: Path) -> list[Path]:
 
 
 RULES: dict[str, Any] = {
-    "no_label": False, "caption_lines": False, "min_seconds": 0.5, "rehash": False, "treatment": AS_IT_IS,
+    "captions": CaptionSettings(), "min_seconds": 0.5, "rehash": False, "treatment": AS_IT_IS,
 }
 
 

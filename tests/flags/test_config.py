@@ -33,6 +33,14 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "caption_lines": ("1", True),
     "trigger": ("my-style", "my-style"),
     "trigger_place": ("after", "after"),
+    "captions": ("json,text,metadata,template", "json,text,metadata,template"),
+    "caption_column": ("about", "about"),
+    "caption_template": ("{genre},{title}", "{genre},{title}"),
+    "default_caption": ("slow", "slow"),
+    "caption": ("slow", "slow"),
+    "merge_metadata": ("0.25", 0.25),
+    "merge_drop_caption": ("0.5", 0.5),
+    "merge_drop_field": ("0.4", 0.4),
     "rehash": ("true", True),
     "model_id": ("facebook/musicgen-large", "facebook/musicgen-large"),
     "init_from": ("models", "models"),
@@ -86,16 +94,20 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "validation_steps": ("50", 50),
 }
 # Those that are refused beside no_label, and of which only one may be typed.
-OF_CAPTIONS = frozenset({"word_dropout", "caption_variants", "caption_lines"})
+OF_CAPTIONS = frozenset({
+    "word_dropout", "caption_variants", "caption_lines", "captions", "caption_column", "caption_template",
+    "default_caption", "merge_metadata", "merge_drop_caption", "merge_drop_field",
+})
 OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "base_bits"})
 OF_A_TRIGGER = frozenset({"trigger", "trigger_place"})  # refused beside a new word
 OF_A_WORD = frozenset({"tune_text", "placeholder", "placeholder_vectors", "init_word"})
 TOGETHER = [
     {name: texts for name, texts in OTHER_VALUES.items() if name not in without}
     for without in (
-        OF_CAPTIONS | OF_A_WORD | {"freeze"},
-        OF_LORA | OF_A_WORD | {"no_label"},
-        OF_LORA | OF_A_TRIGGER | {"no_label", "freeze"},
+        OF_CAPTIONS | OF_A_WORD | {"freeze", "caption"},
+        OF_LORA | OF_A_WORD | {"no_label", "caption"},
+        OF_LORA | OF_A_TRIGGER | {"no_label", "freeze", "caption"},
+        OF_LORA | OF_A_WORD | OF_CAPTIONS | {"no_label"},
     )
 ]
 
@@ -132,7 +144,7 @@ def test_of_a_flag_given_twice_the_last_one_wins() -> None:
     assert (config.dataset_path, config.lr) == ("b", 2.0)
 
 
-@pytest.mark.parametrize("values", TOGETHER, ids=["no_label and lora", "captions and freeze", "a word"])
+@pytest.mark.parametrize("values", TOGETHER, ids=["no_label and lora", "captions and freeze", "a word", "one caption"])
 @pytest.mark.parametrize(
     "spelling", ["--{name}={text}", "--{name} {text}", "--{dashed}={text}", "--{dashed} {text}"]
 )

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import Literal
 
+from trainer.data.caption_dialects import caption_part
 from trainer.data.captions import LINE
 from trainer.data.text_content import why_no_caption
 
@@ -31,40 +32,72 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
     lines  whether each line is a caption of its own; those that are not blank are returned joined by LINE
 
     All white space becomes single spaces. UTF-8 is read, UTF-16 where a byte order mark says so, and what is neither as
-    Windows-1252, of which Latin-1's letters are a part. Raises CaptionFault for what is no text, too long, or text of
-    another kind than a caption (trainer/data/text_content.py).
+    Windows-1252, of which Latin-1's letters are a part. Raises CaptionFault for what is no text, too long, lyrics, or
+    text of another kind than a caption (trainer/data/text_content.py).
     """
+    text, remark = read_text(path, CAPTION_BYTES)
+    caption, more = caption_of(text, lines=lines)
+    remark = "; ".join(filter(None, (remark, more)))
+    return caption, remark if caption else "empty caption: trained without text"
+
+
+def read_text(path: str, most_bytes: int) -> tuple[str, str]:
+    """What a text file holds, and a remark on how it was read, or "". Raises CaptionFault as `read_caption` does."""
+    raw = read_bytes(path, most_bytes + 1)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CaptionFault("caption unreadable", "is no regular file: write a text file in its place")
-        with open(path, "rb") as file:
-            raw = file.read(CAPTION_BYTES + 1)
-    except OSError as error:
-        detail = f"cannot be read ({error.strerror}): check its rights"
-        raise CaptionFault("caption unreadable", detail) from error
-    try:
-        text, remark = _decode(raw)
+        text, remark = decode(raw, cut=len(raw) > most_bytes)
     except UnicodeDecodeError as error:
         why = why_no_caption(raw, None) or "is no text: save it as plain UTF-8 text"
         raise CaptionFault("caption unreadable", why) from error
     if reason := why_no_caption(raw, text):  # before all else, because such a file is often long too
         raise CaptionFault("caption unreadable", reason)
-    if len(raw) > CAPTION_BYTES:
-        raise CaptionFault("caption too long", f"is over {CAPTION_BYTES:,} bytes: is it the right file?")
+    if len(raw) > most_bytes:
+        raise CaptionFault("caption too long", f"is over {most_bytes:,} bytes: is it the right file?")
+    return text, remark
+
+
+def read_bytes(path: str, most_bytes: int) -> bytes:
+    """The first bytes of a file. Raises CaptionFault for what is no regular file or cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CaptionFault("caption unreadable", "is no regular file: write a text file in its place")
+        with open(path, "rb") as file:
+            return file.read(most_bytes)
+    except OSError as error:
+        detail = f"cannot be read ({error.strerror}): check its rights"
+        raise CaptionFault("caption unreadable", detail) from error
+
+
+def caption_of(text: str, *, lines: bool = False) -> tuple[str | None, str]:
+    """The caption that a text holds, wherever it was written, None for a blank one; and a remark, or "".
+
+    Raises CaptionFault as `read_caption` does.
+    """
     if CONTROLS.intersection(text):
         raise CaptionFault("caption unreadable", "holds NUL or control characters: save it as UTF-8 text")
-    captions = [" ".join(part.split()) for part in (text.splitlines() if lines else [text])]
-    caption = LINE.join(filter(None, captions))
+    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON may hold such
+        raise CaptionFault("caption unreadable", "holds halves of characters (surrogates): write it anew")
+    part = caption_part(text)
+    if part.text is None:
+        raise CaptionFault(
+            "caption unreadable", "is lyrics and no caption, and lyrics are not trained on: write a caption into a"
+            " file of the same name that ends in .caption.txt"
+        )
+    pieces = part.text.splitlines() if lines else [part.text]
+    captions = [" ".join(piece.split()) for piece in pieces]
     longest = max(map(len, captions), default=0)
     if longest > CAPTION_CHARACTERS:
         detail = f"has {longest:,} characters: shorten it to {CAPTION_CHARACTERS:,} at most"
         raise CaptionFault("caption too long", detail)
-    return (caption, remark) if caption else (None, "empty caption: trained without text")
+    return LINE.join(filter(None, captions)) or None, part.remark
 
 
-def _decode(raw: bytes) -> tuple[str, str]:
-    """The text and a remark. Raises UnicodeDecodeError for what is no text."""
-    if len(raw) > CAPTION_BYTES:  # it may end within a character
+def decode(raw: bytes, *, cut: bool = False) -> tuple[str, str]:
+    """The text and a remark. Raises UnicodeDecodeError for what is no text.
+
+    cut  whether these are the first bytes of a file only, which may end within a character
+    """
+    if cut:
         return raw.decode("utf-8", "replace"), ""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16"), "caption read as UTF-16"

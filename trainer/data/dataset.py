@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest, unknown_words
+from trainer.data import cache, manifest, music_fields, unknown_words
 from trainer.data.batches import Examples, Text
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
 from trainer.data.manifest import Columns
@@ -35,14 +36,13 @@ class DataSettings:
     cache_dir          folder of what was encoded; runs may share it
     validation_share   share of the folder's clips that validate, in [0, 1)
     validation_folder  a folder whose clips validate instead; None for none
-    no_label           whether all clips are trained without text
-    caption_lines      whether each line of a caption file is a caption of its own
+    captions           where captions come from
     min_seconds        clips of which less is encoded are left out
     treatment          what is done to each sound before it is encoded
     segment_seconds    length of a training crop
     code_views         at how many offsets inside a codec frame each track is encoded
     word_dropout       probability in [0, 1) of each word of a caption to be left out
-    caption_variants   variants that each caption has if `word_dropout` is above 0; one of them is drawn each epoch
+    caption_variants   variants that each caption has if words are dropped or fields are merged; one is drawn each epoch
     placeholder        of a word that is learned, and then stands in every caption; None if no word is
     trigger            a phrase that stands in every caption; None if there is none
     trained            which parameters are trained, on which the FLOPs of a clip depend
@@ -54,8 +54,7 @@ class DataSettings:
     cache_dir: Path
     validation_share: float
     validation_folder: Path | None
-    no_label: bool
-    caption_lines: bool
+    captions: CaptionSettings
     min_seconds: float
     treatment: Treatment
     segment_seconds: float
@@ -158,8 +157,7 @@ def _encoded(
         folder,
         peers,
         settings.cache_dir / "scan",
-        no_label=settings.no_label,
-        caption_lines=settings.caption_lines,
+        captions=settings.captions,
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
         treatment=settings.treatment,
@@ -250,13 +248,20 @@ def _captions(settings: DataSettings, clips: Columns) -> list[str | None]:
 
 def _texts(settings: DataSettings, clips: Columns) -> list[tuple[str | None, ...]] | None:
     """The texts among which each clip's is drawn; None where every clip always has its caption."""
-    if settings.word_dropout == 0 and not settings.caption_lines:
+    merge, lines = settings.captions.merge, settings.captions.lines
+    if settings.word_dropout == 0 and not lines and not merge.on:
         return None
     rate, variants = settings.word_dropout, settings.caption_variants
     captions = clips["caption"]
     if settings.trigger is not None and rate > 0:
         captions = [_without_trigger(settings.trigger, caption) for caption in captions]
-    drawn = [texts_of(caption, word_dropout=rate, variants=variants, seed=settings.seed) for caption in captions]
+    drawn = [
+        texts_of(
+            caption, word_dropout=rate, variants=variants, seed=settings.seed, merge=merge,
+            fields=music_fields.of_text(fields),
+        )
+        for caption, fields in zip(captions, clips["caption_fields"], strict=True)
+    ]
     return [tuple(_prompt(settings, text) for text in texts) for texts in drawn]
 
 
@@ -315,5 +320,8 @@ def _count(clips: Columns) -> int:
 
 
 def _digest(clips: Columns) -> str:
-    pairs = sorted(zip(clips["content"], [caption or "" for caption in clips["caption"]], strict=True))
-    return hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()
+    captions = [caption or "" for caption in clips["caption"]]
+    rows: list[tuple[str, ...]] = [*zip(clips["content"], captions, strict=True)]
+    if any(clips["caption_fields"]):  # what was digested before there were any stays as it was
+        rows = [*zip(clips["content"], captions, clips["caption_fields"], strict=True)]
+    return hashlib.blake2b(repr(sorted(rows)).encode(), digest_size=16).hexdigest()

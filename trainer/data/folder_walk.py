@@ -30,21 +30,59 @@ PLACEHOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
 GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hold a link and no text
 
 
+NEITHER = "neither a sound nor a caption"
+# Of a song.txt that is its caption, the caption that is written for training, and lyrics, which are no caption.
+CAPTION_END, LYRICS_END = ".caption", ".lyrics"
+METADATA_STEM, METADATA_SUFFIXES = "metadata", (".csv", ".jsonl", ".parquet")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sound:
     """A sound file, or what has the name of one, and the caption file beside it; both relative to the data folder.
 
     caption_name  "" where there is none
     elsewhere     what stands in the caption's place where a sync tool keeps it elsewhere, and why; else ""
+    json_name     of a .json file of the same name, "" where there is none
     """
 
     name: str
     caption_name: str
     elsewhere: str = ""
+    json_name: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the caption file, if there is one, is song.txt or song.wav.txt, as it was before others were read."""
+        return not loose(stem(self.caption_name)).endswith(CAPTION_END) or loose(stem(self.name)).endswith(CAPTION_END)
 
 
-def walk(root: str) -> Iterator[Sound | Fate]:
-    """Every sound file below the folder `root`, and the fates of all that is none.
+@dataclass(frozen=True, kw_only=True)
+class MetadataFile:
+    """A file that may hold captions of many sounds: metadata.csv and the like, and any other .csv.
+
+    name       relative to the data folder
+    elsewhere  why it is not here, where a sync tool keeps it elsewhere; else ""
+    """
+
+    name: str
+    elsewhere: str = ""
+
+    @property
+    def is_metadata(self) -> bool:
+        """Whether its name says that it holds captions; another .csv may do so, too, as ACE-Step's."""
+        return bool(self.elsewhere) or stem(os.path.basename(self.name)).lower() == METADATA_STEM
+
+    @property
+    def unread(self) -> str:
+        """What is said of it where it was not read, or holds other things."""
+        return "not read: no file here needs a caption from it" if self.is_metadata else NEITHER
+
+
+Found = Sound | MetadataFile | Fate
+
+
+def walk(root: str) -> Iterator[Found]:
+    """Every sound file below the folder `root`, the files that may hold captions of many, and the fates of all else.
 
     Linked folders are searched under the link's name, after all others. Each real folder is searched once: a link back
     to where it came from is left out, and so is a second way to the same folder.
@@ -65,7 +103,7 @@ def walk(root: str) -> Iterator[Sound | Fate]:
 
 def _search(
     root: str, start: str, real_start: str, found_at: dict[str, str], links: list[tuple[str, str]]
-) -> Iterator[Sound | Fate]:
+) -> Iterator[Found]:
     """All below one folder but what is linked there: links to folders are added to `links`.
 
     start       the folder's name below `root`, "" for `root` itself; real_start is its real path
@@ -108,7 +146,7 @@ def _holds(folder: str, other: str) -> bool:
     return os.path.commonpath([folder, other]) == folder
 
 
-def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
+def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
     """The sound files of one folder with their captions, and the fates of its other files.
 
     prefix  the folder's name below the root, with a slash behind it; "" for the root itself
@@ -116,30 +154,35 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Sound | Fate]:
     visible = [name for name in names if not _is_junk(name)]
     sounds = [name for name in visible if _is_sound(folder, name)]
     texts = [name for name in visible if _suffix(name) == ".txt"]
-    elsewhere = {_loose(real): why for real, why in map(_placeholder, names) if why}
+    elsewhere = {loose(real): why for real, why in map(_placeholder, names) if why}
     caption_of = _captions(sounds, texts)
-    taken = set(caption_of.values())
+    json_of = _captions(sounds, [name for name in visible if _suffix(name) == ".json"], plain_only=True)
+    taken = {*caption_of.values(), *json_of.values()}
     for name in sounds:
-        caption_name = caption_of.get(name, "")
+        caption_name, json_name = caption_of.get(name, ""), json_of.get(name, "")
         why = "" if caption_name else _why_no_text(name, names, elsewhere)
-        yield Sound(name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why)
-    is_sound, owners = set(sounds), {_loose(key) for name in sounds for key in (stem(name), name)}
+        yield Sound(
+            name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why,
+            json_name=json_name and prefix + json_name,
+        )
+    is_sound, owners = set(sounds), {loose(key) for name in sounds for key in (stem(name), name)}
     for name in names:
         shown, suffix = display(prefix + name), _suffix(name)
         real, why = _placeholder(name)
-        if why and (_suffix(real) == ".txt" or _suffix(real) in SOUND_SUFFIXES):
+        if why and _is_metadata(real):
+            yield MetadataFile(name=prefix + name, elsewhere=why)
+        elif why and (_suffix(real) == ".txt" or _suffix(real) in SOUND_SUFFIXES):
             kind: FateKind = "ignored" if _suffix(real) == ".txt" else "unreadable"
             yield Fate(path=shown, fate=kind, detail=f"{display(real)} is {why}")
         elif _is_junk(name):
             yield Fate(path=shown, fate="ignored", detail="hidden or system file")
         elif suffix == ".txt" and name not in taken:
-            if _loose(stem(name)) in owners:
-                yield Fate(path=shown, fate="ignored", detail="another caption file fits its sound better")
-            else:
-                yield Fate(path=shown, fate="no audio", detail="no sound of this name beside it: add it")
-        elif name not in is_sound and suffix != ".txt":
+            yield _fate_of_text(name, shown, owners, taken)
+        elif (suffix == ".csv" or _is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):
+            yield MetadataFile(name=prefix + name)
+        elif name not in is_sound and suffix != ".txt" and name not in taken:
             lost = _leads_nowhere(os.path.join(folder, name))
-            yield Fate(path=shown, fate="ignored", detail=lost or "neither a sound nor a caption")
+            yield Fate(path=shown, fate="ignored", detail=lost or NEITHER)
 
 
 def _is_sound(folder: str, name: str) -> bool:
@@ -147,22 +190,44 @@ def _is_sound(folder: str, name: str) -> bool:
     return not _placeholder(name)[1] and is_sound_file(os.path.join(folder, name), _suffix(name))
 
 
-def _captions(sounds: list[str], texts: list[str]) -> dict[str, str]:
-    """The caption file of each sound that has one: song.txt of song.wav, or else song.wav.txt.
+def _fate_of_text(name: str, shown: str, owners: set[str], taken: set[str]) -> Fate:
+    """The fate of a .txt file that is no sound's caption."""
+    own = loose(stem(name))
+    beside = own + CAPTION_END
+    if own in owners and any(loose(stem(other)) == beside for other in taken):
+        detail = "not read, as lyrics: the caption is in the .caption.txt beside it"
+        return Fate(path=shown, fate="ignored", detail=detail)
+    if own in owners or (own.endswith(CAPTION_END) and own.removesuffix(CAPTION_END) in owners):
+        return Fate(path=shown, fate="ignored", detail="another caption file fits its sound better")
+    if own.endswith(LYRICS_END) and own.removesuffix(LYRICS_END) in owners:
+        return Fate(path=shown, fate="ignored", detail="lyrics: no caption, and not trained on")
+    return Fate(path=shown, fate="no audio", detail="no sound of this name beside it: add it")
+
+
+def _captions(sounds: list[str], texts: list[str], *, plain_only: bool = False) -> dict[str, str]:
+    """The caption file of each sound that has one: song.caption.txt of song.wav, or else song.txt or song.wav.txt.
+
+    plain_only  whether song.caption.txt is nobody's
 
     A name that differs in case, or in how accents are stored, will do where no sound has just that name.
     """
     exact = {stem(name): name for name in texts}  # sorted, so x.txt wins over x.TXT
     owned = {key for name in sounds for key in (stem(name), name)}
-    loose = {_loose(stem(name)): name for name in texts if stem(name) not in owned}
+    loosely = {loose(stem(name)): name for name in texts if stem(name) not in owned}
     stems = {stem(name) for name in sounds}
     found = {}
     for name in sounds:
+        # song.caption.txt is that of song.caption.wav, if there is one
+        marked = None if plain_only else loosely.get(loose(stem(name)) + CAPTION_END)
         full = exact.get(name) if name not in stems else None  # song.wav.txt is that of song.wav.wav, if there is one
-        caption = exact.get(stem(name)) or full or loose.get(_loose(stem(name))) or loose.get(_loose(name))
-        if caption:
+        plain = exact.get(stem(name)) or full or loosely.get(loose(stem(name))) or loosely.get(loose(name))
+        if caption := marked or plain:
             found[name] = caption
     return found
+
+
+def _is_metadata(name: str) -> bool:
+    return stem(name).lower() == METADATA_STEM and _suffix(name) in METADATA_SUFFIXES
 
 
 def _leads_nowhere(path: str) -> str:
@@ -182,8 +247,8 @@ def _placeholder(name: str) -> tuple[str, str]:
 
 def _why_no_text(name: str, names: list[str], elsewhere: dict[str, str]) -> str:
     """Why the sound `name` has no caption, where a sync tool keeps that elsewhere: "song.txt is kept ..."; else ""."""
-    for text in (f"{stem(name)}.txt", f"{name}.txt"):
-        if why := elsewhere.get(_loose(text)):
+    for text in (f"{stem(name)}{CAPTION_END}.txt", f"{stem(name)}.txt", f"{name}.txt"):
+        if why := elsewhere.get(loose(text)):
             return f"{display(text)} is {why}"
     for document in (stem(name) + suffix for suffix in GOOGLE_DOCUMENTS):
         if document in names:
@@ -200,9 +265,9 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _loose(stem: str) -> str:
-    """A stem as macOS and Windows compare names: accents are composed with their letter, and case is ignored."""
-    return unicodedata.normalize("NFC", stem).casefold()
+def loose(name: str) -> str:
+    """A name as macOS and Windows compare names: accents are composed with their letter, and case is ignored."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_junk(name: str) -> bool:

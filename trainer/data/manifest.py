@@ -16,10 +16,11 @@ import numpy as np
 from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import inspect_all
 from trainer.data.audio_fault import AudioFault
-from trainer.data.caption_files import CaptionFault, read_caption
+from trainer.data.caption_settings import CaptionSettings
+from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, summary
-from trainer.data.folder_walk import Sound, stem, walk
+from trainer.data.folder_walk import MetadataFile, Sound, walk
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
 
@@ -30,9 +31,12 @@ Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by nam
 # Columns of the table of clips; types as datasets and Arrow name them.
 TYPES = {
     "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
-    "sample_rate_hz": "int32", "channels": "int32", "content": "string",
-    "first_frame": "int64", "frames": "int64", "gain": "float64",
+    "sample_rate_hz": "int32", "channels": "int32", "content": "string", "caption_source": "string",
+    "caption_fields": "string", "first_frame": "int64", "frames": "int64", "gain": "float64",
 }
+
+
+PLAIN = CaptionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,12 @@ class Manifest:
     sample_rate_hz  int32
     channels        int32
     content         string, the hex blake2b-128 of the file's bytes
+    caption_source  string, what the caption is from: "ballad.txt", "metadata.csv line 3"; "" where none was read
+    caption_fields  string, what is merged into the caption, as music_fields.as_text writes it; "" for nothing
     first_frame, frames, gain  int64, int64, float64: the Excerpt of the file that is encoded, at the file's rate
 
-    Rows are sorted by (content, caption), null first. No file's name, no folder and no order in which a disk lists its
-    files changes that order, on which the numbers of a run depend.
+    Rows are sorted by (content, caption, caption_fields), null first. No file's name, no folder and no order in which a
+    disk lists its files changes that order, on which the numbers of a run depend.
     """
 
     columns: Columns
@@ -67,13 +73,12 @@ class Manifest:
 
 
 def scan(
-    folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
-    show_progress: bool = True, caption_lines: bool = False, treatment: Treatment = AS_IT_IS,
+    folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
+    captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS,
 ) -> Manifest:
-    """Every sound file below `folder` with the .txt file of the same name beside it, and each file's fate.
+    """Every sound file below `folder` with its caption, and each file's fate.
 
-    no_label       no caption is read or used, whether there is one or not: all clips have caption null
-    caption_lines  each line of a .txt file is a caption of its own; they stand joined by LINE
+    captions       where captions come from; those of several lines stand joined by LINE
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`
     treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
@@ -85,12 +90,17 @@ def scan(
     check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
-    for item in walk(root):
-        judged = _candidate(root, item, no_label, caption_lines) if isinstance(item, Sound) else item
+    found = list(walk(root))
+    reader = CaptionReader(root, found, captions)
+    for item in found:
+        if isinstance(item, MetadataFile):
+            continue  # its fate depends on which sounds ask for it
+        judged = _candidate(root, item, reader) if isinstance(item, Sound) else item
         if isinstance(judged, Fate):
             fates.append(judged)
         else:
             candidates.append(judged)
+    fates += reader.fates()
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
     learnt = inspect_all(
         [candidate.path for candidate in candidates], facts_folder, rehash=rehash, show_progress=show_progress
@@ -122,8 +132,7 @@ class _Candidate:
     name: str
     path: str  # absolute
     size_bytes: int
-    caption: str | None
-    remark: str
+    caption: Caption
 
 
 def check_folder(root: str) -> None:
@@ -137,7 +146,7 @@ def check_folder(root: str) -> None:
                         "give a folder of music that you may read") from error
 
 
-def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> _Candidate | Fate:
+def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | Fate:
     """The sound as a candidate, if it is a regular file whose caption is in order; else its fate. No sound is read."""
     shown, path = display(sound.name), os.path.join(root, sound.name)
     try:
@@ -147,21 +156,10 @@ def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> 
         return Fate(path=shown, fate="unreadable", detail=f"{error.strerror}: {advice}")
     if not stat.S_ISREG(status.st_mode):
         return Fate(path=shown, fate="not a file", detail="a pipe or device: put a sound file in its place")
-    caption, remark = None, ""
-    if no_label:
-        remark = "caption not used under --no_label 1" if sound.caption_name else ""
-    elif sound.elsewhere:
-        return Fate(path=shown, fate="caption unreadable", detail=sound.elsewhere)
-    elif not sound.caption_name:
-        expected = display(stem(os.path.basename(sound.name)) + ".txt")
-        detail = f"write {expected} beside it, or train without text: --no_label 1"
-        return Fate(path=shown, fate="no caption", detail=detail)
-    else:
-        try:
-            caption, remark = read_caption(os.path.join(root, sound.caption_name), lines=caption_lines)
-        except CaptionFault as fault:
-            return Fate(path=shown, fate=fault.fate, detail=f"{display(sound.caption_name)} {fault.detail}")
-    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, remark=remark)
+    caption = reader.caption_of(sound)
+    if isinstance(caption, Fate):
+        return caption
+    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption)
 
 
 def _is_annexed(path: str) -> bool:
@@ -177,6 +175,11 @@ class _Clip:
     treated: str  # what was done to the sound, for the report; "" for nothing
 
     @property
+    def equal(self) -> tuple[str, str | None, str]:
+        """Clips for which this is equal are one: the samples, the caption and its fields."""
+        return self.facts.sound, self.candidate.caption.text, self.candidate.caption.fields
+
+    @property
     def seconds(self) -> float:
         return self.excerpt.frames / self.facts.sample_rate_hz
 
@@ -187,7 +190,7 @@ def _judge(
 ) -> tuple[list[_Clip], list[Fate]]:
     """The clips to train on, in the order given, and every candidate's fate."""
     judged: list[tuple[_Candidate, Fate | _Clip]] = []
-    clips: dict[tuple[str, str | None], _Clip] = {}
+    clips: dict[tuple[str, str | None, str], _Clip] = {}
     for candidate in candidates:
         shown, facts = display(candidate.name), learnt[candidate.path]
         if isinstance(facts, AudioFault):
@@ -200,15 +203,12 @@ def _judge(
             judged.append((candidate, Fate(path=shown, fate="too short", detail=detail)))
             continue
         judged.append((candidate, clip))
-        first = clips.setdefault((facts.sound, candidate.caption), clip)
+        first = clips.setdefault(clip.equal, clip)
         # By content, so that names and folders do not decide whose codes are used. Of files with equal content the
         # first by name is.
         if facts.content < first.facts.content:
-            clips[(facts.sound, candidate.caption)] = clip
-    fates = [
-        said if isinstance(said, Fate) else _fate_of(said, clips[(said.facts.sound, candidate.caption)])
-        for candidate, said in judged
-    ]
+            clips[clip.equal] = clip
+    fates = [said if isinstance(said, Fate) else _fate_of(said, clips[said.equal]) for _, said in judged]
     return list(clips.values()), fates
 
 
@@ -216,7 +216,7 @@ def _fate_of(clip: _Clip, used: _Clip) -> Fate:
     """The fate of a clip of whose sound and caption `used` is the clip that is trained on."""
     shown, other = display(clip.candidate.name), display(used.candidate.name)
     if clip is used:
-        remarks = filter(None, (clip.facts.remark, clip.treated, clip.candidate.remark))
+        remarks = filter(None, (clip.facts.remark, clip.treated, clip.candidate.caption.remark))
         return Fate(path=shown, fate="used", detail="; ".join(remarks))
     differ = clip.facts.content != used.facts.content
     formats = f" ({clip.facts.format}, and that is {used.facts.format}, of equal samples)" if differ else ""
@@ -231,16 +231,18 @@ def _length(clip: _Clip) -> str:
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:
-    ordered = sorted(clips, key=lambda clip: (clip.facts.content, clip.candidate.caption or ""))
+    ordered = sorted(clips, key=lambda clip: (clip.facts.content, *clip.candidate.caption.key))
     return {
         "path": [display(clip.candidate.name) for clip in ordered],
         "path_bytes": [os.fsencode(clip.candidate.path) for clip in ordered],
         "size_bytes": [clip.candidate.size_bytes for clip in ordered],
-        "caption": [clip.candidate.caption for clip in ordered],
+        "caption": [clip.candidate.caption.text for clip in ordered],
         "seconds": [clip.seconds for clip in ordered],
         "sample_rate_hz": [clip.facts.sample_rate_hz for clip in ordered],
         "channels": [clip.facts.channels for clip in ordered],
         "content": [clip.facts.content for clip in ordered],
+        "caption_source": [clip.candidate.caption.source for clip in ordered],
+        "caption_fields": [clip.candidate.caption.fields for clip in ordered],
         "first_frame": [clip.excerpt.first_frame for clip in ordered],
         "frames": [clip.excerpt.frames for clip in ordered],
         "gain": [clip.excerpt.gain for clip in ordered],

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from trainer.data import audio, clip_table, manifest
 from trainer.data.audio_fault import AudioFault
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, display
 from trainer.data.manifest import Columns, Manifest
 from trainer.data.peers import Peers
@@ -52,8 +53,7 @@ def scan_once(
     peers: Peers,
     tables: Path,
     *,
-    no_label: bool,
-    caption_lines: bool,
+    captions: CaptionSettings,
     min_seconds: float,
     rehash: bool,
     treatment: Treatment,
@@ -69,8 +69,7 @@ def scan_once(
     if peers.rank == 0:
         found = manifest.scan(
             folder,
-            no_label=no_label,
-            caption_lines=caption_lines,
+            captions=captions,
             min_seconds=min_seconds,
             facts_folder=tables,
             rehash=rehash,

@@ -13,6 +13,7 @@ from trainer.flags import command_line
 from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.flag import Flag, Value, checked_values
 from trainer.flags.paths import expanded
+from trainer.spec.caption_sources import SOURCES_IN_WORDS, sources_of
 from trainer.spec.trainable import (
     ALL_LAYERS,
     FREEZABLE,
@@ -45,7 +46,7 @@ class Config:
     dataset_path: Annotated[
         str, data("Folder of audio files and their captions: song.mp3, song.txt.", aliases=("dataset",), path=True)
     ]
-    no_label: Annotated[bool, data("Train without captions; no .txt files are needed.")] = False
+    no_label: Annotated[bool, data("Train without captions; none are needed.")] = False
     segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
     min_seconds: Annotated[
         float, data("Files shorter than this many seconds are left out.", above=0, most=300)
@@ -78,7 +79,12 @@ class Config:
         data("Share of a caption's words left out while training; Meta trained with 0.3.", least=0, below=1),
     ] = 0.0
     caption_variants: Annotated[
-        int, data("With --word_dropout: variants of each caption; each epoch draws one.", least=1, most=1000)
+        int,
+        data(
+            "With --word_dropout or --merge_metadata: variants of each caption; each epoch draws one.",
+            least=1,
+            most=1000,
+        ),
     ] = 8
     caption_lines: Annotated[
         bool, data("Each line of a .txt is a caption, one of which is drawn each epoch; 0: all lines are one.")
@@ -88,6 +94,43 @@ class Config:
         data("A phrase that is put into every caption that lacks it, as in 'in my-style'; none: captions as they are."),
     ] = None
     trigger_place: Annotated[Place, data("With --trigger: where in a caption the phrase is put.")] = "before"
+    captions: Annotated[
+        str,
+        data(
+            "Where captions are looked for, and in which order; the first that has one counts. text: song.caption.txt, "
+            "song.txt; metadata: metadata.csv, .jsonl, .parquet; json: song.json; template: --caption_template."
+        ),
+    ] = SOURCES_IN_WORDS
+    caption_column: Annotated[
+        str | None,
+        data("Column of metadata files that holds the captions; none: text, caption, description or prompt."),
+    ] = None
+    caption_template: Annotated[
+        str | None,
+        data(
+            "Caption made of a file's tags and names for files that have none, as in '{genre}, {title}, {folder}'; "
+            "none: no such captions."
+        ),
+    ] = None
+    default_caption: Annotated[str | None, data("Caption of files for which no other is found; none: left out.")] = None
+    caption: Annotated[
+        str | None, data("The caption of every file; no caption file is read. none: captions are looked for.")
+    ] = None
+    merge_metadata: Annotated[
+        float,
+        data(
+            "Share of a caption's variants that get what a .json or metadata file says of genre, bpm, key, moods, "
+            "keywords and instrument; Meta trained with 0.25.",
+            least=0,
+            most=1,
+        ),
+    ] = 0.0
+    merge_drop_caption: Annotated[
+        float, data("With --merge_metadata: share of those variants that lose the caption itself.", least=0, most=1)
+    ] = 0.0
+    merge_drop_field: Annotated[
+        float, data("With --merge_metadata: share of their genre, bpm and so on that is left out.", least=0, most=1)
+    ] = 0.0
     rehash: Annotated[
         bool, data("Read every file to see whether it changed, instead of its size and date.")
     ] = False
@@ -315,6 +358,11 @@ class Config:
         if self.trigger is None:
             return None
         return Trigger(text=" ".join(self.trigger.split()), place=self.trigger_place)
+
+    @property
+    def caption_sources(self) -> tuple[str, ...]:
+        """Where captions are looked for, in this order."""
+        return sources_of(self.captions)
 
     @property
     def caption_drop_rate(self) -> float:

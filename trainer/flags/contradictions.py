@@ -51,6 +51,7 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
             "or a folder (./2024 for one whose name is a number)."
         )
+    _refuse_contradicting_captions(config)
     _refuse_overlapping_folders(config)
 
 
@@ -60,11 +61,7 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
         )
-    if "caption_variants" in typed and config.word_dropout == 0:
-        raise ConfigError(
-            f"--caption_variants {config.caption_variants} has no effect without --word_dropout: add it, as in "
-            "--word_dropout 0.3, or remove --caption_variants."
-        )
+    _refuse_captions_without_effect(config, typed)
     for name in ("lora_alpha", "lora_dropout", "lora_targets"):
         if name in typed and config.lora_rank is None:
             raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
@@ -76,9 +73,6 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             "--trigger_place has no effect without --trigger: add it, as in --trigger 'in my-style', or remove "
             "--trigger_place."
         )
-    for name in ("word_dropout", "caption_lines"):
-        if config.no_label and name in typed and getattr(config, name):
-            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
     if "min_lr_ratio" in typed and config.lr_schedule == "constant":
         raise ConfigError(
             "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
@@ -109,6 +103,52 @@ def _refuse_trigger(config: Config) -> None:
             f"--trigger cannot be used with --tune_text 1, whose --placeholder {config.placeholder} stands in every "
             "caption already: remove one."
         )
+
+
+def _refuse_contradicting_captions(config: Config) -> None:
+    sources = config.caption_sources  # raises ConfigError for a list that it does not understand
+    for name in ("caption_column", "caption_template", "default_caption", "merge_metadata", "caption_lines"):
+        if config.caption is not None and getattr(config, name):
+            raise ConfigError(
+                f"--{name} cannot be used with --caption, which replaces the captions of all files: remove one of them."
+            )
+    if config.caption_template is not None and "template" not in sources:
+        raise ConfigError(
+            f"--caption_template cannot be used with --captions {config.captions}, which does not name template: add "
+            "template to the list, or remove one of them."
+        )
+    if config.caption_column is not None and "metadata" not in sources:
+        raise ConfigError(
+            f"--caption_column cannot be used with --captions {config.captions}, which does not name metadata: add "
+            "metadata to the list, or remove one of them."
+        )
+    if config.merge_metadata and not {"metadata", "json"} & set(sources):
+        raise ConfigError(
+            f"--merge_metadata cannot be used with --captions {config.captions}, which names neither metadata nor "
+            "json: add one of them to the list, or remove --merge_metadata."
+        )
+
+
+def _refuse_captions_without_effect(config: Config, typed: frozenset[str]) -> None:
+    if "caption_variants" in typed and config.word_dropout == config.merge_metadata == 0:
+        raise ConfigError(
+            f"--caption_variants {config.caption_variants} has no effect without --word_dropout or --merge_metadata: "
+            "add one, as in --word_dropout 0.3, or remove --caption_variants."
+        )
+    for name in ("merge_drop_caption", "merge_drop_field"):
+        if name in typed and config.merge_metadata == 0:
+            raise ConfigError(f"--{name} has no effect without --merge_metadata: add it, as in --merge_metadata 0.25.")
+    if "captions" in typed and "template" in config.caption_sources and config.caption_template is None:
+        raise ConfigError(
+            f"--captions {config.captions} names template, which has no effect without --caption_template: add it, as "
+            "in --caption_template '{genre}, {title}', or take template out of the list."
+        )
+    if "captions" in typed and config.caption is not None:
+        raise ConfigError("--captions has no effect with --caption, which replaces the captions of all files.")
+    of_captions = ("captions", "caption_column", "caption_template", "default_caption", "caption", "merge_metadata")
+    for name in ("word_dropout", "caption_lines", *of_captions):
+        if config.no_label and name in typed and getattr(config, name):
+            raise ConfigError(f"--{name} has no effect with --no_label 1, which reads no captions: remove one of them.")
 
 
 def _refuse_overlapping_folders(config: Config) -> None:

@@ -1,0 +1,182 @@
+"""The caption of each sound of a folder: from the first of several sources that has one for it.
+
+A source that is there and cannot be read is the fate of its sound. No other source is then asked: what a person wrote
+would be replaced in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainer.data import caption_template, music_fields
+from trainer.data.caption_files import CaptionFault, caption_of, read_caption
+from trainer.data.caption_metadata import MetadataIndex
+from trainer.data.caption_settings import CaptionSettings
+from trainer.data.fates import Fate, display
+from trainer.data.folder_walk import NEITHER, Found, MetadataFile, Sound, stem
+from trainer.data.json_captions import Described, described, read_json
+from trainer.data.metadata_files import CAPTION_COLUMNS
+from trainer.data.tags import FIELDS, read_tags
+from trainer.errors import ConfigError
+
+
+def check_texts(template: str | None, captions: Mapping[str, str | None]) -> None:
+    """Raise ConfigError for a template that cannot be filled, or a text, by its flag's name, that is no caption."""
+    if template is not None:
+        caption_template.check(template)
+    for flag, text in captions.items():
+        try:
+            if text is not None:
+                caption_of(text)
+        except CaptionFault as fault:
+            raise ConfigError(f"the text of {flag} {fault.detail}") from fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """The caption of a sound.
+
+    text    None for a clip that is trained without text
+    source  what it is from, for a person: "ballad.txt", "metadata.csv line 3"; "" where no caption was read
+    remark  for the report; "" where the caption is simply that of the .txt file of the sound's name
+    fields  what is merged into it, as music_fields.as_text writes it; "" for nothing
+    """
+
+    text: str | None
+    source: str
+    remark: str = ""
+    fields: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which clips of equal sound are ordered, no text first."""
+        return self.text or "", self.fields
+
+
+class CaptionReader:
+    """The captions of what was found in one data folder; see `caption_of`, and `fates` once all were asked for."""
+
+    def __init__(self, root: str, found: Iterable[Found], settings: CaptionSettings):
+        self._root, self._settings = root, settings
+        items = list(found)
+        self._sounds = [item for item in items if isinstance(item, Sound)]
+        files = [item for item in items if isinstance(item, MetadataFile)]
+        self._metadata = MetadataIndex(root, files, [sound.name for sound in self._sounds], settings.column)
+        self._json_read: set[str] = set()
+        self._given = None if settings.instead is None else caption_of(settings.instead)[0]
+
+    def caption_of(self, sound: Sound) -> Caption | Fate:
+        """The caption of a sound, or the sound's fate where there is none or it cannot be used."""
+        settings = self._settings
+        if settings.no_label:
+            remark = "caption not used under --no_label 1" if sound.caption_name else ""
+            return Caption(text=None, source="", remark=remark)
+        if settings.instead is not None:
+            return Caption(text=self._given, source="--caption", remark="caption from --caption")
+        try:
+            found, missed = self._first(sound)
+        except CaptionFault as fault:
+            return Fate(path=display(sound.name), fate=fault.fate, detail=fault.detail)
+        if found is None and settings.default is not None:
+            found = Caption(text=caption_of(settings.default)[0], source="--default_caption")
+        if found is None:
+            return Fate(path=display(sound.name), fate="no caption", detail=self._advice(sound, missed))
+        is_plain = found.source == display(sound.caption_name) and sound.is_plain
+        remarks = ("" if is_plain else f"caption from {found.source}", found.remark, missed)
+        return replace(found, remark="; ".join(filter(None, remarks)))
+
+    def fates(self) -> list[Fate]:
+        """What became of the files that may hold captions and are not a sound's own .txt."""
+        unread = sorted({sound.json_name for sound in self._sounds} - self._json_read - {""})
+        return [*self._metadata.fates(), *(Fate(path=display(name), fate="ignored", detail=NEITHER) for name in unread)]
+
+    def _first(self, sound: Sound) -> tuple[Caption | None, str]:
+        """The caption of the first source that has one, and a remark where metadata was looked through in vain."""
+        missed = ""
+        for source in self._settings.sources:
+            found = self._of(source, sound)
+            if found is not None:
+                return found, missed
+            if source == "metadata" and (name := self._metadata.nearest(sound.name)):
+                missed = f"{display(name)} has no caption for it"
+        return None, missed
+
+    def _of(self, source: str, sound: Sound) -> Caption | None:
+        """What one source has for the sound; None for nothing. Raises CaptionFault, with the name of what is wrong."""
+        match source:
+            case "text":
+                return self._of_text(sound)
+            case "metadata":
+                return self._of_metadata(sound)
+            case "json":
+                return self._of_json(sound)
+            case _:
+                return self._of_template(sound)
+
+    def _of_text(self, sound: Sound) -> Caption | None:
+        if sound.elsewhere:
+            raise CaptionFault("caption unreadable", sound.elsewhere)
+        if not sound.caption_name:
+            return None
+        shown = display(sound.caption_name)
+        try:
+            path = os.path.join(self._root, sound.caption_name)
+            text, remark = read_caption(path, lines=self._settings.lines)
+        except CaptionFault as fault:
+            raise CaptionFault(fault.fate, f"{shown} {fault.detail}") from fault
+        return Caption(text=text, source=shown, remark=remark)
+
+    def _of_metadata(self, sound: Sound) -> Caption | None:
+        found = self._metadata.row_of(sound.name)
+        if found is None:
+            return None
+        column = self._settings.column
+        keys = CAPTION_COLUMNS if column is None else (column.lower(),)
+        try:
+            row = described(found.row.values, keys, lines=self._settings.lines, tags=column is None)
+        except CaptionFault as fault:
+            raise CaptionFault(fault.fate, f"{found.place} {fault.detail}") from fault
+        return self._with_fields(row, found.place)
+
+    def _of_json(self, sound: Sound) -> Caption | None:
+        if not sound.json_name:
+            return None
+        shown = display(sound.json_name)
+        self._json_read.add(sound.json_name)
+        try:
+            found = read_json(os.path.join(self._root, sound.json_name), lines=self._settings.lines)
+        except CaptionFault as fault:
+            raise CaptionFault(fault.fate, f"{shown} {fault.detail}") from fault
+        return self._with_fields(found, shown)
+
+    def _of_template(self, sound: Sound) -> Caption | None:
+        template = self._settings.template
+        if template is None:
+            return None
+        fields = caption_template.name_fields(sound.name)
+        if any(f"{{{name}}}" in template for name in FIELDS):
+            fields = {**read_tags(Path(self._root, sound.name)), **fields}
+        text = caption_template.fill(template, fields)
+        try:
+            return Caption(text=caption_of(text)[0], source="--caption_template") if text else None
+        except CaptionFault as fault:
+            raise CaptionFault(fault.fate, f"its caption from --caption_template {fault.detail}") from fault
+
+    def _with_fields(self, found: Described, source: str) -> Caption | None:
+        """A caption with what is merged into it; one of fields alone counts only where they are merged."""
+        fields = music_fields.as_text(found.fields) if self._settings.merge.on else ""
+        if found.caption is None and not fields:
+            return None
+        return Caption(text=found.caption, source=source, remark=found.remark, fields=fields)
+
+    def _advice(self, sound: Sound, missed: str) -> str:
+        """What to do about a sound for which no source has a caption."""
+        sources = self._settings.sources
+        expected = display(stem(os.path.basename(sound.name)) + ".txt")
+        write = f"write {expected} beside it, or " if "text" in sources else ""
+        if not write and not missed:
+            write = f"none is in --captions {','.join(sources)}: name another source, or "
+        return f"{missed + ': ' if missed else ''}{write}train without text: --no_label 1"
