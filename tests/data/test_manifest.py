@@ -53,7 +53,8 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
     clips = scan(tmp_path / "data").clips
     assert {name: feature.dtype for name, feature in clips.features.items()} == {
         "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
-        "sample_rate_hz": "int32", "channels": "int32", "content": "string", "first_frame": "int64", "frames": "int64", "gain": "float64",
+        "sample_rate_hz": "int32", "channels": "int32", "content": "string",
+        "first_frame": "int64", "frames": "int64", "gain": "float64",
     }
     rows = {row["path"]: row for row in clips}
     assert rows["a.wav"] == {
