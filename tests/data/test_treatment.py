@@ -124,7 +124,7 @@ def test_a_file_without_a_loudness_stays_as_it_is_and_the_report_says_so(tmp_pat
 
 
 def test_min_seconds_holds_for_what_is_left_without_silence(tmp_path):
-    dim = noise(3, RATE).clip(-0.4, 0.4) * 2e-3
+    dim = noise(3, RATE).clip(-0.4, 0.4) * 2e-3  # all of it below -60 dBFS
     folder = write(tmp_path / "data", {"long": padded(), "other": noise(3, RATE), "dim": dim})
     found = fates(folder, 2, trim_silence=True)
     assert found["other.wav"].fate == "used" and found["dim.wav"].fate == "too short"
