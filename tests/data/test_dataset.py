@@ -112,8 +112,8 @@ def test_a_clip_of_which_an_older_version_read_less_is_encoded_anew_and_ends_its
     (tmp_path / "data/stale.wav").write_bytes(wav_header(16_000) + pcm16(3))
     (tmp_path / "data/stale.txt").write_text("stale")
     with monkeypatch.context() as older:
-        for reader in (audio, sound_file):
-            older.setattr(reader, "sound_of", lambda *given: Sound(end=44 + 16_000))
+        for module in (audio, sound_file):  # the one hashes, the other one decodes
+            older.setattr(module, "sound_of", lambda *given: Sound(end=44 + 16_000))
         older.setattr(audio_facts, "VERSION", 1)
         launch_here(tmp_path, *ONE_STEP)
         keys = cached_keys(tmp_path)
