@@ -34,6 +34,8 @@ def manifest_of(clips: int) -> Manifest:
             "sample_rate_hz": [44_100 + clip for clip in range(clips)],
             "channels": [1 + clip % 2 for clip in range(clips)],
             "content": [f"{clip:032x}" for clip in range(clips)],
+            "caption_source": [f"{clip}.txt" for clip in range(clips)],
+            "caption_fields": ["" if clip % 3 else '[["bpm", "90.0"]]' for clip in range(clips)],
         },
         fates=tuple(Fate(path=f"{file}.wav", fate="used", detail="\u00e9" * file) for file in range(clips + 3)),
     )
