@@ -107,7 +107,7 @@ def test_any_text_is_a_caption_or_has_a_fault(text: str) -> None:
 
 
 @pytest.mark.full
-@settings(max_examples=60_000, deadline=None)
+@settings(max_examples=20_000, deadline=None)
 @given(st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join))
 def test_very_many_texts_are_captions_or_have_a_fault(text: str) -> None:
     any_text(text)

@@ -93,7 +93,7 @@ def test_folders_of_any_metadata_json_and_text(files: dict[str, bytes], captions
 
 
 @pytest.mark.full
-@settings(max_examples=25_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @given(FILES, CAPTIONS)
 def test_very_many_folders_of_any_metadata_json_and_text(files: dict[str, bytes], captions: CaptionSettings) -> None:
     any_folder(files, captions)

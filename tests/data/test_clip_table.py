@@ -37,6 +37,8 @@ def manifest_of(clips: int) -> Manifest:
             "first_frame": [2**40 + clip for clip in range(clips)],
             "frames": [2**41 + clip for clip in range(clips)],
             "gain": [1 + clip / 7 for clip in range(clips)],
+            "caption_source": [f"{clip}.txt" for clip in range(clips)],
+            "caption_fields": ["" if clip % 3 else '[["bpm", "90.0"]]' for clip in range(clips)],
         },
         fates=tuple(Fate(path=f"{file}.wav", fate="used", detail="\u00e9" * file) for file in range(clips + 3)),
     )
