@@ -23,6 +23,7 @@ from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
+from trainer.report.settings import ReportSettings
 from trainer.run.checkpoint import RunHeader
 from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
 from trainer.training.loop import Intervals, Run
@@ -85,6 +86,17 @@ def data_settings(config: Config) -> DataSettings:
         trained=config.selection,
         seed=config.seed,
         rehash=config.rehash,
+    )
+
+
+def report_settings(config: Config) -> ReportSettings:
+    """What the report of the dataset must know of the run."""
+    return ReportSettings(
+        validation_share=config.validation_share,
+        seed=config.seed,
+        no_label=config.no_label,
+        segment_seconds=config.segment_seconds,
+        model=config.model_id,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from trainer.data.fingerprint import Fingerprint
 from trainer.data.text_content import why_no_sound
 from trainer.data.wav_header import CutOff, MendedWav, sound_of, wav_layout
 
@@ -48,6 +49,7 @@ class AudioFacts:
     sample_rate_hz  of the file
     channels        of the file
     content         as `content_of` gives it
+    fingerprint     as trainer/data/fingerprint.py gives it; "" for a sound of less than a quarter of a second
     remark          what is unusual about it and was done, for the report; "" for nothing
     """
 
@@ -55,6 +57,7 @@ class AudioFacts:
     sample_rate_hz: int
     channels: int
     content: str
+    fingerprint: str = ""
     remark: str = ""
 
 
@@ -74,11 +77,13 @@ def inspect(path: Path) -> AudioFacts:
     Samples somewhat beyond [-1, 1] are accepted. Raises AudioFault for every file that is not whole and audible.
     """
     with _opened(path) as (sound, header_remark):
-        frames, peak_remark = _check_samples(sound)
+        meter = Fingerprint(sound.samplerate)
+        frames, peak_remark = _check_samples(sound, meter)
         rate, channels = sound.samplerate, sound.channels
     remark = "; ".join(filter(None, (header_remark, peak_remark)))
     return AudioFacts(
-        seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=content_of(path), remark=remark
+        seconds=frames / rate, sample_rate_hz=rate, channels=channels, content=content_of(path),
+        fingerprint=meter.result(), remark=remark,
     )
 
 
@@ -203,7 +208,7 @@ def _mono(block: np.ndarray) -> np.ndarray:
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
-def _check_samples(sound: soundfile.SoundFile) -> tuple[int, str]:
+def _check_samples(sound: soundfile.SoundFile, meter: Fingerprint) -> tuple[int, str]:
     """How many frames the file really holds, and a remark on how loud they are or "".
 
     Raises AudioFault unless they are whole, finite, audible and not far beyond full scale.
@@ -216,6 +221,7 @@ def _check_samples(sound: soundfile.SoundFile) -> tuple[int, str]:
             where = f"near {frames / sound.samplerate:.1f} s"
             raise AudioFault("not finite", f"NaN or infinite samples {where}: repair or export it again")
         frames += len(block)
+        meter.add(block)
         peak, mono_peak = max(peak, block_peak), max(mono_peak, _max_abs(_mono(block)))
     if frames == 0:
         raise AudioFault("empty", "holds no samples: export it again")

@@ -20,8 +20,8 @@ from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
 # To be raised when `inspect` comes to judge files differently: all files are then read again. Version 2 (2026-11-27)
-# looks at peaks beyond full scale and at headers that were not updated.
-VERSION = 2
+# looks at peaks beyond full scale and at headers that were not updated; 3 takes fingerprints.
+VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
 BAR_AFTER_SECONDS = 2.0

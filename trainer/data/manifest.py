@@ -18,6 +18,7 @@ from trainer.data.audio_facts import inspect_all
 from trainer.data.caption_files import CaptionFault, read_caption
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import Sound, stem, walk
+from trainer.data.inventory import InspectedFile
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Manifest:
 
     columns: Columns
     fates: tuple[Fate, ...]
+    inspected: tuple[InspectedFile, ...] = ()  # of the process that scanned; a table of clips has none
 
     @cached_property
     def clips(self) -> Dataset:
@@ -65,6 +67,22 @@ def scan(
     folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
     show_progress: bool = True, caption_lines: bool = False,
 ) -> Manifest:
+    """What `look` finds. Raises DataError if there is no clip to train on."""
+    found = look(
+        folder, no_label=no_label, min_seconds=min_seconds, facts_folder=facts_folder, rehash=rehash,
+        show_progress=show_progress, caption_lines=caption_lines,
+    )
+    if not found.columns["path"]:
+        raise DataError(
+            f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{summary(found.fates)}"
+        )
+    return found
+
+
+def look(
+    folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
+    show_progress: bool = True, caption_lines: bool = False,
+) -> Manifest:
     """Every .wav file below `folder` with the .txt file of the same name beside it, and each file's fate.
 
     no_label       no caption is read or used, whether there is one or not: all clips have caption null
@@ -72,8 +90,7 @@ def scan(
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`
 
-    Raises DataError if there is no clip to train on, StorageError if the facts cannot be written. No single file
-    makes it fail.
+    Raises DataError for what is no folder, StorageError if the facts cannot be written. No single file makes it fail.
     """
     root = os.path.abspath(folder)
     check_folder(root)
@@ -92,9 +109,7 @@ def scan(
     clips, verdicts = _judge(candidates, learnt, min_seconds)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)
-    if not clips:
-        raise DataError(f"the dataset folder {display(root)} holds no clip to train on:\n{summary(fates)}")
-    return Manifest(columns=_columns(clips), fates=tuple(fates))
+    return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=_inspected(candidates, learnt))
 
 
 def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
@@ -117,6 +132,7 @@ class _Candidate:
     path: str  # absolute
     size_bytes: int
     caption: str | None
+    caption_source: str  # "" for none
     remark: str
 
 
@@ -155,7 +171,10 @@ def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> 
             caption, remark = read_caption(os.path.join(root, sound.caption_name), lines=caption_lines)
         except CaptionFault as fault:
             return Fate(path=shown, fate=fault.fate, detail=f"{display(sound.caption_name)} {fault.detail}")
-    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, remark=remark)
+    source = "" if no_label else display(os.path.basename(sound.caption_name))
+    return _Candidate(
+        name=sound.name, path=path, size_bytes=status.st_size, caption=caption, caption_source=source, remark=remark
+    )
 
 
 def _is_annexed(path: str) -> bool:
@@ -193,6 +212,19 @@ def _judge(
             detail = f"same sound and caption as {display(first.candidate.name)}, which is used: remove one"
             fates.append(Fate(path=shown, fate="duplicate", detail=detail))
     return list(clips.values()), fates
+
+
+def _inspected(
+    candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault]
+) -> tuple[InspectedFile, ...]:
+    return tuple(
+        InspectedFile(
+            path=display(one.name), reference=os.fsencode(one.path), caption=one.caption,
+            caption_source=one.caption_source, facts=facts,
+        )
+        for one in candidates
+        if isinstance(facts := learnt[one.path], AudioFacts)
+    )
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:
