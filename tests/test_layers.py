@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     *("data.shared_scan", "data.peers", "data.fingerprint", "data.inventory"),
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
     *("report.plots", "report.excerpts"),
+    *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",

@@ -13,6 +13,7 @@ import soxr
 
 from tests.audio_files import noise, pcm16, wav_header, write_sparse_hours
 from trainer.data import audio
+from trainer.data.audio_fault import FAULT_KINDS
 
 
 def joined(path: Path, rate_hz: int, block_seconds: float = 10.0) -> np.ndarray:
@@ -189,7 +190,7 @@ def test_damaged_bytes_give_facts_or_a_fault_and_nothing_else(tmp_path: Path) ->
                 outcomes.append(audio.inspect(path).seconds)
             except audio.AudioFault as fault:
                 outcomes.append(fault.fate)
-                assert fault.fate in audio.FAULT_KINDS and fault.detail.isprintable()
+                assert fault.fate in FAULT_KINDS and fault.detail.isprintable()
     assert {"unreadable", "truncated"} < set(outcomes) and any(isinstance(one, float) for one in outcomes)
 
 

@@ -200,7 +200,7 @@ def test_a_file_of_gigabytes_whose_size_wrapped_is_read_to_its_last_sample(
         assert wav is not None
         sound = sound_of(file.fileno(), size, wav)
     assert sound.end == 44 + data_bytes and sound.mended and sound.reread
-    with MendedWav(path, wav, sound) as mended, soundfile.SoundFile(mended) as decoder:
+    with open(path, "rb") as raw, MendedWav(raw.fileno(), wav, sound) as mended, soundfile.SoundFile(mended) as decoder:
         assert decoder.frames == data_bytes // 2
         decoder.seek(decoder.frames - 8_000)
         np.testing.assert_array_equal(decoder.read(dtype="float32"), expected(SECOND))
@@ -228,7 +228,7 @@ def test_the_mended_file_reads_like_any_file_at_every_place(tmp_path: Path) -> N
         assert wav is not None
         sound = sound_of(file.fileno(), size, wav)
     right = wav_header(len(SECOND)) + SECOND
-    with MendedWav(path, wav, sound) as mended:
+    with open(path, "rb") as raw, MendedWav(raw.fileno(), wav, sound) as mended:
         assert mended.readall() == right
         for at, count in ((0, 3), (2, 8), (38, 20), (41, 1), (44, 10), (len(right) - 3, 99), (len(right) + 5, 4)):
             assert mended.seek(at) == at == mended.tell()

@@ -15,12 +15,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from trainer.atomic import write_whole
-from trainer.data.audio import AudioFacts, AudioFault, inspect, unreadable
+from trainer.data.audio import AudioFacts, inspect
+from trainer.data.audio_fault import AudioFault, unreadable
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
-# To be raised when `inspect` comes to judge files differently: all files are then read again. Version 2 (2026-11-27)
-# looks at peaks beyond full scale and at headers that were not updated; 3 takes fingerprints.
+# To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)
+# tells formats and equal samples, and finds files of more formats cut off; version 2 looked at peaks and headers.
 VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4

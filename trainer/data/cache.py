@@ -22,7 +22,7 @@ from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from trainer.data import audio
 from trainer.data.arrow_store import KEY, Binaries, Row, Rows, Store
-from trainer.data.audio import AudioFault
+from trainer.data.audio_fault import AudioFault
 from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
 from trainer.data.manifest import Columns
 from trainer.errors import StorageError

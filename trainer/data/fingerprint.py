@@ -11,7 +11,7 @@ Another part of the same song is another sound, and so is a file to which a seco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,8 +177,8 @@ def near_pairs(fingerprints: Sequence[str], seconds: Sequence[float]) -> Pairs:
     return Pairs(pairs=found, comparisons=len(candidates))
 
 
-def groups_of(pairs: np.ndarray) -> list[list[int]]:
-    """The sets of numbers that pairs (n, 2) join, directly or through others; each sorted, and by their first."""
+def groups_of(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The sets of numbers that the pairs join, directly or through others; each sorted, and by their first."""
     leader: dict[int, int] = {}
 
     def find(number: int) -> int:
@@ -186,7 +186,7 @@ def groups_of(pairs: np.ndarray) -> list[list[int]]:
             leader[number] = number = leader[leader[number]]
         return number
 
-    for one, other in pairs.tolist():
+    for one, other in pairs:
         low, high = sorted((find(one), find(other)))
         leader[high] = low
     groups: dict[int, list[int]] = {}

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.data.audio import AudioFacts, AudioFault
+from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import inspect_all
+from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_files import CaptionFault, read_caption
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import Sound, stem, walk

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data import audio, clip_table, manifest
-from trainer.data.audio import AudioFault
+from trainer.data.audio_fault import AudioFault
 from trainer.data.fates import Fate, display
 from trainer.data.inventory import InspectedFile
 from trainer.data.manifest import Columns, Manifest

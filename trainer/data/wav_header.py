@@ -6,12 +6,12 @@ to write the size, and takes a file that is cut off for a whole one.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from trainer.data.raw_file import FileView
 
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 MAX_CHUNKS = 4096  # a real file has a few; a sparse file of zeros would offer one every 8 bytes
@@ -153,53 +153,12 @@ def sound_of(descriptor: int, file_bytes: int, wav: WavLayout) -> Sound:
     return Sound(end=end, mended=True, reread=True, remark=remark)
 
 
-class MendedWav(io.RawIOBase):
+class MendedWav(FileView):
     """A WAV file as libsndfile would find it if its header were right: sound up to `sound.end`, and nothing behind."""
 
-    def __init__(self, path: Path, wav: WavLayout, sound: Sound):
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self._head = _mended_head(os.pread(self._descriptor, wav.data_at, 0), wav, sound)
-        self._shift = len(self._head) - wav.data_at
-        self._size = sound.end + self._shift
-        self._at = 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """As of any file: fewer bytes than asked for only at the end."""
-        view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self._size - self._at))
-        done = min(wanted, max(0, len(self._head) - self._at))
-        view[:done] = self._head[self._at : self._at + done]
-        while done < wanted:
-            count = os.preadv(self._descriptor, [view[done:wanted]], self._at + done - self._shift)
-            if count == 0:
-                break
-            done += count
-        self._at += done
-        return done
-
-    def close(self) -> None:
-        """Close the file."""
-        if not self.closed:
-            os.close(self._descriptor)
-        super().close()
+    def __init__(self, descriptor: int, wav: WavLayout, sound: Sound):
+        head = _mended_head(os.pread(descriptor, wav.data_at, 0), wav, sound)
+        super().__init__(descriptor, wav.data_at, sound.end, head)
 
 
 def _order(form: bytes) -> Literal["big", "little"]:

@@ -97,9 +97,9 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
         plain = "" if "\\" in fate.path or not row.format else fate.path
         return replace(row, link=_link(start, os.fsencode(plain)), unplayed=_why_unplayed(row.format))
     inside = one.reference.removeprefix(os.path.join(os.fsencode(root), b""))
-    facts = vars(one.facts)
-    levels = vars(facts["levels"]) if facts.get("levels") else {}
-    found = str(facts.get("format") or row.format)
+    facts = one.facts
+    levels = vars(vars(facts)["levels"]) if "levels" in vars(facts) else {}
+    found = facts.format
     return replace(
         row,
         link="" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside),
@@ -107,7 +107,9 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
         format=found,
         caption=one.caption,
         source=one.caption_source,
-        **{name: facts[name] for name in ("seconds", "sample_rate_hz", "channels")},
+        seconds=facts.seconds,
+        sample_rate_hz=facts.sample_rate_hz,
+        channels=facts.channels,
         **{name: levels.get(name) for name in LEVELS},
     )
 
@@ -143,10 +145,10 @@ def _with_near(rows: Sequence[Row], inspected: Sequence[InspectedFile | None]) -
     """The rows with their groups of near-duplicates among the clips that are used."""
     clips = [(number, one) for number, (row, one) in enumerate(zip(rows, inspected, strict=True)) if row.use and one]
     pairs = near_pairs([one.facts.fingerprint for _, one in clips], [one.facts.seconds for _, one in clips]).pairs
-    # Equal bytes are equal sounds, however short: they are two clips where their captions differ.
+    # Equal samples are equal sounds, however short: they are two clips where their captions differ.
     first: dict[str, int] = {}
-    equal = [(first.setdefault(one.facts.content, at), at) for at, (_, one) in enumerate(clips)]
-    together = [*map(tuple, pairs.tolist()), *((low, high) for low, high in equal if low != high)]
+    equal = [(first.setdefault(one.facts.sound, at), at) for at, (_, one) in enumerate(clips)]
+    together = [*((low, high) for low, high in pairs.tolist()), *((low, high) for low, high in equal if low != high)]
     changed = list(rows)
     for name, group in enumerate(groups_of(together), start=1):
         members = [clips[at][0] for at in group]
