@@ -165,7 +165,7 @@ def findings_in_words(path: Path) -> str:
     figures, found = values["figures"], values["mend_first"]
     lines = [f"{figures['clips']:,} clips, {figures['hours']:.2f} hours"]
     others = [one for one in found if one["key"] and not one["key"].startswith("fate:")]  # those stand above already
-    lines += [f"  {one['clips']:,} {one['title']}" for one in others[:5]]
+    lines += [f"  {one['title']}: {one['clips']:,}" for one in others[:5]]
     if figures["captions"]["with_unknown_words"] is None and figures["captions"]["with"]:
         lines.append(f"  words that T5 does not know: not looked at, no tokenizer of {values['model']} on this machine")
     return "\n".join(lines)

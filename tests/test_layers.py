@@ -27,7 +27,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": ("data", "exports", "model", "run", "plan", "spec"),
     "training": ("engine", "data", "run", "plan", "model"),
     "preflight": ("data", "plan", "flags", "spec"),
-    "wiring": ("training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan", "flags", "spec"),
+    "wiring": (
+        *("training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan", "flags", "spec"),
+    ),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (

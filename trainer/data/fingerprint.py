@@ -38,6 +38,7 @@ NEAR_SECONDS, NEAR_LENGTHS = 0.15, 0.005
 # Candidates are found by sorting: sounds that are equal in all bits of one of these random choices stand together, and
 # of those each is compared with the next few.
 KEYS, KEY_BITS, NEIGHBOURS = 20, 16, 8
+BATCH = 65_536  # pairs that are compared at once: 30 MB
 
 
 class Fingerprint:
@@ -52,8 +53,8 @@ class Fingerprint:
         self._waiting = np.zeros(0, np.float32)  # from the start of the next window on
         self._dropped = 0  # samples before those
         self._windows, self._samples = 0, 0
-        self._power = np.zeros((MOST_FRAMES, SPECTRUM_BANDS))  # its first `_rows` each hold the power of `_joined` windows
-        self._rows, self._joined = 0, 1
+        self._power = np.zeros((MOST_FRAMES, SPECTRUM_BANDS))
+        self._rows, self._joined = 0, 1  # rows of `_power` in use, and how many windows each of them holds
         self._part, self._in_part = np.zeros(SPECTRUM_BANDS), 0  # the power of so many windows of the next row
 
     def add(self, block: np.ndarray) -> None:
@@ -71,10 +72,8 @@ class Fingerprint:
         if missing < self._window // 2 or self._windows == 0:  # the last window is filled up where most of it is there
             self._waiting = np.concatenate([self._waiting, np.zeros(max(0, missing), np.float32)])
             self._take_windows()
-        power = np.concatenate([self._power[: self._rows], self._part[None]]) if self._in_part else self._power[: self._rows]
-        weights = np.full(len(power), float(self._joined))
-        if self._in_part:
-            weights[-1] = self._in_part
+        power = np.concatenate([self._power[: self._rows], self._part[None]])  # the last row may hold nothing
+        weights = np.array([*[self._joined] * self._rows, self._in_part], dtype=float)
         total = power.sum()
         if not total > 0:
             return ""
@@ -94,9 +93,8 @@ class Fingerprint:
             frames = np.lib.stride_tricks.sliding_window_view(self._waiting, self._window)[starts]
             # Only the bins below the highest band are squared.
             spectra = np.fft.rfft(frames * self._taper, axis=1)[:, : self._bins[-1]]
-            sums = np.concatenate(
-                [np.zeros((len(starts), 1)), np.cumsum(spectra.real**2 + spectra.imag**2, axis=1, dtype=np.float64)], axis=1
-            )
+            squares = spectra.real**2 + spectra.imag**2
+            sums = np.pad(np.cumsum(squares, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
             self._keep(np.diff(sums[:, self._bins], axis=1))
         drop = min(len(self._waiting), self._start(self._windows) - self._dropped)
         if first < self._windows:
@@ -122,7 +120,7 @@ def _packed(power: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The bytes, (BYTES,) uint8, of powers (frames, SPECTRUM_BANDS) and the share of the time that each frame has."""
     at = np.concatenate([[0.0], np.cumsum(weights)])
     sums = np.concatenate([np.zeros((1, SPECTRUM_BANDS)), np.cumsum(power, axis=0)])
-    # Each part overlaps half of the next, so that a codec's delay of some milliseconds moves little from one to another.
+    # Each part overlaps half of the next, so that a codec's delay of some milliseconds moves little between them.
     edges = np.arange(PARTS + 2) / (PARTS + 1)
     upto = np.stack([np.interp(edges, at, sums[:, band]) for band in range(SPECTRUM_BANDS)], axis=1)
     parts = (upto[2:] - upto[:-2]).reshape(PARTS, BANDS, SPECTRUM_BANDS // BANDS).sum(axis=2)
@@ -132,9 +130,8 @@ def _packed(power: np.ndarray, weights: np.ndarray) -> np.ndarray:
     steps = np.digitize(changes, (-CHANGE_DB, 0.0, CHANGE_DB)).astype(np.uint8)
     spectrum = 10 * np.log10(power.sum(axis=0) + FLOOR)
     nibbles = np.clip(np.round(-spectrum / SPECTRUM_STEP_DB), 0, 15).astype(np.uint8)
-    four = steps.reshape(-1, 4)
-    two = nibbles.reshape(-1, 2)
-    return np.concatenate([four[:, 0] << 6 | four[:, 1] << 4 | four[:, 2] << 2 | four[:, 3], two[:, 0] << 4 | two[:, 1]])
+    four, two = steps.reshape(-1, 4).T, nibbles.reshape(-1, 2).T
+    return np.concatenate([four[0] << 6 | four[1] << 4 | four[2] << 2 | four[3], two[0] << 4 | two[1]])
 
 
 def unpacked(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +169,8 @@ def near_pairs(fingerprints: Sequence[str], seconds: Sequence[float]) -> Pairs:
     lengths = np.array([seconds[row] for row in rows])
     steps, spectra = unpacked(packed)
     candidates = _candidates(packed, steps, lengths)
-    near = [_are_near(steps, spectra, lengths, candidates[at : at + 65_536]) for at in range(0, len(candidates), 65_536)]
+    batches = range(0, len(candidates), BATCH)
+    near = [_are_near(steps, spectra, lengths, candidates[at : at + BATCH]) for at in batches]
     found = rows[candidates[np.concatenate(near)]] if near else np.zeros((0, 2), np.int64)
     return Pairs(pairs=found, comparisons=len(candidates))
 

@@ -37,37 +37,37 @@ class Finding:
 
 _Rule = tuple[str, str, str, str, Callable[[Row], bool]]
 RULES: tuple[_Rule, ...] = (
-    ("leak", "loses", "sound like clips on the other side of the split between training and validation",
+    ("leak", "loses", "Same sound in training and validation",
      "The validation loss is too good because of them: remove one of each group, or keep a group on one side.",
      lambda row: row.leak),
-    ("unknown", "harms", "have words in their captions that T5 does not know",
+    ("unknown", "harms", "Words in captions that T5 does not know",
      "T5 reads <unk> in their place, whatever they are: write these captions in English.",
      lambda row: bool(row.unknown)),
-    ("clipped", "harms", "are clipped",
+    ("clipped", "harms", "Clipped sound",
      "More than a thousandth of their samples are at full scale: export them again with a lower gain.",
      lambda row: (row.clipped_share or 0) > CLIPPED_SHARE),
-    ("silent", "harms", "are silent for more than half of their length",
+    ("silent", "harms", "Silent for more than half of the length",
      "Crops of them may hold no sound: cut the silence out, or split them.",
      lambda row: (row.silent_share or 0) > SILENT_SHARE),
-    ("rate", "harms", f"have a sample rate below the model's {MODEL_RATE_HZ:,} Hz",
+    ("rate", "harms", f"Sample rate below the model's {MODEL_RATE_HZ:,} Hz",
      "They have no treble, and the model learns that: take the originals where you have them.",
      lambda row: bool(row.use) and (row.sample_rate_hz or MODEL_RATE_HZ) < MODEL_RATE_HZ),
-    ("near", "harms", "sound the same as another clip",
+    ("near", "harms", "Same sound as another clip",
      "They are trained on twice. Equal sound at another gain, rate or format was found: keep the best of each group.",
      lambda row: row.near is not None and not row.leak),
-    ("long", "harms", f"have captions of more than {LONGEST_TOKENS} tokens",
+    ("long", "harms", f"Captions of more than {LONGEST_TOKENS} tokens",
      "T5 was trained on shorter texts: shorten them.",
      lambda row: (row.tokens or 0) > LONGEST_TOKENS),
-    ("same", "look", "share their caption with another clip",
+    ("same", "look", "Same caption as another clip",
      "The model cannot learn what tells them apart: say it, where there is something to say.",
      lambda row: row.same_caption > 1),
-    ("quiet", "look", f"are quieter than {QUIET_LUFS:g} LUFS",
+    ("quiet", "look", f"Quieter than {QUIET_LUFS:g} LUFS",
      "The model learns to be quiet: raise their gain, unless they are meant so.",
      lambda row: bool(row.use) and (row.loudness_lufs or 0) < QUIET_LUFS),
-    ("edges", "look", f"begin or end with more than {EDGE_SECONDS:g} s of silence",
+    ("edges", "look", f"More than {EDGE_SECONDS:g} s of silence at the start or the end",
      "Cut it off, unless it belongs to the music.",
      lambda row: bool(row.use) and max(row.lead_seconds or 0, row.tail_seconds or 0) > EDGE_SECONDS),
-    ("brief", "look", f"have captions of at most {FEW_WORDS} words",
+    ("brief", "look", f"Captions of at most {FEW_WORDS} words",
      "Genre, mood, instruments and tempo are what a prompt will ask for.",
      lambda row: bool(row.use) and row.words is not None and row.words <= FEW_WORDS),
 )  # fmt: skip
@@ -82,7 +82,7 @@ def mend_first(rows: Sequence[Row], *, no_label: bool) -> list[Finding]:
     if not no_label:
         without = [row for row in rows if row.use and row.caption is None]
         advice = "Their caption files are empty: write what the music is, or leave them so, as music without a prompt."
-        found += _finding("untold", "look", "are trained without text", advice, without)
+        found += _finding("untold", "look", "Trained without text", advice, without)
     order = ("loses", "harms", "look")
     return sorted(found, key=lambda one: (order.index(one.severity), -one.clips))
 
@@ -102,7 +102,8 @@ def _finding(key: str, severity: str, title: str, advice: str, rows: Sequence[Ro
 
 def _nothing_used(rows: Sequence[Row]) -> Finding:
     advice = "Put sound files with their captions there; what became of each file that is there stands below."
-    return Finding(key="", severity="loses", title="no clip can be trained on", advice=advice, clips=len(rows), first=())
+    title = "No clip can be trained on"
+    return Finding(key="", severity="loses", title=title, advice=advice, clips=len(rows), first=())
 
 
 def _left_out(rows: Sequence[Row]) -> list[Finding]:
@@ -114,5 +115,5 @@ def _left_out(rows: Sequence[Row]) -> list[Finding]:
         severity = "look" if fate in ("duplicate", "no audio") else "loses"
         if fate not in ("used", "ignored"):
             advice = f"For example {group[0].path}: {group[0].detail}"
-            found += _finding(f"fate:{fate}", severity, f"are left out: {fate}", advice, group)
+            found += _finding(f"fate:{fate}", severity, f"Left out: {fate}", advice, group)
     return found

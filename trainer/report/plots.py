@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,21 +24,23 @@ def histogram(values: Sequence[float], *, label: str, name: str, logarithmic: bo
         return ""
     import matplotlib  # half a second, and only a page that is written needs it
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     low, high = min(values), max(values)
     bins = min(MOST_BINS, max(8, round(len(values) ** 0.5)))
     edges = np.geomspace(low, high, bins + 1) if logarithmic and low > 0 else np.linspace(low, high, bins + 1)
-    settings = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    fonts = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    settings: dict[Any, Any] = {"svg.hashsalt": name, **fonts}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(5, 2.1), layout="constrained")
         axes = figure.subplots()
-        axes.hist(values, bins=edges, color=ACCENT, edgecolor="none", rwidth=0.9)
+        axes.hist(values, bins=edges.tolist(), color=ACCENT, edgecolor="none", rwidth=0.9)
         if logarithmic and low > 0:
             axes.set_xscale("log")
             ticks = np.unique([float(f"{tick:.1g}") for tick in np.geomspace(low, high, 6)])
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
-        axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_xlabel(label, color=INK)
         axes.tick_params(colors=INK, length=0)
         axes.grid(axis="y", color=LINE, linewidth=0.8)

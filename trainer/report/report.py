@@ -87,7 +87,7 @@ def _excerpts(folders: Sequence[ScannedFolder], rows: Sequence[Row]) -> dict[str
     from trainer.report.excerpts import excerpts_of
 
     made = excerpts_of(folders)
-    names = {}
+    names: dict[str, str] = {}
     for number, folder in enumerate(folders):
         prefix = f"{display(folder.root)}/" if number else ""
         names |= {prefix + one.path: made[one.reference] for one in folder.inspected if one.reference in made}

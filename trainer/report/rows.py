@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
 from trainer.data import manifest, unknown_words
+from trainer.data.audio import AudioFacts
 from trainer.data.fates import Fate, display
 from trainer.data.fingerprint import groups_of, near_pairs
 from trainer.data.inventory import InspectedFile, ScannedFolder
@@ -98,9 +99,8 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
         return replace(row, link=_link(start, os.fsencode(plain)), unplayed=_why_unplayed(row.format))
     inside = one.reference.removeprefix(os.path.join(os.fsencode(root), b""))
     facts = one.facts
-    levels = vars(vars(facts)["levels"]) if "levels" in vars(facts) else {}
     found = facts.format
-    return replace(
+    row = replace(
         row,
         link="" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside),
         unplayed="it lies inside a parquet file" if b"\0" in inside else _why_unplayed(found),
@@ -110,11 +110,15 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
         seconds=facts.seconds,
         sample_rate_hz=facts.sample_rate_hz,
         channels=facts.channels,
-        **{name: levels.get(name) for name in LEVELS},
     )
+    return replace(row, **_levels(facts))
 
 
-LEVELS = ("peak", "clipped_share", "silent_share", "lead_seconds", "tail_seconds", "loudness_lufs")
+def _levels(facts: AudioFacts) -> dict[str, Any]:
+    """How loud and how silent the sound is, where that was measured."""
+    measured = vars(facts).get("levels")
+    names = ("peak", "clipped_share", "silent_share", "lead_seconds", "tail_seconds", "loudness_lufs")
+    return {name: getattr(measured, name) for name in names} if measured else {}
 
 
 def _link(start: str, inside: bytes) -> str:
