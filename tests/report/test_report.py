@@ -25,7 +25,7 @@ PROGRAM = (Path(report.__file__).parent / "page.js").read_text(encoding="utf-8")
 OUR_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "section", "footer", "nav", "h1", "h2", "h3"),
     *("p", "dl", "div", "dt", "dd", "data", "small", "span", "bdi", "strong", "ol", "ul", "li", "details", "summary"),
-    *("table", "thead", "tbody", "tr", "th", "td", "meter", "form", "label", "input", "select", "option", "optgroup"),
+    *("table", "thead", "tbody", "tr", "th", "td", "form", "label", "input", "select", "option", "optgroup"),
     *("output", "noscript", "button", "audio", "script"),
     *("svg", "defs", "g", "path", "text", "use", "rect", "clippath"),  # of the plots
 }

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ def write(
         "model": settings.model,
         "figures": figures_of(rows, has_tokens=load_tokenizer is not None),
         "mend_first": [finding.to_dict() for finding in mend_first(rows, no_label=settings.no_label)],
-        "files": [asdict(row) for row in rows],
+        "files": [vars(row) for row in rows],
     }
     excerpts: Mapping[str, str] = {}
     if settings.embed:
