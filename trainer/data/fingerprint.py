@@ -24,6 +24,7 @@ SPECTRUM_BANDS = 16
 CHANGE_DB = 1.5  # smaller changes of a level may be a codec's
 SPECTRUM_STEP_DB = 3.0
 FLOOR = 1e-5  # of a sound's mean power in all bands: 50 dB below, what a codec leaves in a band is its own
+WINDOWS_AT_ONCE = 16  # a megabyte of spectra at 192 kHz
 SHORTEST_SECONDS = 0.25
 MOST_FRAMES = 4_096  # of a longer sound pairs of frames are joined, again and again: memory does not grow with hours
 CHANGES = (BANDS - 1) * (PARTS - 1)
@@ -89,8 +90,9 @@ class Fingerprint:
         while self._start(self._windows) + self._window <= held:
             starts.append(self._start(self._windows) - self._dropped)
             self._windows += 1
-        if starts:
-            frames = np.lib.stride_tricks.sliding_window_view(self._waiting, self._window)[starts]
+        for at in range(0, len(starts), WINDOWS_AT_ONCE):
+            few = starts[at : at + WINDOWS_AT_ONCE]
+            frames = np.lib.stride_tricks.sliding_window_view(self._waiting, self._window)[few]
             # Only the bins below the highest band are squared.
             spectra = np.fft.rfft(frames * self._taper, axis=1)[:, : self._bins[-1]]
             squares = spectra.real**2 + spectra.imag**2
