@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
+from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, StorageError, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.console import Console
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from trainer.data.dataset import Dataset
     from trainer.engine import Ranks
     from trainer.exports.init_from import StartingPoint
     from trainer.model.source import Source
@@ -247,7 +248,20 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())
         fates.write_report(data.fates, parts.folder.report)
+        report_dataset(config, parts, data)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+
+
+def report_dataset(config: Config, parts: Parts, data: Dataset) -> None:
+    """Write the page that shows the dataset, unless it is there already. A page that cannot be written ends no run."""
+    from trainer import wiring
+    from trainer.report import report
+
+    try:
+        settings = wiring.report_settings(config)
+        report.write(data.folders, settings, parts.folder.root, load_tokenizer=parts.source.load_tokenizer)
+    except (OSError, StorageError, ImportError) as error:
+        print(f"warning: {report.PAGE} could not be written: {error}")
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:

@@ -26,6 +26,7 @@ from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
+from trainer.report.settings import ReportSettings
 from trainer.run.checkpoint import RunHeader
 from trainer.spec.caption_sources import SOURCES
 from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
@@ -80,7 +81,7 @@ def data_settings(config: Config) -> DataSettings:
         validation_folder=None if folder is None else Path(folder),
         captions=caption_settings(config),
         min_seconds=config.min_seconds,
-        treatment=Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness),
+        treatment=treatment(config),
         segment_seconds=config.segment_seconds,
         code_views=config.code_views,
         word_dropout=config.word_dropout,
@@ -106,6 +107,24 @@ def caption_settings(config: Config) -> CaptionSettings:
         merge=MergeRates(
             merge=config.merge_metadata, drop_caption=config.merge_drop_caption, drop_field=config.merge_drop_field
         ),
+    )
+
+
+def treatment(config: Config) -> Treatment:
+    """What is done to each sound before it is encoded."""
+    return Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness)
+
+
+def report_settings(config: Config, *, embed: bool = False) -> ReportSettings:
+    """What the report of the dataset must know of the run, and whether it holds excerpts of the sounds."""
+    return ReportSettings(
+        validation_share=config.validation_share,
+        seed=config.seed,
+        captions=caption_settings(config),
+        treatment=treatment(config),
+        segment_seconds=config.segment_seconds,
+        model=config.model_id,
+        embed=embed,
     )
 
 

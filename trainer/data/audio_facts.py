@@ -23,7 +23,8 @@ from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
 # To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)
-# tells formats and equal samples, and finds files of more formats cut off; version 2 looked at peaks and headers.
+# tells formats, equal samples, levels and fingerprints, and finds files of more formats cut off; version 2 looked at
+# peaks and headers.
 VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -16,6 +17,7 @@ from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
+from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
@@ -74,6 +76,7 @@ class Dataset:
 
     train, validation  the clips; None where none validate
     fates              of the files of all folders that were scanned
+    folders            those folders, for the report: the one to train on, and that to validate on if there is one
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     remark             on what is put into every caption; "" where nothing is
@@ -83,6 +86,7 @@ class Dataset:
     train: Examples
     validation: Examples | None
     fates: tuple[Fate, ...]
+    folders: tuple[ScannedFolder, ...]
     unread: int
     digest: str
     seconds: float
@@ -109,16 +113,18 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     that it has to encode.
     """
     peers = peers or Alone()
-    clips, fates, unread = _encoded(settings, source, device, peers, settings.folder)
+    clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder)
+    fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other_fates, other_unread = _encoded(settings, source, device, peers, folder)
+        held_out, other, other_unread = _encoded(settings, source, device, peers, folder)
         unread += other_unread
+        folders.append(other)
         shown = display(folder)  # the names alone may be those of the dataset
-        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
+        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other.fates))
     texts = _texts(settings, train)
     captions = [*_captions(settings, train), *_captions(settings, held_out)]
     text = _text(settings, source, device, peers, captions, texts or ())
@@ -128,6 +134,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         train=_examples(settings, source, train, text, texts),
         validation=_examples(settings, source, held_out, text) if _count(held_out) else None,
         fates=fates,
+        folders=tuple(folders),
         unread=unread,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
@@ -147,8 +154,8 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 
 def _encoded(
     settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
-) -> tuple[Columns, tuple[Fate, ...], int]:
-    """The folder's clips, the codes of all of which are cached, the fates of its files, and `Dataset.unread` of them.
+) -> tuple[Columns, ScannedFolder, int]:
+    """The folder's clips, the codes of all of which are cached, the folder itself, and `Dataset.unread` of them.
 
     A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
     since there is nothing of it to learn; their fates say so.
@@ -196,7 +203,8 @@ def _encoded(
     clips = _rows(clips, has_frames)
     unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
     fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in fates)
-    return clips, fates, len(unread)
+    folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
+    return clips, folder_now, len(unread)
 
 
 def _unknown_words(settings: DataSettings, source: Source, clips: Columns) -> dict[str, str]:

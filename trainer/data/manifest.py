@@ -21,6 +21,7 @@ from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import MetadataFile, Sound, walk
+from trainer.data.inventory import InspectedFile
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
 
@@ -63,6 +64,7 @@ class Manifest:
 
     columns: Columns
     fates: tuple[Fate, ...]
+    inspected: tuple[InspectedFile, ...] = ()  # of the process that scanned; a table of clips has none
 
     @cached_property
     def clips(self) -> Dataset:
@@ -76,6 +78,22 @@ def scan(
     folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
     captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS,
 ) -> Manifest:
+    """What `look` finds. Raises DataError if there is no clip to train on."""
+    found = look(
+        folder, min_seconds=min_seconds, facts_folder=facts_folder, rehash=rehash, show_progress=show_progress,
+        captions=captions, treatment=treatment,
+    )
+    if not found.columns["path"]:
+        raise DataError(
+            f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{summary(found.fates)}"
+        )
+    return found
+
+
+def look(
+    folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
+    captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS,
+) -> Manifest:
     """Every sound file below `folder` with its caption, and each file's fate.
 
     captions       where captions come from; those of several lines stand joined by LINE
@@ -83,8 +101,7 @@ def scan(
                    read again, unless `rehash`
     treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
 
-    Raises DataError if there is no clip to train on, StorageError if the facts cannot be written. No single file
-    makes it fail.
+    Raises DataError for what is no folder, StorageError if the facts cannot be written. No single file makes it fail.
     """
     root = os.path.abspath(folder)
     check_folder(root)
@@ -108,9 +125,7 @@ def scan(
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)
-    if not clips:
-        raise DataError(f"the dataset folder {display(root)} holds no clip to train on:\n{summary(fates)}")
-    return Manifest(columns=_columns(clips), fates=tuple(fates))
+    return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=_inspected(candidates, learnt))
 
 
 def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
@@ -228,6 +243,19 @@ def _length(clip: _Clip) -> str:
     left = f"{clip.seconds:.2f} s"
     whole = clip.facts.seconds
     return left if clip.seconds == whole else f"{left} of {whole:.2f} s are left without silence (--trim_silence)"
+
+
+def _inspected(
+    candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault]
+) -> tuple[InspectedFile, ...]:
+    return tuple(
+        InspectedFile(
+            path=display(one.name), reference=os.fsencode(one.path), caption=one.caption.text,
+            caption_source=one.caption.source, caption_fields=one.caption.fields, facts=facts,
+        )
+        for one in candidates
+        if isinstance(facts := learnt[one.path], AudioFacts)
+    )
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:

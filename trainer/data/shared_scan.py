@@ -21,6 +21,7 @@ from trainer.data import audio, clip_table, manifest
 from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, display
+from trainer.data.inventory import InspectedFile
 from trainer.data.manifest import Columns, Manifest
 from trainer.data.peers import Peers
 from trainer.data.treatment import Treatment
@@ -36,12 +37,14 @@ class SharedScan:
     columns  those of Manifest; path_bytes are the paths on this process's machine
     fates    of all files of the folder
     hosts    the host name of every rank
+    inspected  the sound files that are in order, on the first rank; on others none
     """
 
     folder: Path
     columns: Columns
     fates: tuple[Fate, ...]
     hosts: tuple[str, ...]
+    inspected: tuple[InspectedFile, ...] = ()
 
     @property
     def several_hosts(self) -> bool:
@@ -85,7 +88,7 @@ def scan_once(
     columns = found.columns
     if hosts[peers.rank] != hosts[0]:
         columns = {**columns, "path_bytes": _moved(columns["path_bytes"], root, os.path.abspath(folder))}
-    return SharedScan(folder=folder, columns=columns, fates=found.fates, hosts=hosts)
+    return SharedScan(folder=folder, columns=columns, fates=found.fates, hosts=hosts, inspected=found.inspected)
 
 
 def check_sizes(scan: SharedScan, rows: Sequence[int], peers: Peers) -> None:
