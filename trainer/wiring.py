@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.dataset import DataSettings
+from trainer.data.hub_dataset import HubDataset, find_dataset, folder_of
 from trainer.data.order import Order
+from trainer.data.table_scan import TableSettings
 from trainer.engine.settings import EngineSettings
 from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
 from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
@@ -24,6 +27,7 @@ from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
 from trainer.run.checkpoint import RunHeader
+from trainer.spec.dataset_path import is_hub_id
 from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
@@ -66,14 +70,26 @@ def refuse_before_fetching(
         plan_of_shape(config, typed, replace(cluster, compiles=True), launch, shape, FRAME_RATE_HZ, global_batch)
 
 
-def data_settings(config: Config) -> DataSettings:
-    """What the run's clips are made of."""
+def data_settings(
+    config: Config, train: HubDataset | None = None, validation: HubDataset | None = None
+) -> DataSettings:
+    """What the run's clips are made of.
+
+    train, validation  what was fetched from the hub for --dataset and --validation; None for what is no data set of it
+    """
     folder = config.validation_folder
+    if validation is not None:
+        folder = str(folder_of(validation))
     return DataSettings(
-        folder=Path(config.dataset_path),
+        folder=Path(config.dataset_path) if train is None else folder_of(train),
         cache_dir=Path(config.cache_dir),
         validation_share=config.validation_share,
         validation_folder=None if folder is None else Path(folder),
+        tables=table_settings(config, files=None if train is None else train.files),
+        validation_tables=replace(
+            table_settings(config, files=None if validation is None else validation.files),
+            split=config.validation_split or config.dataset_split,
+        ),
         no_label=config.no_label,
         caption_lines=config.caption_lines,
         min_seconds=config.min_seconds,
@@ -85,6 +101,37 @@ def data_settings(config: Config) -> DataSettings:
         trained=config.selection,
         seed=config.seed,
         rehash=config.rehash,
+    )
+
+
+def find_hub_datasets(config: Config, recorded: Mapping[str, object]) -> dict[str, HubDataset]:
+    """The data sets of the hub that --dataset and --validation name, by dataset and validation; asks the hub.
+
+    recorded  what the run that is resumed used; without --dataset_revision its commits are kept
+    """
+    wanted = {"dataset": (config.dataset_path, config.dataset_split)}
+    if config.validation_folder is not None:
+        wanted["validation"] = (config.validation_folder, config.validation_split or config.dataset_split)
+    found = {}
+    for name, (path, split) in wanted.items():
+        if is_hub_id(path):
+            before = recorded.get(name)
+            kept = before.get("revision") if isinstance(before, dict) and before.get("repo") == path else None
+            revision = config.dataset_revision or kept
+            found[name] = find_dataset(
+                path, revision=revision, config=config.dataset_config, split=split, flag=f"--{name}"
+            )
+    return found
+
+
+def table_settings(config: Config, files: Sequence[str] | None = None) -> TableSettings:
+    """Which rows and columns of tables are used, and, of a data set of the hub, which `files`."""
+    return TableSettings(
+        config=config.dataset_config,
+        split=config.dataset_split,
+        audio_column=config.audio_column,
+        caption_column=config.caption_column,
+        files=None if files is None else frozenset(files),
     )
 
 

@@ -51,6 +51,13 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
         raise CaptionFault("caption unreadable", reason)
     if len(raw) > CAPTION_BYTES:
         raise CaptionFault("caption too long", f"is over {CAPTION_BYTES:,} bytes: is it the right file?")
+    caption, empty = caption_of_text(text, lines=lines)
+    return caption, empty or remark
+
+
+def caption_of_text(text: str, *, lines: bool = False) -> tuple[str | None, str]:
+    """What `read_caption` says of a file with this text. Raises CaptionFault for control characters and what is too
+    long."""
     if CONTROLS.intersection(text):
         raise CaptionFault("caption unreadable", "holds NUL or control characters: save it as UTF-8 text")
     captions = [" ".join(part.split()) for part in (text.splitlines() if lines else [text])]
@@ -59,7 +66,7 @@ def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
     if longest > CAPTION_CHARACTERS:
         detail = f"has {longest:,} characters: shorten it to {CAPTION_CHARACTERS:,} at most"
         raise CaptionFault("caption too long", detail)
-    return (caption, remark) if caption else (None, "empty caption: trained without text")
+    return (caption, "") if caption else (None, "empty caption: trained without text")
 
 
 def _decode(raw: bytes) -> tuple[str, str]:

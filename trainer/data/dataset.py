@@ -17,7 +17,9 @@ from trainer.data.captions import first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
+from trainer.data.places import forget_tables
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.table_scan import TableSettings
 from trainer.errors import DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
@@ -29,10 +31,12 @@ from trainer.spec.trainable import Placeholder, Selection
 class DataSettings:
     """Which clips a run has, how they are cached, and what is drawn of them.
 
-    folder             of the clips, of which most or all are trained on
+    folder             of the clips, or a table of them, of which most or all are trained on
     cache_dir          folder of what was encoded; runs may share it
     validation_share   share of the folder's clips that validate, in [0, 1)
     validation_folder  a folder whose clips validate instead; None for none
+    tables             which rows and columns of its Parquet and Arrow files are used; validation_tables of those of
+                       the other folder
     no_label           whether all clips are trained without text
     caption_lines      whether each line of a caption file is a caption of its own
     min_seconds        shorter clips are left out
@@ -50,6 +54,8 @@ class DataSettings:
     cache_dir: Path
     validation_share: float
     validation_folder: Path | None
+    tables: TableSettings
+    validation_tables: TableSettings
     no_label: bool
     caption_lines: bool
     min_seconds: float
@@ -102,13 +108,15 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     that it has to encode.
     """
     peers = peers or Alone()
-    clips, fates, unread = _encoded(settings, source, device, peers, settings.folder)
+    clips, fates, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other_fates, other_unread = _encoded(settings, source, device, peers, folder)
+        held_out, other_fates, other_unread = _encoded(
+            settings, source, device, peers, folder, settings.validation_tables
+        )
         unread += other_unread
         shown = display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
@@ -138,7 +146,8 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 
 
 def _encoded(
-    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path,
+    tables: TableSettings,
 ) -> tuple[Columns, tuple[Fate, ...], int]:
     """The folder's clips, the codes of all of which are cached, the fates of its files, and `Dataset.unread` of them.
 
@@ -151,6 +160,7 @@ def _encoded(
         settings.cache_dir / "scan",
         no_label=settings.no_label,
         caption_lines=settings.caption_lines,
+        tables_used=tables,
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
     )
@@ -170,6 +180,7 @@ def _encoded(
         rank=peers.rank,
         world_size=peers.world_size,
     )
+    forget_tables()
     peers.wait("codes")
     faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
     check_encoded(scanned, faults_of_ranks, peers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,16 @@ import numpy as np
 from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import inspect_all
 from trainer.data.audio_fault import AudioFault
-from trainer.data.caption_files import CaptionFault, read_caption
+from trainer.data.caption_files import CaptionFault, caption_of_text, read_caption
 from trainer.data.fates import Fate, display, summary
 from trainer.data.folder_walk import Sound, stem, walk
+from trainer.data.table_scan import TableRow, TableSettings, is_table, scan_tables
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ALL_TABLES = TableSettings()
 Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by name
 # Columns of the table of clips; types as datasets and Arrow name them.
 TYPES = {
@@ -39,8 +41,9 @@ class Manifest:
     `columns` has a row for each clip to train on:
 
     path            string, as `display` shows it, relative to the folder
-    path_bytes      binary, os.fsencode of the absolute path: it may be no UTF-8
-    size_bytes      int64
+    path_bytes      binary, where the sound lies (trainer/data/places.py): os.fsencode of the absolute path, which may
+                    be no UTF-8; or a row of a table
+    size_bytes      int64, of the file, or of the table
     caption         string, or null for a clip that is trained without text
     seconds         float64
     sample_rate_hz  int32
@@ -64,24 +67,33 @@ class Manifest:
 
 def scan(
     folder: Path, *, no_label: bool, min_seconds: float, facts_folder: Path, rehash: bool = False,
-    show_progress: bool = True, caption_lines: bool = False,
+    show_progress: bool = True, caption_lines: bool = False, tables: TableSettings = ALL_TABLES,
 ) -> Manifest:
-    """Every .wav file below `folder` with the .txt file of the same name beside it, and each file's fate.
+    """Every .wav file below `folder` with the .txt file of the same name beside it, every row of the Parquet and Arrow
+    files there, and the fate of each. `folder` may also be one such file.
 
     no_label       no caption is read or used, whether there is one or not: all clips have caption null
     caption_lines  each line of a .txt file is a caption of its own; they stand joined by LINE
+    tables         which rows and columns of tables are used
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`
 
-    Raises DataError if there is no clip to train on, StorageError if the facts cannot be written. No single file
-    makes it fail.
+    Raises DataError if there is no clip to train on, StorageError if the facts cannot be written, ConfigError where
+    the tables do not have what `tables` names. No single file makes it fail.
     """
     root = os.path.abspath(folder)
     check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
-    for item in walk(root):
-        judged = _candidate(root, item, no_label, caption_lines) if isinstance(item, Sound) else item
+    for item in _items(root, tables):
+        judged: _Candidate | Fate
+        match item:
+            case Sound():
+                judged = _candidate(root, item, no_label, caption_lines)
+            case TableRow():
+                judged = _row_candidate(item, no_label, caption_lines)
+            case _:
+                judged = item
         if isinstance(judged, Fate):
             fates.append(judged)
         else:
@@ -112,24 +124,57 @@ def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A regular .wav file whose caption, or its absence, is in order."""
+    """A regular .wav file, or a row of a table, whose caption, or its absence, is in order.
+
+    path  the reference to its sound (trainer/data/places.py), by os.fsdecode: of a file its absolute path
+    """
 
     name: str
-    path: str  # absolute
+    path: str
     size_bytes: int
     caption: str | None
     remark: str
 
 
 def check_folder(root: str) -> None:
-    """Raise DataError where `root` is no folder that can be listed."""
+    """Raise DataError where `root` is neither a table nor a folder that can be listed."""
     try:
+        if is_table(root):
+            return
         if not stat.S_ISDIR(os.stat(root).st_mode):
             raise DataError(f"the dataset folder {display(root)} is a file: give the folder it is in")
         os.scandir(root).close()
     except OSError as error:
         raise DataError(f"the dataset folder {display(root)} cannot be opened ({error.strerror}): "
                         "give a folder of .wav files that you may read") from error
+
+
+def _items(root: str, tables: TableSettings) -> Iterator[Sound | TableRow | Fate]:
+    """All that is below `root`: the rows of tables, in their order, and all other files."""
+    found = scan_tables(root, tables)
+    yield from found.items
+    if is_table(root):
+        return
+    shown, used = {display(name) for name in found.names}, tables.files
+    for item in walk(root):
+        is_table_here = isinstance(item, Fate) and item.path in shown
+        if not is_table_here and (used is None or (item.name if isinstance(item, Sound) else item.path) in used):
+            yield item
+
+
+def _row_candidate(row: TableRow, no_label: bool, caption_lines: bool) -> _Candidate | Fate:
+    """The row as a candidate, if its caption is in order; else its fate."""
+    caption, remark = None, ""
+    if no_label:
+        remark = "" if row.caption is None else "caption not used under --no_label 1"
+    elif row.caption is None:
+        return Fate(path=display(row.name), fate="no caption", detail=row.why_none)
+    else:
+        try:
+            caption, remark = caption_of_text(row.caption, lines=caption_lines)
+        except CaptionFault as fault:
+            return Fate(path=display(row.name), fate=fault.fate, detail=f"its caption {fault.detail}")
+    return _Candidate(name=row.name, path=row.reference, size_bytes=row.size_bytes, caption=caption, remark=remark)
 
 
 def _candidate(root: str, sound: Sound, no_label: bool, caption_lines: bool) -> _Candidate | Fate:

@@ -64,6 +64,14 @@ class OutputDir:
         """Write `values` into the file `name`, whole or not at all."""
         write_whole(self.root / name, json.dumps(values, indent=1).encode())
 
+    def read_json(self, name: str) -> dict[str, object]:
+        """What `write_json` wrote there; empty where nothing was, or where it is damaged."""
+        try:
+            values = json.loads((self.root / name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
     def closing_message(self, step: int, placeholder: str | None = None) -> str:
         """What is ready after a run of `step` steps, and how to listen to it, for the console.
 
