@@ -72,7 +72,6 @@ def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
 # How long the other processes wait for the one that downloads the model. Not --timeout_minutes, which is about
 # processes that do nothing: 13 GB take 4 hours at 1 MB/s.
 DOWNLOAD_SECONDS = 6 * 3600
-HUB_DATASETS = "hub_datasets.json"  # in output_dir: which commits of the hub's data sets a run uses, and which files
 
 
 def start(config: Config, typed: frozenset[str], console: Console) -> int:
@@ -207,6 +206,7 @@ def find_on_hub(
 ) -> Mapping[str, HubDataset]:
     """The data sets that are the hub's, as one process was told of them; a resumed run keeps its commits."""
     from trainer import wiring
+    from trainer.run.output_dir import HUB_DATASETS
 
     found: dict[str, HubDataset] = {}
     if ranks.is_first:
@@ -247,7 +247,7 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
     from trainer.data import dataset, fates
-    from trainer.run.output_dir import check_same_run
+    from trainer.run.output_dir import HUB_DATASETS, check_same_run
 
     settings = wiring.data_settings(config, parts.hub.get("dataset"), parts.hub.get("validation"))
     data = dataset.prepare(settings, parts.source, device, ranks)

@@ -31,6 +31,10 @@ single quotes), and `./~` a folder named ~.
 MORE: dict[str, tuple[str, ...]] = {
     "stopping.md": ("max_minutes", "resume", "checkpoint_minutes"),
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),
+    "hub_datasets.md": (
+        *("dataset_path", "dataset_config", "dataset_split", "dataset_revision"),
+        *("audio_column", "caption_column", "validation_split"),
+    ),
     "memory.md": ("optimizer", "gradient_checkpointing", "offload_optimizer", "batch_size"),
     "train_a_part.md": ("freeze", "lora_rank", "lora_targets", "base_bits"),
     "new_word.md": ("tune_text", "placeholder"),

@@ -10,16 +10,19 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from trainer.atomic import write_whole
 from trainer.data.folder_walk import OTHER_AUDIO
 from trainer.data.split_files import Configuration, configurations_of, files_of_split, missing_shards
 from trainer.data.table_file import SUFFIXES
 from trainer.data.table_scan import README
 from trainer.errors import ConfigError, DataError, StorageError
 from trainer.spec.dataset_path import not_here
+from trainer.spec.model_folder import BRANCH, REFS
 
 SOUNDS = frozenset((*OTHER_AUDIO, ".wav"))
 BESIDE_SOUNDS = (".txt", ".json", ".jsonl", ".csv")  # captions and tables of them
@@ -36,12 +39,14 @@ class HubDataset:
 
     repo        its id, user/name
     revision    the commit
+    asked       the branch, tag or commit that led to it
     files       their names in it, sorted
     size_bytes  of all of them together
     """
 
     repo: str
     revision: str
+    asked: str
     files: tuple[str, ...]
     size_bytes: int
 
@@ -82,7 +87,8 @@ def find_dataset(repo: str, *, revision: str | None, config: str | None, split: 
             f"{flag} {repo}: the data set holds neither .parquet files nor sound files for the split {split}, and"
             f" others are not read (its files: {kinds}). Download it and bring it into such a form"
         )
-    found = HubDataset(repo=repo, revision=commit, files=chosen, size_bytes=sum(sizes[name] for name in chosen))
+    size_bytes = sum(sizes[name] for name in chosen)
+    found = HubDataset(repo=repo, revision=commit, asked=revision or BRANCH, files=chosen, size_bytes=size_bytes)
     if constants.HF_HUB_OFFLINE and (lacking := missing_shards(chosen)):
         raise DataError(
             f"{flag} {repo}: HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(lacking)} of it. {_how(repo)}"
@@ -100,14 +106,15 @@ def fetch(found: HubDataset, flag: str) -> None:
 
     cache = Path(constants.HF_HUB_CACHE)
     missing = [name for name in found.files if not _is_cached(found, name)]
-    if constants.HF_HUB_OFFLINE or not missing:
+    if constants.HF_HUB_OFFLINE:
         if missing:
             raise DataError(
                 f"{flag} {found.repo}: HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(missing)} of commit"
                 f" {found.revision}. {_how(found.repo)}"
             )
         return
-    _refuse_full_disk(found, missing, cache, flag)
+    if missing:
+        _refuse_full_disk(found, missing, cache, flag)
     with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(missing), desc=found.repo, unit="file", delay=2) as bar:
 
         def one(name: str) -> None:
@@ -120,6 +127,20 @@ def fetch(found: HubDataset, flag: str) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    _remember_branch(found)
+
+
+def _remember_branch(found: HubDataset) -> None:
+    """Let the hub's cache know to which commit the branch led, so that a start without a network finds it.
+
+    The library does this for a file that is asked for by its branch; here all are asked for by the commit, so that they
+    belong together.
+    """
+    ref = folder_of(found).parent.parent / REFS / found.asked
+    if not COMMIT.fullmatch(found.asked) and folder_of(found).is_dir():
+        with suppress(OSError):  # of another user, or on a read-only disk
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(ref, found.revision.encode())
 
 
 def folder_of(found: HubDataset) -> Path:

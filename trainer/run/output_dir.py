@@ -15,6 +15,8 @@ from trainer.run.checkpoint import Checkpoint, newest
 from trainer.run.checkpoint_folders import HEADER, complete_checkpoints, remove_unfinished
 
 TRACKER_ID = re.compile("[0-9a-f]{16}")
+# Which commits of the hub's data sets a run uses, and which files of them.
+HUB_DATASETS = "hub_datasets.json"
 
 
 @dataclass(frozen=True, kw_only=True)
