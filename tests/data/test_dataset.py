@@ -16,7 +16,7 @@ import torch
 from tests.audio_files import pcm16, wav_header, write_clip
 from tests.data.table_files import AUDIO, write_parquet
 from tests.runs import launch_here
-from trainer.data import audio, audio_facts, dataset, places
+from trainer.data import audio, audio_facts, dataset, places, sound_file
 from trainer.data.wav_header import Sound
 from trainer.errors import DataError
 from trainer.flags.config import Config
@@ -130,7 +130,8 @@ def test_a_clip_of_which_an_older_version_read_less_is_encoded_anew_and_ends_its
     (tmp_path / "data/stale.wav").write_bytes(wav_header(16_000) + pcm16(3))
     (tmp_path / "data/stale.txt").write_text("stale")
     with monkeypatch.context() as older:
-        older.setattr(audio, "sound_of", lambda *given: Sound(end=44 + 16_000))
+        for module in (audio, sound_file):
+            older.setattr(module, "sound_of", lambda *given: Sound(end=44 + 16_000))
         older.setattr(audio_facts, "VERSION", 1)
         launch_here(tmp_path, *ONE_STEP)
         keys = cached_keys(tmp_path)

@@ -250,8 +250,8 @@ def test_two_processes_train_on_a_data_set_that_one_of_them_fetches(tmp_path: Pa
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-             "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no", str(ROOT / "launch.py"), *STARTS, "--dataset",
-             "user/music"],
+             "--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no", str(ROOT / "launch.py"),
+             *STARTS, "--dataset", "user/music"],
             cwd=tmp_path, capture_output=True, text=True, env=os.environ | variables, timeout=280,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

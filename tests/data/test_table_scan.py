@@ -281,14 +281,15 @@ def good_folder(tmp_path: Path) -> Path:
 QUIETLY = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=QUIETLY)
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=QUIETLY)
 @given(st.data())
 def test_odd_tables_end_nothing(tmp_path: Path, given_data: Any) -> None:
     odd_tables(given_data, good_folder(tmp_path))
 
 
 @pytest.mark.full
-@settings(max_examples=4_000, deadline=None, suppress_health_check=QUIETLY)
+@pytest.mark.timeout(600)
+@settings(max_examples=1_500, deadline=None, suppress_health_check=QUIETLY)
 @given(st.data())
 def test_many_odd_tables_end_nothing(tmp_path: Path, given_data: Any) -> None:
     odd_tables(given_data, good_folder(tmp_path))
