@@ -23,11 +23,14 @@ try:
     from trainer.flags.paths import expanded
     from trainer.report import report
     from trainer.run.console import Console
+    from trainer.spec.dataset_path import is_hub_id, not_here
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from trainer.data.table_scan import TableSettings
 
 REPORT_FOLDER = "dataset_report"
 OTHER_FLAGS = ("model_id", "seed")  # of launch.py, besides the data flags, on which the report depends
@@ -93,6 +96,7 @@ def read_request(argv: Sequence[str]) -> Request:
         raise ConfigError(f"--{useless[0]} has no effect here, where nothing is trained: {advice}. All flags: --help")
     report_folder = Path(expanded(folder))
     config, _ = parse([*rest, "--output_dir", _outside(report_folder, texts)])
+    _refuse_hub_ids(config)
     _outside(report_folder, {"dataset_path": config.dataset_path})
     return Request(
         config=config, report_folder=report_folder, embed=switches["--embed"], strict=switches["--strict"]
@@ -101,7 +105,18 @@ def read_request(argv: Sequence[str]) -> Request:
 
 def _allowed() -> set[str]:
     """Flags of launch.py on which a report depends."""
-    return {one.name for one in settings(Config).values() if one.flag.group == "data"} | set(OTHER_FLAGS)
+    of_data = {one.name for one in settings(Config).values() if one.flag.group == "data"}
+    return (of_data | set(OTHER_FLAGS)) - {"dataset_revision"}
+
+
+def _refuse_hub_ids(config: Config) -> None:
+    """Raise ConfigError for what is no path here, and has the form of a data set of the hub."""
+    for path in (config.dataset_path, config.validation_folder):
+        if path is not None and is_hub_id(path):
+            raise ConfigError(
+                f"{path} cannot be looked at: {not_here(path)}; and from the Hugging Face hub this program fetches nothing."
+                f" For its data set {path}: `hf download {path} --repo-type dataset --local-dir FOLDER`, then give FOLDER"
+            )
 
 
 def _outside(report_folder: Path, texts: dict[str, str]) -> str:
@@ -120,9 +135,9 @@ def check(request: Request) -> int:
     from trainer import wiring
 
     config = request.config
-    folders = [_scanned(config, Path(config.dataset_path))]
+    folders = [_scanned(config, Path(config.dataset_path), wiring.table_settings(config))]
     if config.validation_folder is not None:
-        folders.append(_scanned(config, Path(config.validation_folder)))
+        folders.append(_scanned(config, Path(config.validation_folder), wiring.validation_tables(config)))
     settings_of_report = wiring.report_settings(config, embed=request.embed)
     load_tokenizer = None if config.no_label else tokenizer_at_hand(config.model_id)
     all_fates = [
@@ -189,13 +204,14 @@ def tokenizer_at_hand(model_id: str) -> Callable[[], PreTrainedTokenizerBase] | 
         return None
 
 
-def _scanned(config: Config, folder: Path) -> ScannedFolder:
+def _scanned(config: Config, folder: Path, tables: TableSettings) -> ScannedFolder:
     from trainer import wiring
 
     found = manifest.look(
         folder,
         captions=wiring.caption_settings(config),
         treatment=wiring.treatment(config),
+        tables=tables,
         min_seconds=config.min_seconds,
         facts_folder=Path(config.cache_dir) / "scan",
         rehash=config.rehash,

@@ -70,6 +70,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"main_process_ip", "main_process_port"}
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
     of_others |= {"max_restarts", "local_rank"}
+    of_others |= {"repo"}  # hf download --repo-type
     of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start"}  # sbatch
     of_others |= {"container", "ntasks"}
     of_others |= {"minutes", "results"}  # gpu_check.py

@@ -7,7 +7,6 @@ nothing, an added or changed one costs its own encoding only, and runs over diff
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from trainer.data.audio_fault import AudioFault
 from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
 from trainer.data.excerpt import Excerpt
 from trainer.data.manifest import Columns
+from trainer.data.places import reading_order, sound_at
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import StorageError
 
@@ -136,15 +136,15 @@ def fill_codes(
     with _progress("encoding audio", total, "s", show_progress) as bar:
 
         def blocks(row: int) -> Iterator[np.ndarray]:
-            path = Path(os.fsdecode(paths[row]))
+            sound = sound_at(paths[row])
             excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
-            for block in _read_ahead(audio.stream(path, sample_rate_hz, BLOCK_SECONDS, excerpt)):
+            for block in _read_ahead(audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt)):
                 yield block
                 # Rounded, and a file may be decoded twice: not beyond the end, where tqdm would warn.
                 bar.update(min(len(block) / sample_rate_hz, total - bar.n))
 
             # Codes must be of the content under which they are kept; the file may have changed since its inspection.
-            if audio.content_of(path) != clips["content"][row]:
+            if audio.content_of(sound) != clips["content"][row]:
                 raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
         store.append_all(_code_rows(codec, missing, blocks, views, faults))
@@ -155,7 +155,8 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
     """What a rank has to encode: each content of its share that the store lacks, with the rows that have it.
 
     Contents are dealt out in turn, longest first, whatever other ranks have stored meanwhile: every content is some
-    rank's, so that the store is full once all ranks have encoded theirs.
+    rank's, so that the store is full once all ranks have encoded theirs. Those that lie in tables come last, in the
+    order of their rows, so that each row group is read once.
     """
     rows_of = defaultdict(list)
     for row, content in enumerate(clips["content"]):
@@ -163,7 +164,9 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
     seconds = clips["seconds"][:]
     longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
     present = store.keys()
-    return {content: rows_of[content] for content in longest_first[rank::world_size] if content not in present}
+    share = [content for content in longest_first[rank::world_size] if content not in present]
+    share.sort(key=lambda content: reading_order(clips["path_bytes"][rows_of[content][0]]))
+    return {content: rows_of[content] for content in share}
 
 
 def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:

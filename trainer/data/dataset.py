@@ -20,7 +20,9 @@ from trainer.data.fates import Fate, display, summary
 from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
+from trainer.data.places import forget_tables
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
@@ -34,11 +36,13 @@ from trainer.spec.trigger import Trigger
 class DataSettings:
     """Which clips a run has, how they are cached, and what is drawn of them.
 
-    folder             of the clips, of which most or all are trained on
+    folder             of the clips, or a table of them, of which most or all are trained on
     cache_dir          folder of what was encoded; runs may share it
     validation_share   share of the folder's clips that validate, in [0, 1)
     validation_folder  a folder whose clips validate instead; None for none
     captions           where captions come from
+    tables             which rows and columns of its Parquet and Arrow files are used; validation_tables of those of
+                       the other folder
     min_seconds        clips of which less is encoded are left out
     treatment          what is done to each sound before it is encoded
     segment_seconds    length of a training crop
@@ -57,6 +61,8 @@ class DataSettings:
     validation_share: float
     validation_folder: Path | None
     captions: CaptionSettings
+    tables: TableSettings
+    validation_tables: TableSettings
     min_seconds: float
     treatment: Treatment
     segment_seconds: float
@@ -113,14 +119,14 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     that it has to encode.
     """
     peers = peers or Alone()
-    clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder)
+    clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
     fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other, other_unread = _encoded(settings, source, device, peers, folder)
+        held_out, other, other_unread = _encoded(settings, source, device, peers, folder, settings.validation_tables)
         unread += other_unread
         folders.append(other)
         shown = display(folder)  # the names alone may be those of the dataset
@@ -153,7 +159,7 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 
 
 def _encoded(
-    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path, tables: TableSettings
 ) -> tuple[Columns, ScannedFolder, int]:
     """The folder's clips, the codes of all of which are cached, the folder itself, and `Dataset.unread` of them.
 
@@ -165,6 +171,7 @@ def _encoded(
         peers,
         settings.cache_dir / "scan",
         captions=settings.captions,
+        tables_used=tables,
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
         treatment=settings.treatment,
@@ -185,6 +192,7 @@ def _encoded(
         rank=peers.rank,
         world_size=peers.world_size,
     )
+    forget_tables()
     peers.wait("codes")
     faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
     check_encoded(scanned, faults_of_ranks, peers)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from trainer.data.audio import AudioFault, stream
 from trainer.data.inventory import ScannedFolder
+from trainer.data.places import sound_at
 
 SECONDS, RATE_HZ = 10.0, 32_000
 MOST_BYTES = 48 << 20  # of all excerpts together: a browser holds the page in memory
@@ -39,7 +38,7 @@ def excerpts_of(folders: Sequence[ScannedFolder]) -> dict[bytes, str]:
 
 
 def _mp3(reference: bytes) -> bytes:
-    blocks = stream(Path(os.fsdecode(reference)), RATE_HZ, block_seconds=SECONDS)
+    blocks = stream(sound_at(reference), RATE_HZ, block_seconds=SECONDS)
     wanted, held = round(SECONDS * RATE_HZ), list[np.ndarray]()
     for block in blocks:
         held.append(block)

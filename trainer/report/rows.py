@@ -105,7 +105,7 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
     return replace(
         row,
         link="" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside),
-        unplayed="it lies inside a parquet file" if b"\0" in inside else _why_unplayed(found),
+        unplayed="it lies inside a table" if b"\0" in inside else _why_unplayed(found),
         format=found,
     )
 
