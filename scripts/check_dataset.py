@@ -114,8 +114,8 @@ def _refuse_hub_ids(config: Config) -> None:
     for path in (config.dataset_path, config.validation_folder):
         if path is not None and is_hub_id(path):
             raise ConfigError(
-                f"{path} cannot be looked at: {not_here(path)}; and from the Hugging Face hub this program fetches nothing."
-                f" For its data set {path}: `hf download {path} --repo-type dataset --local-dir FOLDER`, then give FOLDER"
+                f"{path} cannot be looked at: {not_here(path)}; and from the Hugging Face hub this program fetches"
+                f" nothing. For its data set {path} give the folder that `hf download {path} --repo-type dataset` prints"
             )
 
 

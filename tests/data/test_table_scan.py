@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.audio_files import noise
 from tests.data.table_files import AUDIO, rows_of, sound_bytes, write_parquet
+from tests.data.test_tags import id3, text_frame
 from tests.opens import counted_opens
 from trainer.data import manifest, places, table_file
 from trainer.data.audio_fault import AudioFault
@@ -32,7 +33,8 @@ def scan(folder: Path, cache: Path | None = None, **how: Any) -> Manifest:
     captions = CaptionSettings(no_label=how.pop("no_label", False), column=how.get("caption_column"))
     tables = TableSettings(**{name: how.pop(name) for name in list(how) if name in TableSettings.__dataclass_fields__})
     cache = cache or folder.parent / "facts"
-    return manifest.scan(folder, facts_folder=cache, tables=tables, captions=captions, **(flags | how))  # type: ignore[arg-type]
+    everything = flags | how
+    return manifest.scan(folder, facts_folder=cache, tables=tables, captions=captions, **everything)  # type: ignore
 
 
 def fates(found: Manifest) -> dict[str, str]:
@@ -295,6 +297,51 @@ def test_odd_tables_end_nothing(tmp_path: Path, given_data: Any) -> None:
 @given(st.data())
 def test_many_odd_tables_end_nothing(tmp_path: Path, given_data: Any) -> None:
     odd_tables(given_data, good_folder(tmp_path))
+
+
+def test_rows_have_captions_of_the_sources_that_are_asked(tmp_path: Path) -> None:
+    tagged = id3(text_frame(b"TCON", "Dub")) + sound_bytes(0, form="MP3")
+    audio = [{"bytes": tagged, "path": "Slow/01 river.mp3"}, {"bytes": sound_bytes(1), "path": None},
+             {"bytes": sound_bytes(2), "path": "lyrics.wav"}]  # fmt: skip
+    texts = [None, "its own", "[Verse]\nla la la\n[Chorus]\nla la la"]
+    write_parquet(tmp_path / "d/x.parquet", pa.table({"audio": pa.array(audio, AUDIO), "text": texts}))
+
+    def captions(**how: Any) -> dict[str, tuple[str | None, str]]:
+        found = manifest.scan(
+            tmp_path / "d", min_seconds=0.1, facts_folder=tmp_path, show_progress=False, captions=CaptionSettings(**how)
+        )
+        columns = (found.columns[name] for name in ("path", "caption", "caption_source"))
+        return {path: (caption, source) for path, caption, source in zip(*columns, strict=True)}
+
+    assert captions() == {"x.parquet row 1": ("its own", "x.parquet row 1")}  # lyrics are never trained on
+    assert captions(template="{genre}, {name}", default="music") == {
+        "Slow/01 river.mp3": ("Dub, river", "--caption_template"), "x.parquet row 1": ("its own", "x.parquet row 1"),
+    }  # fmt: skip
+    assert captions(sources=("text",), default="music") == dict.fromkeys(
+        ("Slow/01 river.mp3", "x.parquet row 1", "lyrics.wav"), ("music", "--default_caption")
+    )
+    assert set(captions(instead="one for all").values()) == {("one for all", "--caption")}
+
+
+def test_metadata_parquet_is_captions_of_files_and_no_table(tmp_path: Path) -> None:
+    folder = as_files(tmp_path / "d", range(2))
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    table = pa.table({"file_name": ["0.wav", "1.wav"], "text": ["zero", "one"]})
+    write_parquet(folder / "metadata.parquet", table)
+    found = scan(folder)
+    assert fates(found) == {"0.wav": "used", "1.wav": "used"}
+    assert sorted(found.columns["caption_source"]) == ["metadata.parquet row 0", "metadata.parquet row 1"]
+
+
+def test_a_sound_file_that_a_row_names_is_one_clip(tmp_path: Path) -> None:
+    folder = as_files(tmp_path / "d", range(1))
+    (folder / "0.txt").unlink()
+    audio = pa.array([{"bytes": None, "path": "0.wav"}], AUDIO)
+    write_parquet(folder / "x.parquet", pa.table({"audio": audio, "text": ["from the row"]}))
+    plain = CaptionSettings(default="for all others")
+    found = manifest.scan(folder, min_seconds=0.1, facts_folder=tmp_path, show_progress=False, captions=plain)
+    assert found.columns["caption"] == ["from the row"] and len(found.fates) == 1
 
 
 def test_a_row_group_is_opened_once_for_several_rows_by_position(tmp_path: Path) -> None:

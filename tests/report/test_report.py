@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from tests.report.pages import folder_of, written
 from trainer.data.fates import Fate
+from trainer.data.inventory import ScannedFolder
+from trainer.data.treatment import Treatment
 from trainer.report import report
 from trainer.report.mending import mend_first
 from trainer.report.rows import Row
@@ -158,3 +160,22 @@ def test_a_folder_without_a_clip_has_a_page(tmp_path: Path) -> None:
     written([folder], tmp_path)
     first = json.loads((tmp_path / report.FIGURES).read_bytes())["mend_first"][0]
     assert first["title"] == "No clip can be trained on"
+
+
+def test_lengths_are_those_that_are_left_and_captions_have_what_is_merged_into_them(tmp_path: Path) -> None:
+    folder = folder_of({"a.wav": "slow rock", "b.wav": None})
+    first, second = folder.inspected
+    levels = replace(first.facts.levels, lead_seconds=0.5, tail_seconds=0.25)
+    first = replace(first, facts=replace(first.facts, levels=levels))
+    plain = replace(folder, inspected=(first, second))
+    merged = replace(folder, inspected=(first, replace(second, caption_fields='[["bpm", "90.0"], ["genre", "dub"]]')))
+
+    def rows(of: ScannedFolder, settings: ReportSettings) -> list[tuple[float, str | None]]:
+        found = report.write([of], settings, tmp_path, load_tokenizer=None)
+        assert found is not None  # what changed is on the page
+        return [(row["seconds"], row["caption"]) for row in found["files"]]
+
+    assert rows(plain, ReportSettings()) == [(2.0, "slow rock"), (3.0, None)]
+    trimmed = ReportSettings(treatment=Treatment(trim_silence=True))
+    assert rows(plain, trimmed) == [(1.25, "slow rock"), (3.0, None)]
+    assert rows(merged, trimmed) == [(1.25, "slow rock"), (3.0, "bpm: 90.0. genre: dub")]

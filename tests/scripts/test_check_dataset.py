@@ -9,6 +9,8 @@ from pathlib import Path
 import check_dataset
 import pytest
 
+from tests.data.table_files import rows_of, write_parquet
+from tests.report.pages import Page
 from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_FAILED, EXIT_STORAGE, EXIT_USAGE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -82,3 +84,22 @@ def test_the_file_of_flags_of_a_run_is_understood(music: Path) -> None:
     (music.parent / "run.yaml").write_text(f"dataset_path: {music}\nlr: 1e-4\nno_label: 1\n")
     (music / "arcade_junk_city.txt").unlink()
     assert check_dataset.main(["--config", "run.yaml"]) == EXIT_DONE
+
+
+def test_rows_of_a_table_are_on_the_page_without_links_and_play_from_excerpts(music: Path) -> None:
+    write_parquet(music / "rows/x.parquet", rows_of(range(3)))
+    assert check_dataset.main([str(music / "rows"), "--embed"]) == EXIT_DONE
+    values = json.loads((music.parent / "dataset_report/dataset.json").read_bytes())
+    rows = values["files"]
+    assert [row["path"] for row in rows] == ["0.wav", "1.wav", "2.wav"]
+    assert [row["link"] for row in rows] == [""] * 3 and values["figures"]["captions"]["sources"] == {"x.parquet": 3}
+    page = Page((music.parent / "dataset_report/dataset.html").read_text())
+    assert set(page.data["excerpts"]) == {"0.wav", "1.wav", "2.wav"}
+
+
+def test_a_data_set_of_the_hub_is_refused_with_both_readings(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset.main(["user/name"]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"there is no folder user/name in {music.parent}" in said
+    assert "hf download user/name --repo-type dataset" in said
+    assert check_dataset.main([str(music), "--dataset_revision", "v1"]) == EXIT_USAGE

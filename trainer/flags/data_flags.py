@@ -99,7 +99,7 @@ class DataFlags:
     ] = SOURCES_IN_WORDS
     caption_column: Annotated[
         str | None,
-        data("Column of metadata files and tables that holds the captions; none: text, caption, description or prompt."),
+        data("Column of metadata files and tables with the captions; none: text, caption, description or prompt."),
     ] = None
     caption_template: Annotated[
         str | None,

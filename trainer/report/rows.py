@@ -98,7 +98,9 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
     row = Row(path=prefix + fate.path, fate=fate.fate, detail=fate.detail, format=kind if kind in SOUNDS else "")
     if one is None:
         # A shown name without a backslash is the name itself. Others cannot be told from the name that they stand for.
-        plain = "" if "\\" in fate.path or not row.format else fate.path
+        # That of a table's row may be the name of no file.
+        is_here = row.format and "\\" not in fate.path and os.path.lexists(os.path.join(root, fate.path))
+        plain = fate.path if is_here else ""
         return replace(row, link=_link(start, os.fsencode(plain)), unplayed=_why_unplayed(row.format))
     inside = one.reference.removeprefix(os.path.join(os.fsencode(root), b""))
     found = one.facts.format
