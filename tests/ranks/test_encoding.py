@@ -18,7 +18,7 @@ from tests.runs import FEW, few_clips
 from trainer.errors import EXIT_DATA
 
 CLIPS = ("arcade_return_home", "metal_madness", "rock_feelings", "arcade_meadow")
-HELD = ("arcade_meadow", "arcade_horizon")  # clips that validate, in a folder of their own
+HELD = ("arcade_meadow", "metal_chaosland")  # clips that validate, in a folder of their own
 FOLDERS = ("data", "held")
 ONE_STEP = ("--max_steps", "1", "--strategy", "ddp")
 
