@@ -23,7 +23,8 @@ from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 from trainer.data import audio
 from trainer.data.arrow_store import KEY, Binaries, Row, Rows, Store
 from trainer.data.audio import AudioFault
-from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
+from trainer.data.codec import encode, view_offsets
+from trainer.data.codec_windows import codebooks_of, reproducible
 from trainer.data.manifest import Columns
 from trainer.errors import StorageError
 
