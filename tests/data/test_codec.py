@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import EncodecConfig, EncodecModel
 
 from trainer.data import audio
@@ -17,7 +18,8 @@ from trainer.data.codec import encode, encode_tracks, view_offsets
 from trainer.data.codec_layers import run
 from trainer.data.codec_windows import reproducible, windowed_codec
 from trainer.errors import ModelError
-from trainer.model.debug_model import build_debug_model, set_codebooks
+from trainer.model.debug_model import build_debug_model, codec_config, set_codebooks
+from trainer.plan.memory import CODEC_CONTEXT_SECONDS, CODEC_TENSORS
 from trainer.spec.encoding import EncodingPass
 
 pytestmark = pytest.mark.numbers
@@ -184,6 +186,21 @@ def test_every_pass_has_the_same_shape_and_the_last_tracks_fill_it() -> None:
     encoded_together(codec, [music(83 * FRAME)], [0], size)
     # One window at the start of the track, 7 more in two passes of up to 4, then the end by itself.
     assert rows == [(10, 4)] * 8 + [(3, 1)]
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_a_pass_holds_no_more_than_the_plan_says(windows: int) -> None:
+    codec, seconds, views = EncodecModel(codec_config(filters=32, width=32)).eval(), 0.64, 2
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        encode(codec, [music(RATE * 2)], offsets=[0, 320], window_seconds=seconds, windows=windows)
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    samples = windows * views * (seconds + CODEC_CONTEXT_SECONDS) * RATE
+    convolutions = sum(parameter.numel() for name, parameter in codec.encoder.named_parameters() if "lstm" not in name)
+    assert most <= 4 * (CODEC_TENSORS * samples * 32 + convolutions)
 
 
 def test_a_track_that_fails_is_named_and_the_others_go_on() -> None:
