@@ -67,13 +67,15 @@ def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> li
     columns = {name: write_songs(folder / name, work, name) for name in FORMATS}
     tracks = [_decoded(path) for path in columns["wav"]["path_bytes"]]
     seconds: dict[str, list[float]] = {name: [] for name in ("alone", *FORMATS)}
+    of_cores: dict[str, list[float]] = {name: [] for name in seconds}
     for round_ in range(rounds + 1):
-        since = time.perf_counter()
+        since, cores = time.perf_counter(), {"alone": -time.process_time()}
         encode_from_memory(codec, tracks, work)
         taken = {"alone": time.perf_counter() - since}
+        cores["alone"] += time.process_time()
         for name, clips in columns.items():
             store = cache.code_store(folder / f"cache-{name}-{round_}", "benchmark", work.views)
-            since = time.perf_counter()
+            since, cores[name] = time.perf_counter(), -time.process_time()
             faults = cache.fill_codes(
                 store,
                 clips,
@@ -84,11 +86,13 @@ def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> li
                 show_progress=False,
             )
             taken[name] = time.perf_counter() - since
+            cores[name] += time.process_time()
             assert not faults, faults
         if round_:
             for name, value in taken.items():
                 seconds[name].append(value)
-    return [_row(work, name, seconds) for name in seconds]
+                of_cores[name].append(cores[name])
+    return [_row(work, name, seconds) | {"core_seconds": statistics.median(of_cores[name])} for name in seconds]
 
 
 def encode_from_memory(
