@@ -67,8 +67,8 @@ def test_growth_is_measured_against_what_is_computed(tmp_path, capsys):
 @pytest.mark.full
 def test_every_other_case_runs(tmp_path, capsys):
     flags = ["--clips", "2", "--clip_seconds", "2", "--frames", "50", "--processes", "1", "2"]
-    cases = ("audiocraft", "run", "encode", "epochs", "scale", "start", "flat", "read")
-    rows = benchmark(tmp_path, capsys, "--cases", *cases, *flags)
+    cases = ("audiocraft", "run", "encode", "encode_files", "scan", "epochs", "scale", "start", "flat", "read")
+    rows = benchmark(tmp_path, capsys, "--cases", *cases, *flags, "--files", "50")
     assert {row["case"] for row in rows} == set(cases)
     assert all("failure" not in row for row in rows)
 
