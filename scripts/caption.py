@@ -112,7 +112,7 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
 
 
 def sounds_of(root: Path) -> Iterator[tuple[Sound, bool]]:
-    """The sound files below `root` that the trainer reads, each with whether it finds a caption, or a broken one, for it.
+    """The sound files below `root` that the trainer reads, and whether it finds a caption for each, or a broken one.
 
     What else looks like sound is named.
     """

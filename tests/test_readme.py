@@ -96,7 +96,7 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_the_readme_is_short_and_names_every_page() -> None:
-    assert len(README.splitlines()) < 220
+    assert len(README.splitlines()) < 240
     linked = set(re.findall(r"\]\(([^)#]+)\)", README))
     pages = [path for path in ROOT.glob("docs/*") if path.is_file() and path.suffix != ".json"]
     assert {str(path.relative_to(ROOT)) for path in pages} <= linked

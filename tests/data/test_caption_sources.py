@@ -104,11 +104,11 @@ def test_a_plain_folder_has_its_captions_and_fates_as_before(tmp_path: Path) -> 
     )  # fmt: skip
     found = scan(folder)
     assert [(one.path, one.fate, one.detail) for one in found.fates] == [
-        ("a.json", "ignored", "neither .wav nor .txt"),
+        ("a.json", "ignored", "neither a sound nor a caption"),
         ("a.wav", "used", ""),
         ("b.wav", "used", "empty caption: trained without text"),
         ("c.wav", "no caption", "write c.txt beside it, or train without text: --no_label 1"),
-        ("notes.csv", "ignored", "neither .wav nor .txt"),
+        ("notes.csv", "ignored", "neither a sound nor a caption"),
     ]
     assert rows_of(found) == {"a.wav": ("slow rock", "a.txt"), "b.wav": (None, "b.wav.txt")}
 

@@ -21,9 +21,12 @@ import torch
 from tests.sound_formats import FFMPEG, FORMATS, chirp, encoded
 from trainer.data import audio, audio_facts, cache, manifest
 from trainer.data.audio_fault import AudioFault
+from trainer.data.caption_settings import CaptionSettings
 from trainer.data.codec import encode
 from trainer.data.sound_file import opened
 from trainer.model.debug_model import build_debug_model
+
+UNLABELLED = CaptionSettings(no_label=True)
 
 SECONDS = 1.5
 CACHED: dict[tuple[str, int], bytes] = {}
@@ -114,7 +117,7 @@ def test_equal_samples_in_another_format_are_one_sound_and_the_first_by_content_
     (folder / "other.txt").write_text("another caption")
     assert len({one.sound for one in facts.values()}) == 1
     assert len({one.content for one in facts.values()}) == len(facts)
-    found = manifest.scan(folder, no_label=False, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
+    found = manifest.scan(folder, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
     first = min(facts, key=lambda name: facts[name].content)
     fates = {fate.path: fate for fate in found.fates}
     assert sorted(found.columns["path"]) == sorted([first, "mp3.mp3", "other.wav"])
@@ -211,7 +214,7 @@ def test_a_wrong_suffix_or_none_does_not_matter(tmp_path: Path, name: str) -> No
     for suffix in (".wav", ".mp3", ".m4a", ".xyz", ""):
         (tmp_path / "data" / f"x{suffix}").write_bytes(file_of(name))
     found = manifest.scan(
-        tmp_path / "data", no_label=True, min_seconds=0.5, facts_folder=tmp_path, show_progress=False
+        tmp_path / "data", captions=UNLABELLED, min_seconds=0.5, facts_folder=tmp_path, show_progress=False
     )
     assert sorted(fate.fate for fate in found.fates) == ["duplicate"] * 4 + ["used"]
 
@@ -230,7 +233,7 @@ def test_what_is_no_sound_is_ignored_unread_and_what_has_an_unknown_suffix_is_lo
     opens: list[str] = []
     plain = audio.inspect
     monkeypatch.setattr("trainer.data.audio_facts.inspect", lambda path: (opens.append(path.name), plain(path))[1])
-    found = manifest.scan(folder, no_label=True, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
+    found = manifest.scan(folder, captions=UNLABELLED, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
     assert {fate.path for fate in found.fates if fate.fate == "used"} == {"sound.xyz"} == set(opens)
     assert {fate.fate for fate in found.fates if fate.path != "sound.xyz"} == {"ignored"}
 
@@ -277,7 +280,7 @@ def test_without_pyav_its_formats_are_unsupported_and_used_once_it_is_there(
 
     def fates() -> dict[str, str]:
         found = manifest.scan(
-            tmp_path / "data", no_label=True, min_seconds=0.5, facts_folder=tmp_path, show_progress=False
+            tmp_path / "data", captions=UNLABELLED, min_seconds=0.5, facts_folder=tmp_path, show_progress=False
         )
         return {fate.path: f"{fate.fate} {fate.detail}" for fate in found.fates if fate.path != "good.wav"}
 
@@ -352,7 +355,7 @@ def test_facts_of_the_former_version_are_judged_anew_and_the_codes_of_its_cache_
     said = {"seconds": SECONDS, "sample_rate_hz": 44_100, "channels": 2, "content": content, "remark": ""}
     facts = {"version": 2, "files": {str(path): [status.st_size, status.st_mtime_ns, said]}}
     (tmp_path / audio_facts.FILE_NAME).write_text(json.dumps(facts))
-    found = manifest.scan(path.parent, no_label=True, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
+    found = manifest.scan(path.parent, captions=UNLABELLED, min_seconds=0.5, facts_folder=tmp_path, show_progress=False)
     assert found.columns["content"] == [content]
     kept = json.loads((tmp_path / audio_facts.FILE_NAME).read_text())
     assert kept["version"] == 3 and kept["files"][str(path)][2]["format"] == "WAV PCM_16"

@@ -52,7 +52,7 @@ def prepared(folder: Path, **flags) -> tuple[dataset.Dataset, dict[str, object]]
 def fates(folder: Path, min_seconds: float = 0.5, **treatment) -> dict[str, Fate]:
     """The fate of each file, without encoding any."""
     found = scan(
-        folder, no_label=False, min_seconds=min_seconds, facts_folder=folder.parent / "facts",
+        folder, min_seconds=min_seconds, facts_folder=folder.parent / "facts",
         treatment=Treatment(**treatment),
     )  # fmt: skip
     return {fate.path: fate for fate in found.fates}
@@ -76,7 +76,7 @@ def test_codes_equal_those_of_a_file_that_was_cut_and_amplified_beforehand(tmp_p
     flags = {"trim_silence": trim, "loudness": lufs}
     treated, _ = prepared(write(tmp_path / "data", sounds), **flags)
     rows = scan(
-        tmp_path / "data", no_label=False, min_seconds=0.5, facts_folder=tmp_path / "facts",
+        tmp_path / "data", min_seconds=0.5, facts_folder=tmp_path / "facts",
         treatment=Treatment(trim_silence=trim, loudness_lufs=lufs),
     ).columns  # fmt: skip
     gains = {caption: np.float32(gain) for caption, gain in zip(rows["caption"], rows["gain"], strict=True)}
