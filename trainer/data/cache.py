@@ -218,6 +218,11 @@ def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     )
 
 
+def text_keys(captions: Iterable[str]) -> list[str]:
+    """The keys under which the store of states has these captions."""
+    return [_text_key(caption) for caption in captions]
+
+
 def _code_rows(
     codec: EncodecModel,
     rows_of: Mapping[str, Sequence[int]],
