@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,13 +18,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies
 
 from tests.audio_files import write_clip
-from tests.runs import environ
-from trainer.data import arrow_store, cache, dataset, prepared, prepared_writing
+
+from trainer.data import cache, dataset, prepared, prepared_writing
 from trainer.data.order import Row
 from trainer.errors import ConfigError, DataError, TrainerError
 from trainer.flags.config import Config
-from trainer.model import source as model_source
-from trainer.model.source import open_model
+from trainer.model.source import Source, open_model
 from trainer.wiring import data_settings
 
 CPU = torch.device("cpu")
@@ -44,10 +44,15 @@ def make(folder: Path, output: Path, *flags: str) -> None:
     assert prepare_dataset.main([*given, "--cache_dir", str(output.parent / "cache"), *flags]) == 0
 
 
+@functools.cache
+def source() -> Source:
+    return open_model("debug")
+
+
 def opened(folder: Path, cache_dir: Path, **flags) -> dataset.Dataset:
     flags = {"code_views": 2, "model_id": "debug"} | flags
     config = Config(dataset_path=str(folder), cache_dir=str(cache_dir), **flags)
-    return dataset.prepare(data_settings(config), open_model("debug"), CPU)
+    return dataset.prepare(data_settings(config), source(), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +172,7 @@ def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_
     edit(moved, codebooks=8)
     with pytest.raises(ConfigError, match="holds codes of 8 codebooks, and --model_id debug reads 4"):
         opened(moved, tmp_path / "cache")
-    edit(moved, codebooks=4, codec=open_model("debug").codec_identity(), text_encoder="0" * 32)
+    edit(moved, codebooks=4, codec=source().codec_identity(), text_encoder="0" * 32)
     opened(moved, tmp_path / "cache")
     assert list((tmp_path / "cache/text").glob("*/*.arrow"))
 
@@ -244,7 +249,13 @@ def check_hostile(folder: Path, cache_dir: Path, name: str, value: object) -> No
     good = path.read_text()
     try:
         edit(folder, **{name: value})
-        opened(folder, cache_dir)
+        found = prepared.open_prepared(folder)
+        found.check_flags({"code_views": 2, "caption_lines": False, "no_label": False, "min_seconds": 0.5})
+        found.check_codec(4, source().codec_identity(), "debug")
+        clips, _ = found.clips(no_label=False, min_seconds=0.5)
+        codes = found.codes(cache.code_store(cache_dir, source().codec_identity(), 2))
+        found.check_contents(clips["content"], codes)
+        assert len(clips["content"]) == 7
     except TrainerError:
         pass
     finally:
@@ -307,11 +318,11 @@ def test_one_file_added_to_a_thousand_costs_one_encoding(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(cache, "encode", encode)
     for seed in range(1000):
-        write_clip(tmp_path / f"data/{seed}.wav", f"rock {seed % 7}", seed=seed, seconds=0.1, rate_hz=4000)
+        write_clip(tmp_path / f"data/{seed}.wav", f"rock {seed % 7}", seed=seed, seconds=0.1)
     make(tmp_path / "data", tmp_path / "prepared", "--min_seconds", "0.05")
     assert len(encoded) == 1000 and "sounds that were not there before: 1,000" in capsys.readouterr().out
     former = opened(tmp_path / "prepared", tmp_path / "none", min_seconds=0.05)
-    write_clip(tmp_path / "data/new.wav", "rock 1", seed=5000, seconds=0.1, rate_hz=4000)
+    write_clip(tmp_path / "data/new.wav", "rock 1", seed=5000, seconds=0.1)
     shutil.rmtree(tmp_path / "cache")  # what is in the folder itself need not be encoded again
     make(tmp_path / "data", tmp_path / "prepared", "--min_seconds", "0.05")
     assert len(encoded) == 1001 and "sounds that were not there before: 1\n" in capsys.readouterr().out

@@ -34,7 +34,8 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
         )
     except HFValidationError as error:
         raise ConfigError(f"--push_to_hub {repository} is no name of a data set: it takes user/name") from error
-    except (HfHubHTTPError, OSError) as error:  # httpx's errors of a connection among them
+    # The base of the hub's error is that of the library by which it speaks, whose errors of a connection are others.
+    except (*HfHubHTTPError.__bases__, OSError) as error:
         raise _not_uploaded(prepared, repository, error) from error
     return str(done.repo_url)
 
