@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import parts, reading, report, steps, suites, whole_runs
+from benchmarks import data_sets, parts, reading, report, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -31,6 +31,8 @@ CASES = {
     "start": whole_runs.start,
     "growth": parts.growth,
     "flat": parts.flat,
+    "prepared": data_sets.prepared,
+    "cached": data_sets.cached,
 }
 MODELS = ("debug", "small", "medium", "large")
 

@@ -101,8 +101,8 @@ def config_of(flags: argparse.Namespace) -> Config:
 def prepare(flags: argparse.Namespace, config: Config) -> None:
     """Encode the music into the cache, and write what a run needs of it into --output."""
     from trainer.data import dataset, prepared, prepared_writing
-    from trainer.data.prepared_upload import push
     from trainer.data.manifest import check_folder
+    from trainer.data.prepared_upload import push
     from trainer.evaluation.generation import device_of
     from trainer.model.source import open_model, quiet_libraries
     from trainer.wiring import data_settings

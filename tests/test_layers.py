@@ -37,7 +37,7 @@ WITHOUT_TORCH = (
     *("plan.unused_gpu", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
-    *("data.shared_scan", "data.peers"),
+    *("data.shared_scan", "data.peers", "data.prepared", "data.prepared_upload"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
     "run.log_file",
     "training.schedule",

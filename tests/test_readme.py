@@ -72,6 +72,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start"}  # sbatch
     of_others |= {"container", "ntasks"}
     of_others |= {"minutes", "results"}  # gpu_check.py
+    of_others |= {"output", "anonymous", "push_to_hub", "public"}  # prepare_dataset.py
     of_others |= {"suite", "cases", "models", "layers", "frames", "rounds", "clips", "clip_seconds"}  # benchmark.py
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))

@@ -13,12 +13,10 @@ import prepare_dataset
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given
+from hypothesis import HealthCheck, example, given, strategies
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies
 
 from tests.audio_files import write_clip
-
 from trainer.data import cache, dataset, prepared, prepared_writing
 from trainer.data.order import Row
 from trainer.errors import ConfigError, DataError, TrainerError

@@ -18,7 +18,7 @@ import math
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ class About:
     clips: int
     hours: float
     flags: Mapping[str, Any]
-    files: Mapping[str, int]
-    digests: Mapping[str, str]
+    files: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The content of prepared.json."""

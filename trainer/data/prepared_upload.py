@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from trainer.data.prepared import CARD, CODES, MARKER, TABLE, TEXT, Prepared
 from trainer.errors import ConfigError, StorageError
 
@@ -22,6 +24,8 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(endpoint=endpoint)
+    # The base of the hub's error is that of the library by which it speaks, from which errors of a connection come.
+    failures = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError))
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         done = api.upload_folder(
@@ -34,8 +38,7 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
         )
     except HFValidationError as error:
         raise ConfigError(f"--push_to_hub {repository} is no name of a data set: it takes user/name") from error
-    # The base of the hub's error is that of the library by which it speaks, whose errors of a connection are others.
-    except (*HfHubHTTPError.__bases__, OSError) as error:
+    except failures as error:
         raise _not_uploaded(prepared, repository, error) from error
     return str(done.repo_url)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,34 +87,55 @@ def write(folder: Path, data: Dataset, settings: DataSettings, source: Source, *
 
     It takes the place of a prepared folder there; what else is in that one stays. Raises StorageError.
     """
+    before = _contents_at(folder)
+    about = About(
+        codec=source.codec_identity(),
+        text_encoder=source.text_identity(),
+        model_id=source.name,
+        codebooks=data.train.codes.codebooks,
+        frame_rate_hz=source.frame_rate_hz,
+        sample_rate_hz=source.sample_rate_hz,
+        clips=data.clips,
+        hours=data.seconds / 3600,
+        flags={name: getattr(settings, name) for name in (*FIXED_FLAGS, "no_label", "min_seconds")},
+    )
     codes = cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views).open()
     states = cache.text_store(settings.cache_dir, source.text_identity()).open()
-    contents = list(dict.fromkeys(data.table["content"]))
     texts = cache.text_keys(sorted(set(data.train.all_texts())))
-    before = _contents_at(folder)
+    written = write_rows(folder, about, data.table, codes, states, texts, anonymous=anonymous)
+    return Written(
+        prepared=written,
+        new=len(set(data.table["content"]) - before),
+        size_bytes=sum(written.about.files.values()),
+    )
+
+
+def write_rows(
+    folder: Path,
+    about: About,
+    clips: Columns,
+    codes: Rows,
+    states: Rows,
+    texts: Sequence[str],
+    *,
+    anonymous: bool = False,
+) -> Prepared:
+    """Make `folder` hold these clips with their codes, and the states under the keys `texts`.
+
+    about  without files and digests
+    """
+    contents = list(dict.fromkeys(clips["content"]))
     with _storage_errors(folder), replacing_folder(folder.absolute(), is_ours=OURS.__contains__) as partial:
         names = [TABLE, *_write_parts(partial, CODES, codes, contents), *_write_parts(partial, TEXT, states, texts)]
-        _write_table(partial / TABLE, data.table, anonymous)
-        about = About(
-            codec=source.codec_identity(),
-            text_encoder=source.text_identity(),
-            model_id=source.name,
-            codebooks=data.train.codes.codebooks,
-            frame_rate_hz=source.frame_rate_hz,
-            sample_rate_hz=source.sample_rate_hz,
-            clips=data.clips,
-            hours=data.seconds / 3600,
-            flags={name: getattr(settings, name) for name in (*FIXED_FLAGS, "no_label", "min_seconds")},
+        _write_table(partial / TABLE, clips, anonymous)
+        about = replace(
+            about,
             files={name: (partial / name).stat().st_size for name in sorted(names)},
             digests={name: digest_of(partial / name) for name in sorted(names)},
         )
         (partial / CARD).write_text(_card(about), encoding="utf-8")
         (partial / MARKER).write_text(about.to_json(), encoding="utf-8")
-    return Written(
-        prepared=open_prepared(folder),
-        new=len(set(contents) - before),
-        size_bytes=sum(about.files.values()),
-    )
+    return open_prepared(folder)
 
 
 def _append_missing(store: Store, former: Rows) -> None:
