@@ -196,6 +196,8 @@ DAMAGES = {
     "no prepared.json": (lambda folder: (folder / "prepared.json").unlink(), "prepared.json is missing"),
     "empty prepared.json": (lambda folder: (folder / "prepared.json").write_text(""), "prepared.json cannot be read"),
     "another prepared.json": (lambda folder: (folder / "prepared.json").write_text("{}"), 'does not say "format"'),
+    "no table": (lambda folder: (folder / "clips.parquet").unlink(), "clips.parquet cannot be opened"),
+    "no codes": (lambda folder: shutil.rmtree(folder / "codes"), "codes/part-00000.arrow cannot be opened"),
     "a part is missing": (lambda folder: first_part(folder).unlink(), "part-00000.arrow cannot be opened"),
     "a part is cut": (lambda folder: os.truncate(first_part(folder, "text"), 900), "text/part-00000.arrow has 900 byt"),
     "a part holds zeros": (

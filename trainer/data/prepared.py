@@ -211,8 +211,8 @@ class _Parts(Store):
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder is, or was meant to be, a prepared one: its prepared.json may be missing or damaged."""
-    return (folder / TABLE).is_file() and ((folder / MARKER).is_file() or (folder / CODES).is_dir())
+    """Whether a folder is, or was meant to be, a prepared one: one of marker, table and codes may be missing."""
+    return [(folder / MARKER).is_file(), (folder / TABLE).is_file(), (folder / CODES).is_dir()].count(True) >= 2
 
 
 def are_prepared(names: Iterable[str]) -> bool:
