@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import encoding, parts, reading, report, scanning, steps, suites, whole_runs
+from benchmarks import data_sets, encoding, parts, reading, report, scanning, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -33,6 +33,8 @@ CASES = {
     "start": whole_runs.start,
     "growth": parts.growth,
     "flat": parts.flat,
+    "prepared": data_sets.prepared,
+    "cached": data_sets.cached,
 }
 MODELS = ("debug", "small", "medium", "large")
 

@@ -248,6 +248,11 @@ def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     )
 
 
+def text_keys(captions: Iterable[str]) -> list[str]:
+    """The keys under which the store of states has these captions."""
+    return [_text_key(caption) for caption in captions]
+
+
 def _check_room_for_codes(
     store: Store, clips: Columns, codec: EncodecModel, sample_rate_hz: int, views: int, *, say: bool
 ) -> None:
