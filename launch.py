@@ -281,7 +281,12 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
 
 
 def report_dataset(config: Config, parts: Parts, data: Dataset) -> None:
-    """Write the page that shows the dataset, unless it is there already. A page that cannot be written ends no run."""
+    """Write the page that shows the dataset, unless it is there already. A page that cannot be written ends no run.
+
+    Of a prepared folder there is none: its sounds are not there to be shown.
+    """
+    if not all(folder.inspected for folder in data.folders):
+        return
     from trainer import wiring
     from trainer.report import report
 

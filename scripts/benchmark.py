@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import parts, reading, report, steps, suites, whole_runs
+from benchmarks import data_sets, encoding, parts, reading, report, scanning, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -24,6 +24,8 @@ from trainer.plan.request import CHECKPOINTING
 CASES = {
     "run": whole_runs.run,
     "encode": parts.encode,
+    "encode_files": encoding.encode_files,
+    "scan": scanning.scan,
     "epochs": whole_runs.epochs,
     "save": parts.save,
     "read": reading.read,
@@ -31,6 +33,8 @@ CASES = {
     "start": whole_runs.start,
     "growth": parts.growth,
     "flat": parts.flat,
+    "prepared": data_sets.prepared,
+    "cached": data_sets.cached,
 }
 MODELS = ("debug", "small", "medium", "large")
 
@@ -76,6 +80,7 @@ def _measured(arguments: argparse.Namespace) -> Iterator[list[Row]]:
         clips=arguments.clips,
         seconds=arguments.clip_seconds,
         processes=arguments.processes,
+        files=arguments.files,
     )
     for name in arguments.cases:
         if name in CASES:
@@ -97,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="compile the layers (ours alone)")
     parser.add_argument("--rounds", type=int, default=5, help="timed repetitions, after one that is not counted")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="for the case scale")
-    parser.add_argument("--clips", type=int, default=8, help="clips for the cases encode and epochs")
+    parser.add_argument("--clips", type=int, default=8, help="clips for encode, encode_files and epochs")
     parser.add_argument("--clip_seconds", type=float, default=10.0, help="their length")
+    parser.add_argument("--files", type=int, default=20_000, help="sound files for the case scan")
     parser.add_argument("--out", type=expanded, default="benchmarks", help="folder for benchmark.json and .png")
     return parser
 

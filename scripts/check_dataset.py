@@ -115,7 +115,7 @@ def _refuse_hub_ids(config: Config) -> None:
         if path is not None and is_hub_id(path):
             raise ConfigError(
                 f"{path} cannot be looked at: {not_here(path)}; and from the Hugging Face hub this program fetches"
-                f" nothing. For its data set {path} give the folder that `hf download {path} --repo-type dataset` prints"
+                f" nothing. For its data set give the folder that `hf download {path} --repo-type dataset` prints"
             )
 
 

@@ -26,7 +26,7 @@ installed=$SECONDS
 if [[ -f $run/finished.json ]]; then
     echo "== $run holds a finished run: nothing is trained again (delete $folder to start anew)"
 else
-    echo "== Training the debug model (random weights, 2 M parameters) on ten clips of 4 to 8 seconds"
+    echo "== Training the debug model (random weights, 2 M parameters) on ten clips of 4 to 8 seconds, in four formats"
     "$python" launch.py "${training[@]}"
 fi
 

@@ -75,7 +75,9 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"container", "ntasks"}
     of_others |= {"minutes", "results"}  # gpu_check.py
     of_others |= {"template", "overwrite", "clap", "least_confidence"}  # caption.py
-    of_others |= {"suite", "cases", "models", "layers", "frames", "rounds", "clips", "clip_seconds"}  # benchmark.py
+    of_others |= {"suite", "cases", "models", "layers", "frames", "rounds", "clips", "clip_seconds"}
+    of_others |= {"files"}  # benchmark.py
+    of_others |= {"output", "anonymous", "push_to_hub", "public"}  # prepare_dataset.py
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text(encoding="utf-8")))
         assert named <= of_ours | of_others, page.name

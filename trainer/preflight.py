@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.data.caption_sources import check_texts
 from trainer.data.manifest import check_folder
+from trainer.data.prepared import is_prepared, open_prepared
 from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config
 from trainer.plan.dry_run import plan_of_shape
@@ -52,6 +53,15 @@ def check_folders(config: Config) -> None:
             f"--dataset_revision {config.dataset_revision} has no effect: --dataset {config.dataset_path} is here, and"
             " only data sets of the hub have revisions. Remove it"
         )
+    _check_prepared(config)
+
+
+def _check_prepared(config: Config) -> None:
+    """Raise what a prepared folder is refused for, whatever the model."""
+    for folder in filter(None, (config.dataset_path, config.validation_folder)):
+        if is_prepared(Path(folder)):
+            flags = config.to_dict() | {"captions": ",".join(config.caption_sources)}
+            open_prepared(Path(folder)).check_flags(flags)
 
 
 def _refuse_missing_packages(config: Config) -> None:

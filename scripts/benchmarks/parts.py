@@ -48,6 +48,7 @@ class Settings:
     clips: int
     seconds: float
     processes: Sequence[int]
+    files: int = 20_000
 
 
 HEADER = RunHeader(identity={}, global_batch=1, flags={})

@@ -53,7 +53,7 @@ def start(settings: Settings) -> list[Row]:
                 subprocess.run([sys.executable, "-c", program], env=_environ(), check=True, capture_output=True)
                 seconds[what] = time.perf_counter() - since
             for what in ("cold", "cached"):
-                lines, started = _launch(folder, f"{what}{round_}", flags, cache=f"cache{round_}")
+                lines, started = launch(folder, f"{what}{round_}", flags, cache=f"cache{round_}")
                 seconds[what] = lines[0]["time"] - started
             if round_:  # the first round brings the files into the system's page cache
                 for what, value in seconds.items():
@@ -78,7 +78,7 @@ def scale(settings: Settings) -> list[Row]:
         model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
         for processes in settings.processes:
             flags = [*_flags_of(work, model), "--max_steps", str(settings.rounds + 2)]
-            lines, _ = _launch(folder, f"run{processes}", flags, processes=processes)
+            lines, _ = launch(folder, f"run{processes}", flags, processes=processes)
             rate = statistics.median(line["frames_per_second"] for line in lines[1:])
             rows.append(
                 {
@@ -109,7 +109,7 @@ def run(settings: Settings) -> list[Row]:
             model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
             before = _step_rate(work, settings.rounds)
             flags = [*_flags_of(work, model), "--max_steps", str(4 * settings.rounds + 1)]
-            lines, _ = _launch(folder, "run", flags)
+            lines, _ = launch(folder, "run", flags)
             after = _step_rate(work, settings.rounds)
         spans = [later["time"] - earlier["time"] for earlier, later in itertools.pairwise(lines)]
         rate = work.clips * work.frames / statistics.median(spans)
@@ -140,7 +140,7 @@ def epochs(settings: Settings) -> list[Row]:
         flags = [*_flags_of(work, model), "--epochs", str(EPOCHS), "--segment_seconds", str(settings.seconds)]
         seconds = {}
         for views in (1, 4):
-            lines, started = _launch(folder, f"run{views}", [*flags, "--code_views", str(views)])
+            lines, started = launch(folder, f"run{views}", [*flags, "--code_views", str(views)])
             seconds[f"ours, {views} view(s) of each clip"] = lines[-1]["time"] - started
         since = time.time()
         arguments = [str(model), str(folder / "data"), str(work.micro_batch), work.precision]
@@ -173,7 +173,7 @@ def _flags_of(work: Work, model: Path) -> list[str]:
     ]
 
 
-def _launch(
+def launch(
     folder: Path, output: str, flags: Sequence[str], processes: int = 1, cache: str | None = None
 ) -> tuple[list[dict[str, Any]], float]:
     """The reports of a finished run of `folder`/data, and when it was started."""

@@ -10,6 +10,7 @@ RANKS = "tests/gpu/test_ranks_on_one_card.py"
 RUNS = "tests/gpu/test_whole_runs.py"
 WORLDS = "tests/gpu/test_fake_worlds.py"
 SPEED = "tests/gpu/test_speed.py"
+ENCODING = "tests/gpu/test_encoding_speed.py"
 START = "tests/gpu/test_start.py"
 PRECISIONS = "tests/gpu/test_precisions.py"
 
@@ -218,6 +219,21 @@ CHECKS: tuple[Check, ...] = (
         test=f"{SPEED}::test_encoding_beside_encodec_alone",
         usual_seconds=60,
         gib=20,
+        alone=True,
+    ),
+    Check(
+        name="encoding: shared passes",
+        claim="tracks that share EnCodec's passes have the codes of each alone, in any order",
+        test=f"{ENCODING}::test_tracks_that_share_passes_have_the_codes_of_each_alone_on_a_gpu",
+        usual_seconds=45,
+        gib=12,
+    ),
+    Check(
+        name="encoding: an hour",
+        claim="seconds for an hour of audio and view, from wav and mp3, against EnCodec alone; its peak is the plan's",
+        test=f"{ENCODING}::test_an_hour_of_audio_is_encoded_in_seconds",
+        usual_seconds=75,
+        gib=8,
         alone=True,
     ),
     Check(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -22,10 +25,11 @@ import torch
 from tqdm import TqdmWarning
 from transformers import EncodecModel, T5EncoderModel
 
-from trainer.data import arrow_store, audio, cache
+from trainer.data import arrow_store, audio, cache, progress
 from trainer.data.arrow_store import PART, PARTIAL, Store
 from trainer.errors import StorageError
 from trainer.model.debug_model import build_debug_model, debug_tokenizer
+from trainer.spec.encoding import EncodingPass
 
 CPU = torch.device("cpu")
 RATE, VIEWS = 32_000, 2
@@ -193,7 +197,7 @@ def test_files_that_fail_while_read_are_named_and_end_nothing(store: Store, fold
 
 def test_the_bar_of_encoding_ends_at_its_end(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resampling rounds lengths up, and tqdm warns of a bar that goes on beyond its end."""
-    monkeypatch.setattr(cache, "SECONDS_SHOWN_FROM", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_SHOWN_FROM", 0.0)
     (tmp_path / "one").mkdir()
     write_clip(tmp_path / "one" / "song.wav", 9, seconds=22_051.5 / 44_100, rate=44_100)
     with warnings.catch_warnings():
@@ -228,6 +232,64 @@ def test_crops_are_looks_into_the_mapped_file(store: Store, folder: Path) -> Non
         if name.endswith(PART):
             mapped.append([int(end, 16) for end in span.split("-")])
     assert any(start <= address < end for start, end in mapped)
+
+
+def test_files_that_share_passes_are_cached_as_alone(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The road of a GPU, on which a file that cannot be read gives way to its copy while others are under way."""
+    shutil.copy(folder / "3.wav", folder / "again.wav")
+    clips = clips_of(folder)
+    (folder / "3.wav").unlink()
+    (folder / "5.wav").unlink()
+    fill(store, clips)
+    monkeypatch.setattr(cache, "encoding_pass", lambda **_: EncodingPass(windows=3, window_seconds=0.2))
+    together = cache.code_store(tmp_path / "together", "codec", VIEWS)
+    assert [row for row, _ in fill(together, clips)] == [5]
+    assert rows_in_parts(together) == 5
+    good = clips.select([row for row in range(len(clips)) if row != 5])
+    for left, right in zip(all_codes(together, good), all_codes(store, good), strict=True):
+        # A tie between two codes may be decided by rounding, and with it the later codebooks of that frame.
+        assert (left != right).any(axis=0).sum() <= 1
+
+
+def test_encoding_says_what_it_adds_and_refuses_a_disk_without_the_room(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = clips_of(folder)
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr(progress.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(StorageError, match=r"kB to cache folder .* 1\.0 kB free: free .*--cache_dir.*--code_views"):
+        fill(store, clips)
+    with pytest.raises(StorageError, match=r"1 captions will add .*--cache_dir"):
+        texts = cache.text_store(store.folder, "t5")
+        cache.fill_text(texts, ["rock"], lambda: (text_encoder(), debug_tokenizer()), device=CPU, show_progress=False)
+    assert rows_in_parts(store) == 0
+    free.free = 10**9
+    cache.fill_codes(store, clips, codec, sample_rate_hz=RATE, views=VIEWS, device=CPU)
+    said = capsys.readouterr().out
+    codes = sum(track.nbytes for track in all_codes(store, clips))
+    number = float(re.search(r"will add ([0-9.]+) kB to cache", said)[1])
+    # The rows' keys and numbers come on top of the codes, and a view may lack a last frame.
+    assert codes <= 1000 * number <= codes + len(clips) * (cache.ROW_BYTES + 8 * VIEWS) + 100
+    (folder / "0.wav").unlink()
+    write_clip(folder / "new.wav", seed=60, seconds=1.8)
+    cache.fill_codes(store, clips_of(folder), codec, sample_rate_hz=RATE, views=VIEWS, device=CPU)
+    said = capsys.readouterr().out
+    assert "encoding 1.8 s of audio at 2 offsets will add 1.6 kB to cache" in said, "what is missing alone"
+
+
+def test_the_bar_says_hours_and_how_many_times_as_fast_as_the_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS_SHOWN_FROM", 0.0)
+    shown = io.StringIO()
+    with progress.HoursBar(desc="encoding audio", total=3.0, file=shown, bar_format=progress.HOURS_BAR) as bar:
+        bar.update(1.5)
+        bar.start_t -= 60
+        values = {**bar.format_dict, "rate": 1.5 / 60}
+        line = bar.format_meter(**{**values, "real_time": "90 x real time"})
+        assert "50%" in line and "1.50/3.00 h, 90 x real time [01:00<01:00]" in line
+        told = bar.format_dict["real_time"]
+        assert told.endswith(" x real time") and float(told.split()[0].replace(",", "")) > 80
 
 
 def keep_filling(cache_dir: Path, folder: Path) -> None:

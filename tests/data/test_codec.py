@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import EncodecConfig, EncodecModel
 
 from trainer.data import audio
-from trainer.data.codec import _windowed, encode, reproducible, view_offsets
+from trainer.data.codec import encode, encode_tracks, view_offsets
+from trainer.data.codec_layers import run
+from trainer.data.codec_windows import reproducible, windowed_codec
 from trainer.errors import ModelError
-from trainer.model.debug_model import build_debug_model, set_codebooks
+from trainer.model.debug_model import build_debug_model, codec_config, set_codebooks
+from trainer.plan.memory import CODEC_CONTEXT_SECONDS, CODEC_TENSORS
+from trainer.spec.encoding import EncodingPass
 
 pytestmark = pytest.mark.numbers
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -125,7 +130,7 @@ def test_one_window_of_audio_is_asked_for_at_a_time() -> None:
     asked: list[int] = []
     encoded: list[int] = []
     codec = copy.deepcopy(debug_codec())
-    codec.encoder.layers[0].register_forward_hook(lambda *_: encoded.append(len(asked)))
+    codec.encoder.layers[-3].lstm.register_forward_hook(lambda *_: encoded.append(len(asked)))
 
     def blocks():
         for number in range(12):
@@ -137,13 +142,94 @@ def test_one_window_of_audio_is_asked_for_at_a_time() -> None:
     assert encoded == [3, 5, 7, 9, 11, 12]
 
 
+def encoded_together(
+    codec: EncodecModel, tracks: Sequence[np.ndarray], offsets: Sequence[int], size: EncodingPass
+) -> list[np.ndarray]:
+    """The codes of all tracks and views in their order, whatever order they were finished in."""
+    waiting = [(number, iter(pieces(track, (20_011, 7, 9_000)))) for number, track in enumerate(tracks)]
+    found = dict(encode_tracks(codec, lambda: waiting.pop(0) if waiting else None, offsets=offsets, size=size))
+    assert sorted(found) == list(range(len(tracks)))
+    return [codes for number in range(len(tracks)) for codes in found[number]]
+
+
+@pytest.mark.parametrize("windows", [2, 3, 16])
+def test_tracks_that_share_passes_have_the_codes_of_one_pass_over_each(windows: int) -> None:
+    """In float64, where rounding cannot turn a code into its neighbour: bit for bit."""
+    codec, window = codec_with_memory(2.0), 12  # frames
+    lengths = [0, 5, 1_000, 8 * FRAME + 1, 14 * FRAME, 33 * FRAME + 17, 33 * FRAME + 17, 90 * FRAME + 5, 41 * FRAME]
+    tracks = [music(samples, seed) for seed, samples in enumerate(lengths)]
+    size = EncodingPass(windows=windows, window_seconds=window * FRAME / RATE)
+    got = encoded_together(codec, tracks, [0, 320], size)
+    expected = [whole(codec, track[offset:]) for track in tracks for offset in (0, 320)]
+    for left, right in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_what_a_track_becomes_does_not_depend_on_those_beside_it() -> None:
+    """In float32, bit for bit, on the road that a GPU takes: the shape of a pass is the same whoever is in it."""
+    codec, size = debug_codec(), EncodingPass(windows=4, window_seconds=0.32)
+    tracks = [music(RATE + 777 * seed, seed) for seed in range(7)]
+    alone = [codes for track in tracks for codes in encoded_together(codec, [track], [0, 320], size)]
+    together = encoded_together(codec, tracks, [0, 320], size)
+    backwards = encoded_together(codec, tracks[::-1], [0, 320], size)
+    for number in range(len(tracks)):
+        for view in range(2):
+            expected = alone[2 * number + view]
+            np.testing.assert_array_equal(together[2 * number + view], expected)
+            np.testing.assert_array_equal(backwards[2 * (len(tracks) - 1 - number) + view], expected)
+
+
+def test_every_pass_has_the_same_shape_and_the_last_tracks_fill_it() -> None:
+    codec, rows = copy.deepcopy(debug_codec()), []
+    codec.encoder.layers[-3].lstm.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape[:2])))
+    size = EncodingPass(windows=4, window_seconds=0.2)  # 10 frames
+    encoded_together(codec, [music(83 * FRAME)], [0], size)
+    # One window at the start of the track, 7 more in two passes of up to 4, then the end by itself.
+    assert rows == [(10, 4)] * 8 + [(3, 1)]
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_a_pass_holds_no_more_than_the_plan_says(windows: int) -> None:
+    codec, seconds, views = EncodecModel(codec_config(filters=32, width=32)).eval(), 0.64, 2
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        encode(codec, [music(RATE * 2)], offsets=[0, 320], window_seconds=seconds, windows=windows)
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    samples = windows * views * (seconds + CODEC_CONTEXT_SECONDS) * RATE
+    convolutions = sum(parameter.numel() for name, parameter in codec.encoder.named_parameters() if "lstm" not in name)
+    assert most <= 4 * (CODEC_TENSORS * samples * 32 + convolutions)
+
+
+def test_a_track_that_fails_is_named_and_the_others_go_on() -> None:
+    codec, size = codec_with_memory(0.0), EncodingPass(windows=2, window_seconds=0.2)
+
+    def failing():
+        yield music(RATE)
+        raise audio.AudioFault("truncated", "cut off")
+
+    good = [music(RATE + 50 * seed, seed) for seed in range(3)]
+    waiting = [("good", iter([good[0]])), ("bad", failing()), ("fine", iter([good[1]]))]
+    found = {}
+    for key, codes in encode_tracks(codec, lambda: waiting.pop(0) if waiting else None, offsets=[0], size=size):
+        found[key] = codes
+        if key == "bad":
+            waiting.append(("instead", iter([good[2]])))
+    assert isinstance(found.pop("bad"), audio.AudioFault)
+    assert list(found) and set(found) == {"good", "fine", "instead"}
+    for name, track in zip(("good", "fine", "instead"), good, strict=True):
+        np.testing.assert_array_equal(found[name][0], whole(codec, track))
+
+
 def test_context_covers_every_sample_that_a_frame_depends_on() -> None:
     codec = codec_with_memory(0.0)
-    windowed = _windowed(codec)
+    windowed = windowed_codec(codec, [0], EncodingPass(windows=1, window_seconds=10.0))
     samples = torch.zeros(1, 1, 20 * FRAME, dtype=torch.float64)
     samples.normal_(generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     frame = 9
-    windowed.before(samples)[..., frame].abs().sum().backward()
+    run(windowed.before, samples)[..., frame].abs().sum().backward()
     assert samples.grad is not None
     seen = samples.grad[0, 0].nonzero().flatten()
     before, after = frame * FRAME - int(seen.min()), int(seen.max()) - ((frame + 1) * FRAME - 1)

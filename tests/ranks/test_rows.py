@@ -20,7 +20,7 @@ EPOCHS, STEPS, MICRO_BATCH, ACCUMULATION = 3, 6, 1, 2
 FLAGS: tuple[str, ...] = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
 FLAGS += ("--batch_size", str(MICRO_BATCH), "--grad_acc", str(ACCUMULATION), "--epochs", str(EPOCHS))
 FLAGS += ("--strategy", "zero2")
-CLIPS = (*FEW, "arcade_horizon", "arcade_meadow", "metal_chaosland", "rock_feelings_guitar")
+CLIPS = (*FEW, "metal_war_of_freedom", "arcade_meadow", "metal_chaosland", "rock_feelings_guitar")
 HUGE_PAGE = 2 * 2**20
 
 

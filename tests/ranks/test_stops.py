@@ -22,17 +22,16 @@ def slow_after_the_first_clip() -> None:
     """Each rank holds one encoded clip that is not written yet, and takes long over its second."""
     from trainer.data import cache
 
-    encode = cache.encode
-    done: list[None] = []
+    encode_tracks = cache.encode_tracks
 
     def slowly(*arguments, **named):
-        if done:
-            Path(f"rank-{os.environ['RANK']}-holds-one").touch()
-            time.sleep(60)
-        done.append(None)
-        return encode(*arguments, **named)
+        for number, track in enumerate(encode_tracks(*arguments, **named)):
+            if number == 1:
+                Path(f"rank-{os.environ['RANK']}-holds-one").touch()
+                time.sleep(60)
+            yield track
 
-    cache.encode = slowly  # type: ignore[assignment]
+    cache.encode_tracks = slowly  # type: ignore[assignment]
 
 
 def exit_code(folder: Path) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from benchmarks import encode_each_epoch
+from benchmarks import data_sets, encode_each_epoch
 
 from scripts import benchmark as script
 from tests.runs import environ
@@ -67,10 +67,23 @@ def test_growth_is_measured_against_what_is_computed(tmp_path, capsys):
 @pytest.mark.full
 def test_every_other_case_runs(tmp_path, capsys):
     flags = ["--clips", "2", "--clip_seconds", "2", "--frames", "50", "--processes", "1", "2"]
-    cases = ("audiocraft", "run", "encode", "epochs", "scale", "start", "flat", "read")
-    rows = benchmark(tmp_path, capsys, "--cases", *cases, *flags)
+    cases = ("audiocraft", "run", "encode", "encode_files", "scan", "epochs", "scale", "start", "flat", "read")
+    rows = benchmark(tmp_path, capsys, "--cases", *cases, *flags, "--files", "50")
     assert {row["case"] for row in rows} == set(cases)
     assert all("failure" not in row for row in rows)
+
+
+@pytest.mark.full
+def test_large_data_sets_are_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data_sets, "PREPARED_HOURS", 4.0)
+    monkeypatch.setattr(data_sets, "CACHED_CLIPS", 200)
+    rows = benchmark(tmp_path, capsys, "--cases", "prepared", "cached")
+    opened = next(row for row in rows if "open_seconds" in row)
+    assert (opened["hours"], opened["clips"]) == (4.0, 60)
+    # 4 views of 4 codebooks at 50 Hz and 2 bytes; the text of 60 captions comes on top.
+    assert opened["gigabytes"] == pytest.approx(4 * 3600 * 50 * 4 * 4 * 2 / 1e9 + 60 * 20 * 512 * 4 / 1e9, rel=0.02)
+    assert [row["step"] for row in rows if "step" in row] == [100, 400, 1600]
+    assert [row["clips"] for row in rows if row["case"] == "cached"] == [200] * 3
 
 
 def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path, capsys):

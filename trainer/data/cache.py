@@ -7,9 +7,8 @@ nothing, an added or changed one costs its own encoding only, and runs over diff
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +21,23 @@ from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 from trainer.data import audio
 from trainer.data.arrow_store import KEY, Binaries, Row, Rows, Store
 from trainer.data.audio_fault import AudioFault
-from trainer.data.codec import codebooks_of, encode, reproducible, view_offsets
+from trainer.data.codec import encode_tracks, view_offsets
+from trainer.data.codec_windows import codebooks_of, reproducible
+from trainer.data.decoding import Decoders
 from trainer.data.excerpt import Excerpt
 from trainer.data.manifest import Columns
-from trainer.data.places import reading_order, sound_at
+from trainer.data.places import reading_order
+from trainer.data.progress import check_room, counting_bar, duration, hours_bar
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import StorageError
+from trainer.spec.encoding import encoding_pass
 
 BLOCK_SECONDS = 10.0
+ROW_BYTES = 128  # what a part holds of each row beside its codes or states: the key, offsets, numbers
 # Tokens of one pass of T5, which keeps its attention below about 1 GiB for captions of up to 1,000 tokens.
 PASS_TOKENS = 16_384
-SECONDS_SHOWN_FROM = 2.0
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
+# Captions of one pass: with few the products of T5 are too small for a GPU. On a CPU it changes the states' last bits.
+CPU_CAPTIONS, GPU_CAPTIONS = 32, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,32 +127,45 @@ def fill_codes(
     load_codec  called only if something is missing
     rank        of `world_size`: what is encoded is its share, see `missing_codes`
 
-    A file that no longer has the content it is listed under fails. Of several files with one content only the
-    first that can be read is encoded. Raises StorageError where the store cannot be written.
+    On a GPU several files share a pass, on a CPU each is encoded by itself; threads decode ahead of it. A file that no
+    longer has the content it is listed under fails. Of several files with one content only the first that can be read
+    is encoded. Raises StorageError where the store cannot be written, or its disk lacks the room for what all ranks
+    will add, and does so before anything is encoded.
     """
     missing = missing_codes(store, clips, rank=rank, world_size=world_size)
     if not missing:
         return []
     codec = load_codec().to(device)
-    paths, seconds = clips["path_bytes"], clips["seconds"][:]
+    seconds = clips["seconds"][:]
+    _check_room_for_codes(store, clips, codec, sample_rate_hz, views, say=show_progress)
     faults: list[tuple[int, AudioFault]] = []
-    total = sum(seconds[rows[0]] for rows in missing.values())
-    with _progress("encoding audio", total, "s", show_progress) as bar:
+    hours = sum(seconds[rows[0]] for rows in missing.values()) / 3600
+    what = "encoding audio" if world_size == 1 else f"encoding audio, the first of {world_size} shares"
+    with hours_bar(what, hours, show_progress) as bar:
 
-        def blocks(row: int) -> Iterator[np.ndarray]:
-            sound = sound_at(paths[row])
-            excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
-            for block in _read_ahead(audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt)):
+        def counted(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            for block in blocks:
                 yield block
                 # Rounded, and a file may be decoded twice: not beyond the end, where tqdm would warn.
-                bar.update(min(len(block) / sample_rate_hz, total - bar.n))
+                bar.update(min(len(block) / sample_rate_hz / 3600, hours - bar.n))
 
-            # Codes must be of the content under which they are kept; the file may have changed since its inspection.
-            if audio.content_of(sound) != clips["content"][row]:
-                raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
+        def blocks(row: int) -> Iterator[np.ndarray]:
+            excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
+            return sound_blocks(clips["path_bytes"][row], clips["content"][row], sample_rate_hz, excerpt)
 
-        store.append_all(_code_rows(codec, missing, blocks, views, faults))
+        store.append_all(_code_rows(codec, missing, blocks, counted, views, faults))
     return sorted(faults, key=lambda fault: fault[0])
+
+
+def sound_blocks(reference: bytes, content: str, sample_rate_hz: int, excerpt: Excerpt) -> Iterator[np.ndarray]:
+    """The sound of a clip as `audio.stream` gives it; AudioFault at its end where it is not `content` any more.
+
+    Codes must be of the content under which they are kept; the file may have changed since its inspection.
+    """
+    sound = sound_at(reference)
+    yield from audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt)
+    if audio.content_of(sound) != content:
+        raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
 
 def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
@@ -188,7 +205,7 @@ def fill_text(
     load: Callable[[], tuple[T5EncoderModel, PreTrainedTokenizerBase]],
     *,
     device: torch.device,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     show_progress: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -196,7 +213,8 @@ def fill_text(
     """Store T5's states of the captions that the store lacks, each as long as its own tokens.
 
     load        called only if something is missing
-    batch_size  the most captions of one pass; they all have the same number of tokens, so that none is padded
+    batch_size  the most captions of one pass, None: as many as suit the device. They all have the same number of
+                tokens, so that none is padded
     rank        of `world_size`: it takes its share of the distinct captions, as in `fill_codes`
 
     No caption is cut, however long: T5's positions are relative. Raises StorageError where the store cannot be written.
@@ -208,8 +226,17 @@ def fill_text(
         return
     encoder, tokenizer = load()
     encoder = encoder.to(device)
-    with _progress("encoding captions", len(missing), "captions", show_progress) as bar:
-        store.append_all(_text_rows(encoder, tokenizer, missing, device, batch_size, bar))
+    batch_size = batch_size or (GPU_CAPTIONS if device.type == "cuda" else CPU_CAPTIONS)
+    by_length: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
+    for caption in missing:
+        tokens = tokenizer(caption, truncation=False, verbose=False).input_ids
+        by_length[len(tokens)].append((caption, tokens))
+    states = world_size * sum(length * len(group) for length, group in by_length.items())  # of a share, and of as many
+    needed = 4 * encoder.config.d_model * states + ROW_BYTES * world_size * len(missing)
+    what = f"encoding {len(missing)} captions" if world_size == 1 else "encoding captions, by this process's share,"
+    check_room(store.folder, needed, what, instead="lower --caption_variants", say=show_progress)
+    with counting_bar("encoding captions", len(missing), "captions", show_progress) as bar:
+        store.append_all(_text_rows(encoder, by_length, device, batch_size, bar))
 
 
 def open_text(store: Store, captions: Iterable[str]) -> CachedText:
@@ -224,22 +251,57 @@ def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     )
 
 
+def text_keys(captions: Iterable[str]) -> list[str]:
+    """The keys under which the store of states has these captions."""
+    return [_text_key(caption) for caption in captions]
+
+
+def _check_room_for_codes(
+    store: Store, clips: Columns, codec: EncodecModel, sample_rate_hz: int, views: int, *, say: bool
+) -> None:
+    """Say what the codes of all ranks will add to the cache. Raises StorageError where the disk lacks the room."""
+    seconds = clips["seconds"][:]
+    missing = missing_codes(store, clips)
+    frames = sum(int(seconds[rows[0]] * sample_rate_hz) // codec.config.hop_length for rows in missing.values())
+    needed = 2 * views * codebooks_of(codec) * frames + ROW_BYTES * len(missing)
+    length = duration(sum(seconds[rows[0]] for rows in missing.values()))
+    what = f"encoding {length} of audio at {views} offset{'s' if views > 1 else ''}"
+    check_room(store.folder, needed, what, instead="lower --code_views", say=say)
+
+
 def _code_rows(
     codec: EncodecModel,
     rows_of: Mapping[str, Sequence[int]],
-    blocks: Callable[[int], Iterable[np.ndarray]],
+    blocks: Callable[[int], Iterator[np.ndarray]],
+    counted: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]],
     views: int,
     faults: list[tuple[int, AudioFault]],
 ) -> Iterator[Row]:
-    """The store's row for each content. Where none of its files can be read, all of them are added to `faults`."""
-    offsets = view_offsets(views, codec.config.hop_length)
-    for content, rows in rows_of.items():
-        failed = []
-        for row in rows:
-            try:
-                tracks = encode(codec, blocks(row), offsets=offsets)
-            except AudioFault as fault:
-                failed.append((row, fault))
+    """The store's row for each content. Where none of its files can be read, all of them are added to `faults`.
+
+    blocks   of a row's file; counted: the same blocks, counted as they are used
+    """
+    size = encoding_pass(on_gpu=codec.device.type == "cuda", views=views)
+    failed: dict[str, list[tuple[int, AudioFault]]] = defaultdict(list)
+    waiting = deque((content, rows[0]) for content, rows in rows_of.items())
+    opened: deque[tuple[tuple[str, int], Iterator[np.ndarray]]] = deque()
+    with Decoders(2 * size.windows) as decoders:
+
+        def next_track() -> tuple[tuple[str, int], Iterator[np.ndarray]] | None:
+            while waiting and len(opened) < 2:  # one more than is asked for: it is decoded meanwhile
+                content, row = waiting.popleft()
+                opened.append(((content, row), counted(decoders.ahead(blocks(row)))))
+            return opened.popleft() if opened else None
+
+        offsets = view_offsets(views, codec.config.hop_length)
+        for (content, row), tracks in encode_tracks(codec, next_track, offsets=offsets, size=size):
+            if isinstance(tracks, AudioFault):
+                failed[content].append((row, tracks))
+                others = rows_of[content][len(failed[content]) :]
+                if others:
+                    waiting.appendleft((content, others[0]))
+                else:
+                    faults.extend(failed[content])
                 continue
             yield {
                 KEY: content,
@@ -248,23 +310,16 @@ def _code_rows(
                 "frames": [track.shape[1] for track in tracks],
                 "codes": b"".join(track.astype("<i2").tobytes() for track in tracks),
             }
-            break
-        else:
-            faults.extend(failed)
 
 
 def _text_rows(
     encoder: T5EncoderModel,
-    tokenizer: PreTrainedTokenizerBase,
-    captions: Sequence[str],
+    by_length: Mapping[int, Sequence[tuple[str, list[int]]]],
     device: torch.device,
     batch_size: int,
     bar: tqdm,
 ) -> Iterator[Row]:
-    by_length = defaultdict(list)
-    for caption in captions:
-        tokens = tokenizer(caption, truncation=False, verbose=False).input_ids
-        by_length[len(tokens)].append((caption, tokens))
+    """The store's row for each caption; `by_length` has the captions and their tokens by how many tokens they are."""
     for length in sorted(by_length, reverse=True):
         group = by_length[length]
         batch_rows = max(1, min(batch_size, PASS_TOKENS // length))
@@ -296,17 +351,3 @@ def _rows_of(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.nda
             " damaged while this ran? Run again with the same --cache_dir to make them again"
         )
     return np.array([rows.index[key] for key in keys], dtype=np.int64)
-
-
-def _read_ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same blocks, each decoded by a thread while the one before is in use."""
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block
-
-
-def _progress(what: str, total: float, unit: str, show: bool) -> tqdm:
-    """A progress bar, which work of less than two seconds never shows."""
-    return tqdm(desc=what, total=total, unit=unit, disable=not show, delay=SECONDS_SHOWN_FROM, bar_format=BAR)

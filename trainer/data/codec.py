@@ -4,35 +4,31 @@ Each window of audio goes through the convolutions together with the audio on bo
 depend on it. The LSTM goes on from its state after the window before, and the last convolution has the LSTM's outputs
 on both sides of the window. Windows that are encoded independently give other codes, however much audio around them is
 encoded too, because the LSTM remembers over longer times.
+
+A pass holds one window of each of several tracks, each with its own state. Its shape is always the same, so that what
+becomes of one track does not depend on those beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from transformers import EncodecModel
-from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
-from trainer.errors import ModelError
+from trainer.data.audio_fault import AudioFault
+from trainer.data.codec_windows import Key, Place, Track, UnderWay, windowed_codec
+from trainer.spec.encoding import EncodingPass
 
-# Frames of audio on each side of a window. With MusicGen's EnCodec a frame is 640 samples long, and the convolutions
-# depend on 482 samples before it and 466 after it.
-LEAST_CONTEXT_FRAMES = 2
+# Passes that a GPU has been given and whose codes have not been fetched: with one more it never waits for the host.
+PASSES_AHEAD = 2
+
 
 
 def view_offsets(views: int, frame_samples: int) -> list[int]:
     """Sample offsets of `views` views, evenly spread inside one frame: 4 of 640 are 0, 160, 320, 480."""
     return [view * frame_samples // views for view in range(views)]
-
-
-def codebooks_of(codec: EncodecModel) -> int:
-    """How many codebooks `codec.encode` uses at its default (first) bandwidth: 4 for MusicGen's."""
-    return codec.quantizer.get_num_quantizers_for_bandwidth(codec.config.target_bandwidths[0])
 
 
 def encode(
@@ -41,187 +37,84 @@ def encode(
     *,
     offsets: Sequence[int],
     window_seconds: float = 10.0,
+    windows: int = 1,
 ) -> list[np.ndarray]:
     """For each offset o the codes of the track from sample o on, shape (K, T_o) int16.
 
     They equal `codec.encode(track[o:])` without its last partial frame: T_o = floor((samples - o) / hop),
-    at least 0. Only one window of audio is held at a time.
+    at least 0. No more audio is held than goes through one pass.
 
-    blocks          consecutive pieces of one mono track at the codec's rate, float, shape (n,), any n
-    offsets         samples, 0 <= o; all views go through the codec as one batch, the track's end excepted
-    window_seconds  audio of one pass and view, which bounds memory and does not change the codes
+    blocks   consecutive pieces of one mono track at the codec's rate, float, shape (n,), any n
+    offsets  samples, 0 <= o; all views go through the codec as one batch, the track's end excepted
+    window_seconds, windows  of one pass (EncodingPass), which bound memory and do not change the codes
 
-    Runs on the codec's device in the codec's precision (float32 as loaded), see `reproducible`. Raises ModelError for
-    an EnCodec that cannot be cut into windows: one that is causal, normalises loudness, encodes in chunks by itself, or
-    has another norm than weight norm.
+    Runs on the codec's device in the codec's precision (float32 as loaded), see `reproducible`. Raises what `blocks`
+    raises, and ModelError for an EnCodec that cannot be cut into windows: one that is causal, normalises loudness,
+    encodes in chunks by itself, or has another norm than weight norm.
     """
-    windowed = _windowed(codec)
-    window_frames = max(1, round(window_seconds * codec.config.sampling_rate / windowed.hop))
-    with torch.inference_mode(), reproducible(codec.device):
-        return _encode(windowed, blocks, list(offsets), window_frames)
+    waiting = [(None, iter(blocks))]
+    size = EncodingPass(windows=windows, window_seconds=window_seconds)
+    tracks = encode_tracks(codec, lambda: waiting.pop() if waiting else None, offsets=offsets, size=size)
+    [(_, codes)] = tracks
+    if isinstance(codes, AudioFault):
+        raise codes
+    return codes
 
 
-@contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Inside it there is no autocast and no TF32, and cuDNN takes fixed, deterministic algorithms.
+def encode_tracks(
+    codec: EncodecModel,
+    next_track: Callable[[], tuple[Key, Iterator[np.ndarray]] | None],
+    *,
+    offsets: Sequence[int],
+    size: EncodingPass,
+) -> Iterator[tuple[Key, list[np.ndarray] | AudioFault]]:
+    """Each track's key with its codes, as `encode` gives them, or with what its blocks raised; as they are finished.
 
-    What is cached therefore does not depend on the precision that was set for training.
+    next_track  a track's key and blocks; None where there is none. It is asked again after each track that is given
+    size        of a pass. With several windows, twice as many tracks are in hand: those that begin wait until they
+                fill a pass, because a track's first window is shorter than the others. Where fewer tracks are left,
+                a pass takes several windows of each, and the LSTM goes over them one after the other
     """
-    matmul_precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul_precision)
+    windowed = windowed_codec(codec, offsets, size)
+    in_hand: list[Track[Key]] = []
+    under_way: deque[UnderWay[Key]] = deque()
+    most = 1 if size.windows == 1 else 2 * size.windows
+    while True:
+        while len(in_hand) < most and (coming := next_track()) is not None:
+            in_hand.append(Track(key=coming[0], blocks=coming[1], windowed=windowed))
+        if not in_hand and not under_way:
+            return
+        place, chosen = _choose(in_hand, size.windows)
+        if chosen:
+            under_way.append(windowed.launch(place, chosen))
+        ended = [track for track in in_hand if track.ended]
+        in_hand = [track for track in in_hand if not track.ended]
+        for track in ended:
+            if track.fault is None:
+                under_way.append(windowed.launch_last(track))
+            else:
+                yield track.key, track.fault
+        ahead = PASSES_AHEAD if codec.device.type == "cuda" and in_hand else 0
+        while len(under_way) > ahead:
+            for track in under_way.popleft().fetch():
+                yield track.key, track.codes()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _State:
-    """What a window leaves for the next one.
-
-    lstm     hidden and cell state, each (layers, B, D), after the last frame seen; None before the first
-    outputs  (B, D, n), the LSTM's last n outputs: those that the last convolution needs to the left of the next frame,
-             then those whose codes depend on outputs to come; None before the first window
-    emitted  how many of these n frames, from the left, have had their codes returned
-    """
-
-    lstm: tuple[Tensor, Tensor] | None = None
-    outputs: Tensor | None = None
-    emitted: int = 0
-
-    def of_view(self, view: int) -> _State:
-        """The state of one view alone, as a batch of 1."""
-        if self.lstm is None or self.outputs is None:
-            return self
-        hidden, cell = (part[:, view : view + 1].contiguous() for part in self.lstm)
-        return _State(lstm=(hidden, cell), outputs=self.outputs[view : view + 1], emitted=self.emitted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Windowed:
-    """An EnCodec, taken apart before and after its LSTM.
-
-    before       the encoder's convolutions before the LSTM
-    lstm         of the encoder
-    after        the encoder's convolutions after the LSTM
-    hop          samples per frame
-    context      frames of audio that `before` needs on each side of a window
-    left, right  frames of LSTM output that `after` needs on each side of a frame
-    """
-
-    codec: EncodecModel
-    before: nn.Sequential
-    lstm: nn.LSTM
-    after: nn.Sequential
-    hop: int
-    context: int
-    left: int
-    right: int
-
-    def advance(
-        self, state: _State, audio_BL: Tensor, *, skip: int, frames: int | None
-    ) -> tuple[Tensor, _State]:
-        """Codes (B, K, n) int16 of the n frames for which all is known now, and the state for the next window.
-
-        audio_BL  (B, samples) float: `skip` frames of context, the window, then context again
-        frames    frames of the window; None where the track ends with `audio_BL`, so that nothing more will be known
-        """
-        audio = audio_BL.to(self.codec.device, self.codec.dtype)[:, None]
-        end = None if frames is None else skip + frames
-        features = self.before(audio)[..., skip:end]
-        hidden, lstm = self.lstm(features.permute(2, 0, 1), state.lstm)
-        outputs = hidden.permute(1, 2, 0) + features
-        if state.outputs is not None:
-            outputs = torch.cat((state.outputs, outputs), dim=-1)
-        certain = outputs.shape[-1] - (0 if frames is None else self.right)
-        certain = max(certain, state.emitted)
-        embeddings = self.after(outputs)[..., state.emitted : certain]
-        codes = self.codec.quantizer.encode(embeddings, self.codec.config.target_bandwidths[0])
-        keep_from = max(0, certain - self.left)
-        kept = _State(lstm=lstm, outputs=outputs[..., keep_from:], emitted=certain - keep_from)
-        return codes.transpose(0, 1).to(torch.int16).cpu(), kept
-
-
-def _encode(
-    windowed: _Windowed, blocks: Iterable[np.ndarray], offsets: list[int], frames: int
-) -> list[np.ndarray]:
-    hop, context = windowed.hop, windowed.context
-    pieces: list[list[Tensor]] = [[] for _ in offsets]
-    held, samples = np.zeros(0, np.float32), 0
-    state, lead = _State(), 0  # `held` begins `lead` frames before the next window
-    for block in blocks:
-        held, samples = np.concatenate((held, block)), samples + len(block)
-        while len(held) >= (lead + frames + context) * hop + max(offsets):
-            length = (lead + frames + context) * hop
-            audio = np.stack([held[offset : offset + length] for offset in offsets])
-            codes, state = windowed.advance(state, torch.from_numpy(audio), skip=lead, frames=frames)
-            for view, piece in enumerate(codes):
-                pieces[view].append(piece)
-            next_lead = min(context, lead + frames)
-            held, lead = held[(lead + frames - next_lead) * hop :], next_lead
-    empty = torch.zeros((codebooks_of(windowed.codec), 0), dtype=torch.int16)
-    tracks = []
-    for view, offset in enumerate(offsets):
-        whole_frames = max(0, (samples - offset) // hop)
-        if whole_frames > 0:
-            audio = np.ascontiguousarray(held[None, offset:])
-            codes, _ = windowed.advance(state.of_view(view), torch.from_numpy(audio), skip=lead, frames=None)
-            pieces[view].append(codes[0])
-        tracks.append(torch.cat([empty, *pieces[view]], dim=1)[:, :whole_frames].numpy())
-    return tracks
-
-
-def _windowed(codec: EncodecModel) -> _Windowed:
-    config = codec.config
-    if config.use_causal_conv or config.normalize or config.chunk_length_s is not None:
-        raise ModelError(
-            "this EnCodec is causal, normalises or encodes in chunks: only EnCodec as MusicGen has it"
-            " (facebook/encodec_32khz) can be encoded in windows"
-        )
-    if config.norm_type != "weight_norm" or config.codebook_size > 2**15:
-        raise ModelError(
-            f"this EnCodec has norm_type {config.norm_type} and codebooks of {config.codebook_size}: only"
-            " weight_norm and at most 32768 codes can be encoded in windows"
-        )
-    layers = list(codec.encoder.layers)
-    middle = next(index for index, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
-    left_samples, right_samples, hop = _reach(layers[:middle])
-    left, right, _ = _reach(layers[middle + 1 :])
-    return _Windowed(
-        codec=codec,
-        before=nn.Sequential(*layers[:middle]),
-        lstm=layers[middle].lstm,
-        after=nn.Sequential(*layers[middle + 1 :]),
-        hop=hop,
-        context=max(LEAST_CONTEXT_FRAMES, -(-max(left_samples, right_samples) // hop)),
-        left=left,
-        right=right,
-    )
-
-
-def _reach(layers: Sequence[nn.Module]) -> tuple[int, int, int]:
-    """On how many inputs to the left and to the right of its own an output depends, and how many inputs are its own.
-
-    For layers with a total stride of 640, an output's own inputs are 640. The paddings are those of
-    EncodecConv1d.forward in transformers 5.23: where they are uneven, the larger half is on the left.
-    """
-    first, last, own = 0, 0, 1
-    for conv in reversed(list(_convolutions(layers))):
-        stride, dilation = conv.stride[0], conv.dilation[0]
-        span = (conv.kernel_size[0] - 1) * dilation + 1
-        pad_left = (span - stride) - (span - stride) // 2
-        first, last, own = first * stride - pad_left, last * stride - pad_left + span - 1, own * stride
-    return max(0, -first), max(0, last - (own - 1)), own
-
-
-def _convolutions(layers: Sequence[nn.Module]) -> Iterator[nn.Conv1d]:
-    """The convolutions in the order in which a sample passes them; a residual block's shortcut reaches less far."""
-    for layer in layers:
-        if isinstance(layer, EncodecResnetBlock):
-            yield from _convolutions(list(layer.block))
-        elif isinstance(layer, EncodecConv1d):
-            yield layer.conv
+def _choose(
+    tracks: Sequence[Track[Key]], most: int
+) -> tuple[Place, list[tuple[Track[Key], np.ndarray]]]:
+    """The windows of the next pass with their audio, all of one place; none where all tracks there have ended."""
+    at: dict[Place, list[Track[Key]]] = {}
+    for track in tracks:
+        at.setdefault(track.place, []).append(track)
+    first = at.pop(Place(), [])
+    members = first if len(first) >= most or not at else max(at.values(), key=len)
+    place = members[0].place if members else Place()
+    chosen: list[tuple[Track[Key], np.ndarray]] = []
+    while members and len(chosen) < most:
+        for track in members[: most - len(chosen)]:
+            audio = track.take()
+            if audio is not None:
+                chosen.append((track, audio))
+        members = [track for track in members if track.place == place and not track.ended]
+    return place, chosen

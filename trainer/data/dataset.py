@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest, music_fields, unknown_words
+from trainer.data import cache, manifest, music_fields, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
@@ -21,10 +22,11 @@ from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.places import forget_tables
+from trainer.data.prepared import Prepared
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.source import Source, load_codec, load_text_encoder
 from trainer.spec.shapes import segment_frames
@@ -54,6 +56,7 @@ class DataSettings:
     trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
     rehash             whether sound files of unchanged size and date are read again
+    prepared           those of the two folders that are prepared ones, opened; `prepare` finds them
     """
 
     folder: Path
@@ -74,6 +77,19 @@ class DataSettings:
     trained: Selection
     seed: int
     rehash: bool
+    prepared: Mapping[Path, Prepared] = field(default_factory=dict)
+
+    @property
+    def fixed_flags(self) -> dict[str, Any]:
+        """The flags, by name and as plain JSON values, that decide what a prepared folder of these clips holds."""
+        captions = self.captions
+        return {
+            "code_views": self.code_views, "trim_silence": self.treatment.trim_silence,
+            "loudness": self.treatment.loudness_lufs, "captions": ",".join(captions.sources),
+            "caption_column": captions.column, "caption_template": captions.template,
+            "default_caption": captions.default, "caption": captions.instead, "caption_lines": captions.lines,
+            "merge_metadata": captions.merge.merge, "no_label": captions.no_label, "min_seconds": self.min_seconds,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,7 @@ class Dataset:
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     remark             on what is put into every caption; "" where nothing is
     seconds            of all training clips together
+    table              of the training clips, with the columns of Manifest
     """
 
     train: Examples
@@ -96,6 +113,7 @@ class Dataset:
     unread: int
     digest: str
     seconds: float
+    table: Columns
     remark: str = ""
 
     @property
@@ -119,6 +137,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     that it has to encode.
     """
     peers = peers or Alone()
+    settings = _with_prepared(settings, source, peers)
     clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
     fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
@@ -144,8 +163,21 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         unread=unread,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
+        table=train,
         remark="" if settings.trigger is None else _on_trigger(settings.trigger, source),
     )
+
+
+def _with_prepared(settings: DataSettings, source: Source, peers: Peers) -> DataSettings:
+    """The settings with the folders that are prepared ones. Raises ConfigError where one lacks what is asked for."""
+    folders = [folder for folder in (settings.folder, settings.validation_folder) if folder is not None]
+    found = prepared.find(folders, peers)
+    for of_folder in found.values():
+        of_folder.check_flags(settings.fixed_flags)
+        of_folder.check_codec(source.codebooks, source.codec_identity(), source.name)
+    if settings.rehash and len(found) == len(folders):
+        raise ConfigError("--rehash 1 has no effect with a prepared folder, which holds no sound files: remove it")
+    return replace(settings, prepared=found)
 
 
 def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
@@ -164,8 +196,15 @@ def _encoded(
     """The folder's clips, the codes of all of which are cached, the folder itself, and `Dataset.unread` of them.
 
     A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
-    since there is nothing of it to learn; their fates say so.
+    since there is nothing of it to learn; their fates say so. A prepared folder has the codes of all its clips.
     """
+    if folder in settings.prepared:
+        clips, fates = settings.prepared[folder].clips(
+            no_label=settings.captions.no_label, min_seconds=settings.min_seconds
+        )
+        settings.prepared[folder].check_contents(clips["content"], _code_store(settings, source))
+        folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=())
+        return _with_unknown_words(settings, source, peers, clips, folder_now)
     scanned = scan_once(
         folder,
         peers,
@@ -209,10 +248,17 @@ def _encoded(
     if not has_frames.any():
         raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
     clips = _rows(clips, has_frames)
-    unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
-    fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in fates)
     folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
-    return clips, folder_now, len(unread)
+    return _with_unknown_words(settings, source, peers, clips, folder_now)
+
+
+def _with_unknown_words(
+    settings: DataSettings, source: Source, peers: Peers, clips: Columns, folder: ScannedFolder
+) -> tuple[Columns, ScannedFolder, int]:
+    """What `_encoded` returns: remarks on captions are added to the fates."""
+    unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
+    fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in folder.fates)
+    return clips, replace(folder, fates=fates), len(unread)
 
 
 def _unknown_words(settings: DataSettings, source: Source, clips: Columns) -> dict[str, str]:
@@ -320,11 +366,20 @@ def _examples(
 
 
 def _code_store(settings: DataSettings, source: Source) -> cache.Store:
-    return cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment)
+    """Where codes are read: in the prepared folders, and in the cache, which is appended to."""
+    store = cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment)
+    for of_folder in settings.prepared.values():
+        store = of_folder.codes(store)
+    return store
 
 
 def _text_store(settings: DataSettings, source: Source) -> cache.Store:
-    return cache.text_store(settings.cache_dir, source.text_identity())
+    """The same for states; a prepared folder's are read only if they are of this text encoder."""
+    store = cache.text_store(settings.cache_dir, source.text_identity())
+    for of_folder in settings.prepared.values():
+        if of_folder.about.text_encoder == source.text_identity():
+            store = of_folder.text(store)
+    return store
 
 
 def _rows(clips: Columns, mask: Iterable[bool]) -> Columns:

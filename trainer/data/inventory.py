@@ -33,7 +33,7 @@ class ScannedFolder:
 
     root       its absolute path
     fates      of all files in it
-    inspected  its sound files in order; of a run only the first process has them
+    inspected  its sound files in order; of a run only the first process has them, and of a prepared folder none has
     """
 
     root: str

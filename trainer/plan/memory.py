@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trainer.plan.activations import caption_bytes, frame_bytes, logits_bytes
 from trainer.plan.layout import FLOAT32, HALF, Layout
+from trainer.spec.encoding import encoding_pass
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import Counts, count
 
@@ -38,10 +39,13 @@ CONTEXT_BYTES = GIB
 COMMUNICATOR_BYTES = GIB
 FRAGMENTATION = 0.06
 
-# Encoding passes at most 4 views of 10 s at 32 kHz through EnCodec at once, in float32. Its first layers hold about 5
-# tensors of that many samples times the channels of its first convolution.
-CODEC_PASS_SAMPLES = 4 * 10 * 32_000
-CODEC_TENSORS = 5
+# What EnCodec's first layers hold of a pass while encoding, in tensors of its samples times the channels of its first
+# convolution, in float32: a residual block's input, the padded copy, outputs; the rest is room for the convolution's
+# own. PyTorch recorded 3.6 on a CPU (2026-11-27); tests/data/test_codec.py holds it to this.
+CODEC_TENSORS = 4
+CODEC_RATE_HZ = 32_000
+CODEC_CONTEXT_SECONDS = 0.08  # of audio on both sides of a window, trainer/data/codec_windows.py
+CPU_VIEWS = 4  # --code_views; of more, a CPU needs more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,7 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     if layout.strategy == "single" and layout.accumulation == 1:
         reused = min(gradients, buffers + activations - frames * working)
     weights += FLOAT32 * counts.text_encoder
-    codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * CODEC_PASS_SAMPLES * shape.codec_channels)
+    codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * _codec_pass_samples(layout) * shape.codec_channels)
     allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec)
     outside = CONTEXT_BYTES + COMMUNICATOR_BYTES * layout.communicators
     return Memory(
@@ -137,6 +141,14 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         reused=reused,
         checkpoint=0 if layout.on_gpu else _checkpoint_copy(layout, counts),
     )
+
+
+def _codec_pass_samples(layout: Layout) -> int:
+    """Samples of all views that go through EnCodec at once. On a GPU the views share the seconds of a window."""
+    size = encoding_pass(on_gpu=layout.on_gpu, views=CPU_VIEWS)
+    rows = size.windows * CPU_VIEWS
+    context = CODEC_CONTEXT_SECONDS if layout.on_gpu else 0
+    return round(rows * (size.window_seconds + context) * CODEC_RATE_HZ)
 
 
 def bytes_to_be_free(memory: Memory, layout: Layout) -> int:

@@ -1,0 +1,163 @@
+"""From sound files to codes in the cache, against EnCodec alone on the same sound in memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from transformers import EncodecModel
+
+from benchmarks.music import SAMPLE_RATE_HZ
+from benchmarks.parts import Settings
+from benchmarks.report import Row
+from trainer.data import audio, cache
+from trainer.data.codec import encode_tracks, view_offsets
+from trainer.model.debug_model import codec_config, set_codebooks
+from trainer.spec.encoding import encoding_pass
+
+FILE_RATE_HZ = 44_100  # what most music has, so that it must be resampled
+FORMATS = {"wav": "PCM_16", "mp3": "MPEG_LAYER_III"}
+HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """So many clips of `seconds`, encoded at `views` offsets, on `device`."""
+
+    clips: int
+    seconds: float
+    views: int
+    device: torch.device
+
+    @property
+    def view_hours(self) -> float:
+        """Hours of audio times views."""
+        return self.clips * self.seconds * self.views / HOUR
+
+
+def encode_files(settings: Settings) -> list[Row]:
+    """EnCodec of the published size with random weights; four views on a GPU, one on a CPU."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    work = Work(clips=settings.clips, seconds=settings.seconds, views=4 if on_gpu else 1, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(work, random_codec(device), Path(folder), rounds=settings.rounds)
+
+
+def random_codec(device: torch.device, *, filters: int = 64, width: int = 128) -> EncodecModel:
+    """MusicGen's EnCodec of the published size, or a smaller one, with random weights, float32, in eval mode."""
+    torch.manual_seed(0)
+    codec = EncodecModel(codec_config(filters=filters, width=width)).eval()
+    set_codebooks(codec)
+    return codec.to(device)
+
+
+def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> list[Row]:
+    """The codec alone on sound in memory, then filling the cache from each of FORMATS, in turns, after one round that
+    is not counted. The codec alone has the same passes; nothing is decoded, resampled, checked or written for it."""
+    columns = {name: write_songs(folder / name, work, name) for name in FORMATS}
+    tracks = [_decoded(path) for path in columns["wav"]["path_bytes"]]
+    seconds: dict[str, list[float]] = {name: [] for name in ("alone", *FORMATS)}
+    of_cores: dict[str, list[float]] = {name: [] for name in seconds}
+    for round_ in range(rounds + 1):
+        since, cores = time.perf_counter(), {"alone": -time.process_time()}
+        encode_from_memory(codec, tracks, work)
+        taken = {"alone": time.perf_counter() - since}
+        cores["alone"] += time.process_time()
+        for name, clips in columns.items():
+            store = cache.code_store(folder / f"cache-{name}-{round_}", "benchmark", work.views)
+            since, cores[name] = time.perf_counter(), -time.process_time()
+            faults = cache.fill_codes(
+                store,
+                clips,
+                lambda: codec,
+                sample_rate_hz=SAMPLE_RATE_HZ,
+                views=work.views,
+                device=work.device,
+                show_progress=False,
+            )
+            taken[name] = time.perf_counter() - since
+            cores[name] += time.process_time()
+            assert not faults, faults
+        if round_:
+            for name, value in taken.items():
+                seconds[name].append(value)
+                of_cores[name].append(cores[name])
+    return [_row(work, name, seconds) | {"core_seconds": statistics.median(of_cores[name])} for name in seconds]
+
+
+def encode_from_memory(
+    codec: EncodecModel, tracks: Sequence[np.ndarray], work: Work, order: Sequence[int] | None = None
+) -> dict[int, list[np.ndarray]]:
+    """The codes of each track by its number, encoded in this order as `fill_codes` does."""
+    waiting = [(number, iter(_blocks(tracks[number]))) for number in (order or range(len(tracks)))]
+    offsets = view_offsets(work.views, codec.config.hop_length)
+    size = encoding_pass(on_gpu=work.device.type == "cuda", views=work.views)
+    found = encode_tracks(codec, lambda: waiting.pop(0) if waiting else None, offsets=offsets, size=size)
+    codes = {}
+    for number, made in found:
+        assert isinstance(made, list), made
+        codes[number] = made
+    return codes
+
+
+def write_songs(folder: Path, work: Work, name: str) -> dict[str, list]:
+    """Stereo files of chords over noise that swells, none like another, as columns for `fill_codes`."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    time_N = np.arange(round(work.seconds * FILE_RATE_HZ)) / FILE_RATE_HZ
+    swell = 0.5 + 0.5 * np.sin(2 * np.pi * 0.3 * time_N)
+    chord = np.sum([np.sin(2 * np.pi * 110 * step * time_N + step) / step for step in (1, 1.5, 2, 3, 5, 8)], axis=0)
+    song = np.stack([0.15 * chord * swell, 0.1 * chord[::-1]], axis=1) + 0.02 * draw.standard_normal((len(time_N), 2))
+    song = song.astype(np.float32)
+
+    def write(clip: int) -> Path:
+        path = folder / f"song{clip:04}.{name}"
+        shifted = np.roll(song, 997 * clip, axis=0)
+        soundfile.write(path, shifted, FILE_RATE_HZ, subtype=FORMATS[name], format=name.upper())
+        return path
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        paths = list(pool.map(write, range(work.clips)))
+        contents = list(pool.map(audio.content_of, paths))
+    return {
+        "path_bytes": [os.fsencode(path) for path in paths],
+        "content": contents,
+        "seconds": [work.seconds] * work.clips,
+        "first_frame": [0] * work.clips,
+        "frames": [len(time_N)] * work.clips,
+        "gain": [1.0] * work.clips,
+    }
+
+
+def _decoded(path: bytes) -> np.ndarray:
+    return np.concatenate(list(audio.stream(Path(os.fsdecode(path)), SAMPLE_RATE_HZ)))
+
+
+def _blocks(track: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(track, max(1, round(len(track) / SAMPLE_RATE_HZ / cache.BLOCK_SECONDS)))
+
+
+def _row(work: Work, name: str, seconds: dict[str, list[float]]) -> Row:
+    taken = statistics.median(seconds[name])
+    ratios = [alone / other for alone, other in zip(seconds["alone"], seconds[name], strict=True)]
+    return {
+        "case": "encode_files",
+        "what": "EnCodec alone" if name == "alone" else f"the cache from {name}",
+        "clips": work.clips,
+        "clip_seconds": work.seconds,
+        "views": work.views,
+        "seconds": taken,
+        "seconds_an_hour_and_view": taken / work.view_hours,
+        "times_real_time": HOUR * work.view_hours / work.views / taken,
+        "throughput_of_alone": statistics.median(ratios),
+    }

@@ -1,0 +1,124 @@
+"""Encoding on a GPU: whether tracks that share passes have the codes that each has alone, and how fast it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import encoding
+from benchmarks.encoding import Work
+from transformers import EncodecModel
+
+from tests.gpu.one_card import gib, say_figure
+from trainer.data.codec import encode, view_offsets
+from trainer.data.codec_windows import reproducible
+from trainer.plan.memory import CODEC_CONTEXT_SECONDS, CODEC_TENSORS, FLOAT32
+from trainer.spec.encoding import encoding_pass
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.full,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+RATE = 32_000
+AIM_SECONDS = 4.0  # for an hour of audio and view, on an H100
+
+
+def gpu_codec() -> EncodecModel:
+    return encoding.random_codec(torch.device("cuda"))
+
+
+def songs(lengths: Sequence[float]) -> list[np.ndarray]:
+    """Gliding tones with noise, mono float32 at 32 kHz, of these seconds."""
+    made = []
+    for seed, seconds in enumerate(lengths):
+        time = np.arange(round(seconds * RATE) + 37 * seed) / RATE
+        noise = 0.1 * np.random.default_rng(seed).standard_normal(len(time))
+        made.append((0.4 * np.sin(2 * np.pi * (150 + 40 * seed + 20 * time) * time) + noise).astype(np.float32))
+    return made
+
+
+def share_equal(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+    """The share of codes that are equal; lengths must be."""
+    assert [codes.shape for codes in left] == [codes.shape for codes in right]
+    return float(np.mean(np.concatenate([(a == b).flatten() for a, b in zip(left, right, strict=True)])))
+
+
+def compared(codec: EncodecModel, work: Work, tracks: Sequence[np.ndarray]) -> dict[str, float]:
+    """The share of codes that are those of all tracks together: of each track alone, of the opposite order, of one
+    window of 10 s after the other as on a CPU, and of transformers' own pass over the whole track."""
+    numbers = range(len(tracks))
+
+    def flat(codes: dict[int, list[np.ndarray]]) -> list[np.ndarray]:
+        return [view for number in numbers for view in codes[number]]
+
+    offsets = view_offsets(work.views, codec.config.hop_length)
+    together = flat(encoding.encode_from_memory(codec, tracks, work))
+    alone = [encoding.encode_from_memory(codec, tracks, work, [number])[number] for number in numbers]
+    backwards = flat(encoding.encode_from_memory(codec, tracks, work, numbers[::-1]))
+    windows = [view for track in tracks for view in encode(codec, [track], offsets=offsets)]
+    whole = [whole_pass(codec, track[offset:]) for track in tracks for offset in offsets]
+    return {
+        "each track alone": share_equal(together, [view for views in alone for view in views]),
+        "the opposite order": share_equal(together, backwards),
+        "windows of 10 s, track by track": share_equal(together, windows),
+        "transformers' pass over the whole": share_equal(together, whole),
+    }
+
+
+def whole_pass(codec: EncodecModel, track: np.ndarray) -> np.ndarray:
+    with torch.inference_mode(), reproducible(codec.device):
+        values = torch.from_numpy(track.copy())[None, None].to(codec.device, codec.dtype)
+        codes = codec.encode(values).audio_codes[0, 0]
+    return codes[:, : len(track) // codec.config.hop_length].to(torch.int16).cpu().numpy()
+
+
+def check_shares(shares: dict[str, float]) -> None:
+    """Alone and in another order the shapes of all passes are the same, and so must be the codes. Other shapes may be
+    computed in another order of sums: a code changes where two are as near, to the rounding of float32 (some 1e-6 of
+    the distances, of which 2,048 lie as close as 1e-3), and with it the later ones of the frame."""
+    assert shares["each track alone"] == 1
+    assert shares["the opposite order"] == 1
+    assert min(shares.values()) >= 0.98
+
+
+def say_speed(rows: Sequence[dict], card: str) -> None:
+    for row in rows:
+        say_figure(
+            f"{row['what']}: {row['seconds_an_hour_and_view']:.2f} s for an hour of audio and view"
+            f" ({row['clips']} songs of {row['clip_seconds']:g} s at {row['views']} views on {card};"
+            f" the aim is {AIM_SECONDS:g} s), {row['throughput_of_alone']:.2f} of EnCodec alone"
+        )
+
+
+def test_tracks_that_share_passes_have_the_codes_of_each_alone_on_a_gpu() -> None:
+    work = Work(clips=0, seconds=0, views=4, device=torch.device("cuda"))
+    # 3 more than two passes of fresh tracks, of lengths that end at different times; one goes on alone for long.
+    tracks = songs([2 + 0.7 * number for number in range(18)] + [40.0, 0.4])
+    shares = compared(gpu_codec(), work, tracks)
+    for what, share in shares.items():
+        say_figure(f"share of codes equal to those of {what}: {share:.6f}")
+    check_shares(shares)
+
+
+def test_an_hour_of_audio_is_encoded_in_seconds(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    codec = gpu_codec()
+    torch.cuda.reset_peak_memory_stats()
+    work = Work(clips=32, seconds=45.0, views=4, device=device)
+    rows = encoding.measure(work, codec, tmp_path, rounds=1)
+    say_speed(rows, torch.cuda.get_device_name())
+    peak = torch.cuda.max_memory_allocated()
+    size = encoding_pass(on_gpu=True, views=4)
+    samples = size.windows * 4 * (size.window_seconds + CODEC_CONTEXT_SECONDS) * RATE
+    weights = sum(parameter.numel() for parameter in codec.parameters())
+    expected = FLOAT32 * (CODEC_TENSORS * samples * codec.config.num_filters + weights)
+    say_figure(f"peak {gib(peak)}, the plan says {gib(expected)}")
+    assert peak <= expected
+    short = Work(clips=32, seconds=5.0, views=4, device=device)
+    say_speed(encoding.measure(short, codec, tmp_path / "short", rounds=1)[:2], "the same card")
+

@@ -1,0 +1,36 @@
+"""What measures encoding on a GPU, run on this machine with a small codec: it adds up, and its claims hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import encoding
+from benchmarks.encoding import Work
+
+from tests.gpu.test_encoding_speed import check_shares, compared, say_speed, songs
+from trainer.spec.encoding import EncodingPass
+
+CPU = torch.device("cpu")
+
+
+def test_a_cache_filled_from_files_is_measured_against_the_codec_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec, work = encoding.random_codec(CPU, filters=4, width=8), Work(clips=3, seconds=1.5, views=2, device=CPU)
+    rows = encoding.measure(work, codec, tmp_path, rounds=1)
+    assert [row["what"] for row in rows] == ["EnCodec alone", "the cache from wav", "the cache from mp3"]
+    for row in rows:
+        assert row["seconds_an_hour_and_view"] == pytest.approx(row["seconds"] * 3600 / (3 * 1.5 * 2))
+        assert row["throughput_of_alone"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+    say_speed(rows, "a CPU")
+    assert capsys.readouterr().out.count("FIGURE") == 3
+
+
+def test_the_codes_of_shared_passes_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU's road, whose passes hold windows of several tracks."""
+    size = EncodingPass(windows=3, window_seconds=0.4)
+    monkeypatch.setattr(encoding, "encoding_pass", lambda **_: size)
+    work = Work(clips=0, seconds=0, views=2, device=CPU)
+    check_shares(compared(encoding.random_codec(CPU, filters=4, width=8), work, songs([0.3, 1.1, 2.0, 0.9])))

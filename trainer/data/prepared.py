@@ -1,0 +1,350 @@
+"""A prepared folder: a data set as codes, text states and a table of clips, which trains without its sound files.
+
+    prepared.json          what is in it, and the size of every file; written last
+    clips.parquet          the table of clips, which `datasets.load_dataset` opens
+    codes/part-00000.arrow the codes of every distinct sound, as the cache keeps them
+    text/part-00000.arrow  T5's states of every caption, as the cache keeps them
+    README.md              a data card
+
+It is read where it lies, through memory maps, and nothing is ever written into it: a read-only disk will do. It knows
+nothing of where it lies, so that it may be moved. `trainer.data.prepared_writing` makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trainer.data.arrow_store import KEY, Store
+from trainer.data.fates import Fate, display
+from trainer.data.manifest import TYPES, Columns, check_folder
+from trainer.data.peers import Peers
+from trainer.errors import ConfigError, DataError
+from trainer.spec.caption_sources import SOURCES_IN_WORDS
+
+FORMAT, VERSION = "musicgen-trainer prepared data set", 1
+MARKER, TABLE, CARD, CODES, TEXT = "prepared.json", "clips.parquet", "README.md", "codes", "text"
+# Files that prepared.json may list: a name from elsewhere must not lead out of the folder.
+OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT})/part-\d{{5}}\.arrow")
+# Columns of the table without which nothing can be trained. Others of the manifest are taken if they are there.
+NEEDED = ("content", "caption", "seconds", "path")
+# Flags that decided what was encoded, and those that decided the captions, by name: a run must have the same values.
+# Those here hold for a folder that says nothing of a flag.
+SOUND_FLAGS: Mapping[str, Any] = {"code_views": None, "trim_silence": False, "loudness": None}
+CAPTION_FLAGS: Mapping[str, Any] = {
+    **{"captions": SOURCES_IN_WORDS, "caption_column": None, "caption_template": None, "default_caption": None},
+    **{"caption": None, "caption_lines": False, "merge_metadata": 0.0},
+}
+AGAIN = "copy or download it again, or make it again with scripts/prepare_dataset.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What prepared.json says.
+
+    codec, text_encoder  identities, as `Source` gives them, of what made the codes and the states
+    model_id             --model_id when it was made, for messages
+    codebooks            K of the codes
+    hours                of all clips together
+    flags                SOUND_FLAGS, CAPTION_FLAGS, no_label and min_seconds, by name, as they were when it was made
+    files                size in bytes of each file, by its path in the folder
+    digests              hex blake2b-128 of each file, by its path in the folder
+    """
+
+    codec: str
+    text_encoder: str
+    model_id: str
+    codebooks: int
+    frame_rate_hz: float
+    sample_rate_hz: int
+    clips: int
+    hours: float
+    flags: Mapping[str, Any]
+    files: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The content of prepared.json."""
+        kinds = [f"codes of {self.codebooks} codebooks", "text states"]
+        head = {"format": FORMAT, "version": VERSION, "kinds": kinds}
+        return json.dumps(head | {name: getattr(self, name) for name in self.__dataclass_fields__}, indent=1) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prepared folder whose files are all there and have their sizes."""
+
+    folder: Path
+    about: About
+
+    def check_flags(self, wanted: Mapping[str, Any]) -> None:
+        """Raise ConfigError where a run with these values of flags, by name, needs what the folder lacks."""
+        had = self.about.flags
+        for name, off in (SOUND_FLAGS if wanted["no_label"] else {**SOUND_FLAGS, **CAPTION_FLAGS}).items():
+            was = had.get(name, off)
+            if wanted[name] != was:
+                raise ConfigError(
+                    f"--{name} {_typed(wanted[name])}: the prepared folder {display(self.folder)} lacks it, since it"
+                    f" was made with --{name} {_typed(was)}: give that, or prepare the music again"
+                )
+        if had.get("no_label") and not wanted["no_label"]:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} lacks captions, since it was made with --no_label 1: give"
+                " that, or prepare the music again"
+            )
+        if wanted["min_seconds"] < had.get("min_seconds", 0.0):
+            raise ConfigError(
+                f"--min_seconds {wanted['min_seconds']:g}: the prepared folder {display(self.folder)} lacks clips that"
+                f" short, since it was made with --min_seconds {had['min_seconds']:g}: give that, or prepare the music"
+                " again"
+            )
+
+    def check_codec(self, codebooks: int, codec: str, model_id: str) -> None:
+        """Raise ConfigError where the model reads other codes than the folder holds."""
+        if codebooks != self.about.codebooks:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} holds codes of {self.about.codebooks} codebooks, and"
+                f" --model_id {model_id} reads {codebooks}: prepare the music again with this --model_id"
+            )
+        if codec != self.about.codec:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} lacks codes of the EnCodec of --model_id {model_id}"
+                f" ({codec}): it was made with --model_id {self.about.model_id} ({self.about.codec}). Use a model with"
+                " that EnCodec, or prepare the music again with this --model_id"
+            )
+
+    def clips(self, *, no_label: bool, min_seconds: float) -> tuple[Columns, tuple[Fate, ...]]:
+        """The table of clips with the columns and in the order of Manifest, and the fate of every clip.
+
+        `path_bytes` is empty: there is no sound file. With `no_label` clips of one content are one clip, of whose
+        names the first is kept, as in a folder of sounds. Raises DataError where the table is damaged, or no clip is
+        left.
+        """
+        rows = sorted(self._rows(), key=_place)
+        without = {"caption": None, "caption_fields": "", "caption_source": ""} if no_label else {}
+        fates: list[Fate] = []
+        kept: list[dict[str, Any]] = []
+        named: dict[tuple[str, str | None, str], str] = {}
+        for found in sorted(rows, key=lambda row: row["path"].encode()):
+            row = {**found, **without}
+            equal = row["content"], row["caption"], row["caption_fields"]
+            if row["seconds"] < min_seconds:
+                detail = f"{row['seconds']:.2f} s, under the {min_seconds:g} s of --min_seconds"
+                fates.append(Fate(path=row["path"], fate="too short", detail=detail))
+            elif named.setdefault(equal, row["path"]) != row["path"]:
+                detail = f"same sound and caption as {named[equal]}, which is used"
+                fates.append(Fate(path=row["path"], fate="duplicate", detail=detail))
+            else:
+                kept.append(row)
+                fates.append(Fate(path=row["path"], fate="used"))
+        if not kept:
+            raise DataError(f"the prepared folder {display(self.folder)} holds no clip of {min_seconds:g} s or more")
+        kept.sort(key=_place)
+        return {name: [row[name] for row in kept] for name in TYPES}, tuple(sorted(fates, key=lambda fate: fate.path))
+
+    def codes(self, beside: Store) -> Store:
+        """The codes; what is not in them is read from `beside`, and appended there."""
+        return _Parts(self._paths(CODES), beside)
+
+    def text(self, beside: Store) -> Store:
+        """The same with the states of captions."""
+        return _Parts(self._paths(TEXT), beside)
+
+    def check_contents(self, contents: Iterable[str], codes: Store) -> None:
+        """Raise DataError where `codes` lacks some of these contents."""
+        missing = set(contents) - codes.keys()
+        if missing:
+            raise _damaged(self.folder, f"codes of {len(missing)} clips are not in {CODES}/")
+
+    def check_digests(self) -> None:
+        """Read every file whole. Raises DataError where one is not what was written."""
+        for name, digest in self.about.digests.items():
+            if digest_of(self.folder / name) != digest:
+                raise _damaged(self.folder, f"{name} holds other bytes than were written")
+
+    def _paths(self, kind: str) -> list[Path]:
+        return [self.folder / name for name in sorted(self.about.files) if name.startswith(f"{kind}/")]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        from pyarrow import parquet
+
+        try:
+            table = parquet.ParquetFile(self.folder / TABLE).read()  # not read_table, which imports pandas (pyarrow 26)
+            table.validate(full=True)
+            for name in (*NEEDED, *{"caption_fields"}.intersection(table.column_names)):
+                if table.schema.field(name).type != pa.type_for_alias(TYPES[name]):
+                    raise pa.ArrowInvalid(f"its column {name} is of type {table.schema.field(name).type}")
+                if name != "caption" and table.column(name).null_count:
+                    raise pa.ArrowInvalid(f"its column {name} has gaps")
+            found = {name: table.column(name).to_pylist() for name in TYPES if name in table.column_names}
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise _damaged(self.folder, f"{TABLE} cannot be read ({error})") from error
+        if len(found["content"]) != self.about.clips:
+            raise _damaged(self.folder, f"{TABLE} has {len(found['content'])} clips and not {self.about.clips}")
+        absent: Columns = {name: [_nothing(name)] * self.about.clips for name in TYPES if name not in found}
+        columns = {**absent, **found}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+class _Parts(Store):
+    """The parts at `paths`, which are only read, before those of `beside`, to whose folder rows are appended."""
+
+    def __init__(self, paths: Sequence[Path], beside: Store):
+        super().__init__(beside.folder, {field.name: field.type for field in beside.schema if field.name != KEY})
+        self._paths, self._beside = paths, beside
+
+    def _parts(self) -> list[pa.Table]:
+        return [*map(self._prepared, self._paths), *self._beside._parts()]
+
+    def _prepared(self, path: Path) -> pa.Table:
+        folder = path.parent.parent
+        try:
+            part = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            part.validate(full=True)  # offsets and keys; none of the binary values is read from the disk
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(folder, f"{path.parent.name}/{path.name} cannot be read ({error})") from error
+        if not part.schema.equals(self.schema):
+            raise _damaged(folder, f"{path.parent.name}/{path.name} has the columns {part.schema.names}")
+        return part
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is, or was meant to be, a prepared one: one of marker, table and codes may be missing."""
+    return [(folder / MARKER).is_file(), (folder / TABLE).is_file(), (folder / CODES).is_dir()].count(True) >= 2
+
+
+def are_prepared(names: Iterable[str]) -> bool:
+    """Whether files of these names, as a hub lists those of a repository, make a prepared folder."""
+    return {MARKER, TABLE} <= set(names)
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """The prepared folder `folder`, all files of which are there. Raises DataError where it is damaged."""
+    check_folder(str(folder))
+    try:
+        said = json.loads((folder / MARKER).read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"{MARKER} is missing, so that it was not written or copied to its end") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{MARKER} cannot be read ({error})") from error
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise _damaged(folder, f'{MARKER} does not say "format": "{FORMAT}"')
+    if said.get("version") != VERSION:
+        raise DataError(
+            f"the prepared folder {display(folder)} is of version {said.get('version')!r}, and this program reads"
+            f" {VERSION}: use the program that made it, or make it again with scripts/prepare_dataset.py"
+        )
+    about = _about(folder, said)
+    for name, size in about.files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
+        if found != size:
+            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
+    return Prepared(folder=folder, about=about)
+
+
+def find(folders: Iterable[Path], peers: Peers) -> dict[Path, Prepared]:
+    """Those of the folders that are prepared, as the first process sees it, opened by every process for itself.
+
+    Raises DataError where one is damaged, and where another machine does not have it.
+    """
+    seen = {folder: is_prepared(folder) for folder in folders}
+    peers.wait("prepared")
+    answers = peers.gather((socket.gethostname(), list(seen.values())))
+    of_first = answers[0][1]
+    for host, others in answers:
+        for folder, first, other in zip(seen, of_first, others, strict=True):
+            if first and not other:
+                raise DataError(
+                    f"the prepared folder {display(folder)} is not on {host}: every machine needs it there, since it"
+                    " is read while training"
+                )
+    return {folder: open_prepared(folder) for folder, first in zip(seen, of_first, strict=True) if first}
+
+
+def digest_of(path: Path) -> str:
+    """The hex blake2b-128 of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _about(folder: Path, said: Mapping[str, Any]) -> About:
+    """What prepared.json says, each value of its type."""
+    values: dict[str, Any] = {}
+    for name, is_valid in IS_VALID.items():
+        values[name] = said.get(name)
+        if not is_valid(values[name]):
+            raise _damaged(folder, f"{MARKER} has {str(values[name])[:80]!r} as {name}")
+    if TABLE not in values["files"] or values["files"].keys() != values["digests"].keys():
+        raise _damaged(folder, f"{MARKER} does not list its files")
+    return About(**values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def _are_flags(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("min_seconds", 0.0)) in (int, float)
+
+
+def _are_of_files(value: Any, kind: type) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(OUR_FILE.fullmatch(name) and type(of_file) is kind for name, of_file in value.items())
+
+
+# What each entry of prepared.json must be.
+IS_VALID: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("codec", "text_encoder", "model_id"), _is_text),
+    **dict.fromkeys(("codebooks", "sample_rate_hz", "clips"), _is_count),
+    **dict.fromkeys(("frame_rate_hz", "hours"), _is_number),
+    "flags": _are_flags,
+    "files": partial(_are_of_files, kind=int),
+    "digests": partial(_are_of_files, kind=str),
+}
+
+
+def _damaged(folder: Path, what: str) -> DataError:
+    return DataError(f"the prepared folder {display(folder)} is damaged or incomplete: {what}. {AGAIN.capitalize()}")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """By what the rows of Manifest are sorted."""
+    return row["content"], row["caption"] or "", row["caption_fields"]
+
+
+def _nothing(column: str) -> Any:
+    """What stands in a column of the manifest that a table does not have."""
+    return {"string": "", "binary": b""}.get(TYPES[column], 0)
+
+
+def _typed(value: Any) -> str:
+    """A flag's value as it is typed."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return "none" if value is None else shlex.quote(str(value))
