@@ -22,7 +22,7 @@ def music(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no models"))
     folder = tmp_path / "music"
     folder.mkdir()
-    for name in ("arcade_junk_city.wav", "arcade_junk_city.txt"):
+    for name in ("arcade_meadow.wav", "arcade_meadow.txt"):
         shutil.copy(EXAMPLES / name, folder)
     return folder
 
@@ -31,7 +31,7 @@ def test_a_folder_in_order_gives_three_files_and_exit_code_0(music: Path, capsys
     assert check_dataset.main([str(music), "--strict"]) == EXIT_DONE
     folder = music.parent / "dataset_report"
     assert {path.name for path in folder.iterdir()} == {"dataset.csv", "dataset.json", "dataset.html"}
-    assert (folder / "dataset.csv").read_bytes() == b"path,fate,detail\r\narcade_junk_city.wav,used,\r\n"
+    assert (folder / "dataset.csv").read_bytes() == b"path,fate,detail\r\narcade_meadow.wav,used,\r\n"
     values = json.loads((folder / "dataset.json").read_bytes())
     assert (values["version"], values["figures"]["clips"]) == (1, 1)
     said = capsys.readouterr().out.splitlines()
@@ -40,7 +40,7 @@ def test_a_folder_in_order_gives_three_files_and_exit_code_0(music: Path, capsys
 
 
 def test_a_file_left_out_is_a_failure_with_strict_alone(music: Path) -> None:
-    (music / "cut.wav").write_bytes((music / "arcade_junk_city.wav").read_bytes()[:9_000])
+    (music / "cut.wav").write_bytes((music / "arcade_meadow.wav").read_bytes()[:9_000])
     (music / "cut.txt").write_text("a song")
     (music / "cover.jpg").write_bytes(b"")  # ignored, and no failure
     assert check_dataset.main([str(music)]) == EXIT_DONE
@@ -51,7 +51,7 @@ def test_a_file_left_out_is_a_failure_with_strict_alone(music: Path) -> None:
 
 
 def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path) -> None:
-    (music / "arcade_junk_city.txt").unlink()
+    (music / "arcade_meadow.txt").unlink()
     assert check_dataset.main([str(music), "--report", "elsewhere"]) == EXIT_DATA
     assert "No clip can be trained on" in (music.parent / "elsewhere/dataset.html").read_text()
     assert check_dataset.main([str(music), "--no_label", "1"]) == EXIT_DONE
@@ -82,7 +82,7 @@ def test_a_report_that_cannot_be_written_has_exit_code_4(music: Path) -> None:
 
 def test_the_file_of_flags_of_a_run_is_understood(music: Path) -> None:
     (music.parent / "run.yaml").write_text(f"dataset_path: {music}\nlr: 1e-4\nno_label: 1\n")
-    (music / "arcade_junk_city.txt").unlink()
+    (music / "arcade_meadow.txt").unlink()
     assert check_dataset.main(["--config", "run.yaml"]) == EXIT_DONE
 
 
