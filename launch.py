@@ -11,12 +11,12 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
+from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, StorageError, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.console import Console
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from trainer.data.dataset import Dataset
+    from trainer.data.hub_dataset import HubDataset
     from trainer.engine import Ranks
     from trainer.exports.init_from import StartingPoint
     from trainer.model.source import Source
@@ -156,6 +158,7 @@ class Parts:
     source    the model to train, with the weights to start from
     start     where those weights come from; None where they are --model_id's, or the checkpoint's
     new_word  what --tune_text is about to learn, in words; empty without it
+    hub       the data sets of the hub that are used, by dataset and validation
     """
 
     folder: OutputDir
@@ -163,14 +166,16 @@ class Parts:
     source: Source
     start: StartingPoint | None
     new_word: str
+    hub: Mapping[str, HubDataset]
 
 
 def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ranks) -> Parts:
     """output_dir with the checkpoint to continue from, if there is one, and the model; no tensor is read.
 
-    A model that has to be downloaded is downloaded by one process.
+    A model or data set that has to be downloaded is downloaded by one process, after all names are known to be right.
     """
     from trainer import wiring
+    from trainer.data.hub_dataset import fetch as fetch_dataset
     from trainer.engine import find_cluster
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
@@ -184,13 +189,34 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
     wiring.refuse_before_fetching(config, typed, find_cluster(launch), launch, checkpoint)
+    hub = find_on_hub(config, folder, checkpoint, ranks)
     fetch = partial(fetch_model, config.model_id)
     ranks.once_per_machine("fetching the model", fetch, limit_seconds=DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
+    for name, found in hub.items():
+        fetch = partial(fetch_dataset, found, f"--{name}")
+        ranks.once_per_machine("fetching the data set", fetch, limit_seconds=DOWNLOAD_SECONDS)
     if start is not None:
         source = start_from(source, start)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
-    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word)
+    return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word, hub=hub)
+
+
+def find_on_hub(
+    config: Config, folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks
+) -> Mapping[str, HubDataset]:
+    """The data sets that are the hub's, as one process was told of them; a resumed run keeps its commits."""
+    from trainer import wiring
+    from trainer.run.output_dir import HUB_DATASETS
+
+    found: dict[str, HubDataset] = {}
+    if ranks.is_first:
+        found = wiring.find_hub_datasets(config, {} if checkpoint is None else folder.read_json(HUB_DATASETS))
+    ranks.wait("asking the hub")
+    found = ranks.gather(found)[0]
+    for dataset in found.values():
+        ranks.say(dataset.describe())
+    return found
 
 
 def plan_together(
@@ -222,9 +248,10 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
     from trainer.data import dataset, fates
-    from trainer.run.output_dir import check_same_run
+    from trainer.run.output_dir import HUB_DATASETS, check_same_run
 
-    data = dataset.prepare(wiring.data_settings(config), parts.source, device, ranks)
+    settings = wiring.data_settings(config, parts.hub.get("dataset"), parts.hub.get("validation"))
+    data = dataset.prepare(settings, parts.source, device, ranks)
     ranks.say(data.describe())
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
@@ -246,8 +273,28 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())
+        if parts.hub:
+            parts.folder.write_json(HUB_DATASETS, {name: asdict(found) for name, found in parts.hub.items()})
         fates.write_report(data.fates, parts.folder.report)
+        report_dataset(config, parts, data)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+
+
+def report_dataset(config: Config, parts: Parts, data: Dataset) -> None:
+    """Write the page that shows the dataset, unless it is there already. A page that cannot be written ends no run.
+
+    Of a prepared folder there is none: its sounds are not there to be shown.
+    """
+    if not all(folder.inspected for folder in data.folders):
+        return
+    from trainer import wiring
+    from trainer.report import report
+
+    try:
+        settings = wiring.report_settings(config)
+        report.write(data.folders, settings, parts.folder.root, load_tokenizer=parts.source.load_tokenizer)
+    except (OSError, StorageError, ImportError) as error:
+        print(f"warning: {report.PAGE} could not be written: {error}")
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:

@@ -33,6 +33,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),
     "drafting_captions.md#a-trigger": ("trigger",),
     "captions.md": ("captions", "caption_column", "caption_template", "default_caption", "caption", "merge_metadata"),
+    "hub_datasets.md": (
+        *("dataset_path", "dataset_config", "dataset_split", "dataset_revision"),
+        *("audio_column", "validation_split"),
+    ),
     "memory.md": ("optimizer", "gradient_checkpointing", "offload_optimizer", "batch_size"),
     "train_a_part.md": ("freeze", "lora_rank", "lora_targets", "base_bits"),
     "new_word.md": ("tune_text", "placeholder"),

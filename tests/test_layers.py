@@ -20,13 +20,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plan": ("flags", "spec"),
     "model": ("spec",),
     "data": ("model", "spec"),
+    "report": ("data",),
     "run": ("model.weights", "model.safetensors_file"),
     "engine": ("run", "data.batches", "model", "plan", "spec"),
     "exports": ("run.checkpoint", "model", "spec"),
     "evaluation": ("data", "exports", "model", "run", "plan", "spec"),
     "training": ("engine", "data", "run", "plan", "model"),
     "preflight": ("data", "plan", "flags", "spec"),
-    "wiring": ("training", "evaluation", "exports", "engine", "run", "data", "model", "plan", "flags", "spec"),
+    "wiring": (
+        *("training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan", "flags", "spec"),
+    ),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
@@ -37,6 +40,11 @@ WITHOUT_TORCH = (
     *("plan.unused_gpu", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
+    *("data.places", "data.table_file", "data.table_scan", "data.split_files"),
+    *("data.hub_dataset", "spec.dataset_path"),
+    *("data.fingerprint", "data.inventory"),
+    *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
+    *("report.plots", "report.excerpts"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
     *("data.levels", "data.excerpt", "data.treatment", "data.crops"),

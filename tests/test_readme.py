@@ -65,10 +65,12 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     declared = settings(Config).values()
     of_ours = {"config", *settings(Config), *(alias for one in declared for alias in one.flag.aliases)}
     of_others = {"help", "model", "prompt", "seconds", "text_embedding"}  # scripts/generate.py
+    of_others |= {"report", "embed", "strict"}  # scripts/check_dataset.py
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
     of_others |= {"main_process_ip", "main_process_port"}
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun
     of_others |= {"max_restarts", "local_rank"}
+    of_others |= {"repo"}  # hf download --repo-type
     of_others |= {"nodes", "test", "signal", "batch", "gpus", "job", "jobid", "overlap", "start"}  # sbatch
     of_others |= {"container", "ntasks"}
     of_others |= {"minutes", "results"}  # gpu_check.py

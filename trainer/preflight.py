@@ -16,6 +16,7 @@ from trainer.flags.config import Config
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.launcher import Launch
 from trainer.plan.strategies import Cluster
+from trainer.spec.dataset_path import is_hub_id
 from trainer.spec.model_folder import is_only_a_path
 from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape, published
 
@@ -42,10 +43,16 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
 
 def check_folders(config: Config) -> None:
     """Raise DataError where a folder of music is not there. For the first process: other machines need the folders only
-    for what they encode."""
-    check_folder(config.dataset_path)
-    if config.validation_folder is not None:
-        check_folder(config.validation_folder)
+    for what they encode. A name that can be a data set of the hub is looked for there, later."""
+    paths = [path for path in (config.dataset_path, config.validation_folder) if path is not None]
+    for path in paths:
+        if not is_hub_id(path):
+            check_folder(path)
+    if config.dataset_revision is not None and not any(map(is_hub_id, paths)):
+        raise ConfigError(
+            f"--dataset_revision {config.dataset_revision} has no effect: --dataset {config.dataset_path} is here, and"
+            " only data sets of the hub have revisions. Remove it"
+        )
     _check_prepared(config)
 
 

@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ import numpy as np
 
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.dataset import DataSettings
+from trainer.data.hub_dataset import HubDataset, find_dataset, folder_of
 from trainer.data.music_fields import MergeRates
 from trainer.data.order import Order
+from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.engine.settings import EngineSettings
 from trainer.exports.export import ExportSettings, export_all, export_text, write_lm
@@ -26,8 +29,10 @@ from trainer.model.trained_model import ModelSettings, merged
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
+from trainer.report.settings import ReportSettings
 from trainer.run.checkpoint import RunHeader
 from trainer.spec.caption_sources import SOURCES
+from trainer.spec.dataset_path import is_hub_id
 from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
 from trainer.training.loop import Intervals, Run
 from trainer.training.schedule import Schedule
@@ -70,17 +75,26 @@ def refuse_before_fetching(
         plan_of_shape(config, typed, replace(cluster, compiles=True), launch, shape, FRAME_RATE_HZ, global_batch)
 
 
-def data_settings(config: Config) -> DataSettings:
-    """What the run's clips are made of."""
+def data_settings(
+    config: Config, train: HubDataset | None = None, validation: HubDataset | None = None
+) -> DataSettings:
+    """What the run's clips are made of.
+
+    train, validation  what was fetched from the hub for --dataset and --validation; None for what is no data set of it
+    """
     folder = config.validation_folder
+    if validation is not None:
+        folder = str(folder_of(validation))
     return DataSettings(
-        folder=Path(config.dataset_path),
+        folder=Path(config.dataset_path) if train is None else folder_of(train),
         cache_dir=Path(config.cache_dir),
         validation_share=config.validation_share,
         validation_folder=None if folder is None else Path(folder),
         captions=caption_settings(config),
+        tables=table_settings(config, files=None if train is None else train.files),
+        validation_tables=validation_tables(config, files=None if validation is None else validation.files),
         min_seconds=config.min_seconds,
-        treatment=Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness),
+        treatment=treatment(config),
         segment_seconds=config.segment_seconds,
         code_views=config.code_views,
         word_dropout=config.word_dropout,
@@ -107,6 +121,60 @@ def caption_settings(config: Config) -> CaptionSettings:
             merge=config.merge_metadata, drop_caption=config.merge_drop_caption, drop_field=config.merge_drop_field
         ),
     )
+
+
+def treatment(config: Config) -> Treatment:
+    """What is done to each sound before it is encoded."""
+    return Treatment(trim_silence=config.trim_silence, loudness_lufs=config.loudness)
+
+
+def report_settings(config: Config, *, embed: bool = False) -> ReportSettings:
+    """What the report of the dataset must know of the run, and whether it holds excerpts of the sounds."""
+    return ReportSettings(
+        validation_share=config.validation_share,
+        seed=config.seed,
+        captions=caption_settings(config),
+        treatment=treatment(config),
+        segment_seconds=config.segment_seconds,
+        model=config.model_id,
+        embed=embed,
+    )
+
+
+def find_hub_datasets(config: Config, recorded: Mapping[str, object]) -> dict[str, HubDataset]:
+    """The data sets of the hub that --dataset and --validation name, by dataset and validation; asks the hub.
+
+    recorded  what the run that is resumed used; without --dataset_revision its commits are kept
+    """
+    wanted = {"dataset": (config.dataset_path, config.dataset_split)}
+    if config.validation_folder is not None:
+        wanted["validation"] = (config.validation_folder, config.validation_split or config.dataset_split)
+    found = {}
+    for name, (path, split) in wanted.items():
+        if is_hub_id(path):
+            before = recorded.get(name)
+            kept = before.get("revision") if isinstance(before, dict) and before.get("repo") == path else None
+            revision = config.dataset_revision or kept
+            found[name] = find_dataset(
+                path, revision=revision, config=config.dataset_config, split=split, flag=f"--{name}"
+            )
+    return found
+
+
+def table_settings(config: Config, files: Sequence[str] | None = None) -> TableSettings:
+    """Which rows and columns of tables are used, and, of a data set of the hub, which `files`."""
+    return TableSettings(
+        config=config.dataset_config,
+        split=config.dataset_split,
+        audio_column=config.audio_column,
+        caption_column=config.caption_column,
+        files=None if files is None else frozenset(files),
+    )
+
+
+def validation_tables(config: Config, files: Sequence[str] | None = None) -> TableSettings:
+    """The same of what --validation names."""
+    return replace(table_settings(config, files), split=config.validation_split or config.dataset_split)
 
 
 def engine_settings(config: Config) -> EngineSettings:

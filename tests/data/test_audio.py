@@ -194,13 +194,13 @@ def test_damaged_bytes_give_facts_or_a_fault_and_nothing_else(tmp_path: Path) ->
     assert {"unreadable", "truncated"} < set(outcomes) and any(isinstance(one, float) for one in outcomes)
 
 
-def test_three_hours_take_a_few_megabytes_of_memory(tmp_path: Path) -> None:
-    path = write_sparse_hours(tmp_path / "x.wav", hours=3)
+def test_an_hour_takes_a_few_megabytes_of_memory(tmp_path: Path) -> None:
+    path = write_sparse_hours(tmp_path / "x.wav", hours=1)
     tracemalloc.start()
     facts = audio.inspect(path)
     first = next(audio.stream(path, 32_000))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert facts.seconds == 3 * 3600
+    assert facts.seconds == 3600
     assert 9 * 32_000 < len(first) <= 10 * 32_000
     assert peak_bytes < 16 * 2**20

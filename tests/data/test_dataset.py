@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from tests.audio_files import pcm16, wav_header, write_clip
+from tests.data.table_files import AUDIO, write_parquet
 from tests.runs import launch_here
-from trainer.data import audio, audio_facts, dataset, sound_file
+from trainer.data import audio, audio_facts, dataset, places, sound_file
 from trainer.data.wav_header import Sound
 from trainer.errors import DataError
 from trainer.flags.config import Config
@@ -47,6 +48,23 @@ def test_a_clip_without_a_whole_frame_in_every_view_is_too_short_and_not_trained
         "none.wav": "too short", "one_view.wav": "too short", "both.wav": "used", "more.wav": "used",
     }  # fmt: skip
     assert prepare(tmp_path, min_seconds=0.001).clips == 2
+
+
+def test_a_table_gives_the_codes_of_the_files_that_it_holds(tmp_path):
+    for seed in range(3):
+        write_clip(tmp_path / f"data/{seed}.wav", f"caption {seed}", seed=seed)
+    files = prepare(tmp_path)
+    audio = [{"bytes": (tmp_path / f"data/{seed}.wav").read_bytes(), "path": f"{seed}.wav"} for seed in range(3)]
+    texts = [f"caption {seed}" for seed in range(3)]
+    table = pa.table({"audio": pa.array(audio, AUDIO), "text": texts})
+    write_parquet(tmp_path / "rows/data/x.parquet", table, group_rows=1)
+    rows = prepare(tmp_path / "rows")
+    assert (rows.digest, rows.seconds, rows.clips) == (files.digest, files.seconds, 3)
+    for clip in range(3):
+        for view, frames in enumerate(files.train.codes.frames[clip]):
+            crops = (found.train.codes.crop(clip, view, 0, frames) for found in (files, rows))
+            assert np.array_equal(*crops)
+    assert not places._GROUPS  # what was decoded is not held while training
 
 
 def test_only_clips_without_a_frame_are_an_error(tmp_path):

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.audio_files import write_clip
+from tests.data.table_files import rows_of, sound_bytes, write_parquet
+from trainer.data import places
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate
 from trainer.data.peers import Alone, Peers
@@ -151,6 +153,27 @@ def test_a_file_that_fails_on_another_machine_alone_is_named_with_its_host(copie
     assert check(0) == [None] * 3  # on the first process's machine it is the clip's fate
     write_clip(Path(paths(scans[0])[row]), seed=9)
     assert check(2) == [None] * 3  # and so it is where it has changed for the first process too
+
+
+def test_rows_of_a_table_lead_to_the_copy_of_each_machine(hosts: None, tmp_path: Path) -> None:
+    for machine in "01":
+        write_parquet(tmp_path / machine / "data/x.parquet", rows_of(range(4)))
+        write_parquet(tmp_path / machine / "one.parquet", rows_of(range(2)))
+    for name, rows in (("data", 4), ("one.parquet", 2)):
+        roots = [tmp_path / machine / name for machine in "01"]
+
+        def scanned(rank: int, peers: Peers, roots: list[Path] = roots) -> SharedScan:
+            return scan_once(roots[rank], peers, tmp_path / "cache", **RULES)
+
+        first, second = on_each_rank(scanned, 2)
+        for found, root in ((first, roots[0]), (second, roots[1])):
+            assert len(found.columns["content"]) == rows
+            for reference, path in zip(found.columns["path_bytes"], found.columns["path"], strict=True):
+                assert os.fsdecode(places.file_of(reference)).startswith(str(root))
+                assert places.sound_at(reference) == sound_bytes(int(path.removesuffix(".wav")))
+    write_parquet(tmp_path / "1/one.parquet", rows_of(range(3)))
+    errors = on_each_rank(lambda rank, peers: check_sizes((first, second)[rank], [0], peers), 2)
+    assert any(f"{first.columns['path'][0]} on host-1: has" in str(error) for error in errors), errors
 
 
 def test_one_process_needs_no_table_and_several_do(copies: list[Path]) -> None:

@@ -18,6 +18,7 @@ import soxr
 from trainer.data.audio_fault import COPY_AGAIN, AudioFault, unreadable
 from trainer.data.decoder import Decoder
 from trainer.data.excerpt import Excerpt
+from trainer.data.fingerprint import Fingerprint
 from trainer.data.levels import LevelMeter, Levels
 from trainer.data.raw_file import raw_file
 from trainer.data.sound_file import opened, truncated
@@ -43,6 +44,7 @@ class AudioFacts:
     format          as the decoder names it: "WAV PCM_16", "MP3", "AAC"
     sound           hex blake2b-128 of rate, channels and decoded samples: equal for song.wav and its song.flac
     levels          how loud it is, and where it is silent
+    fingerprint     as trainer/data/fingerprint.py gives it; "" for a sound of less than a quarter of a second
     remark          what is unusual about it and was done, for the report; "" for nothing
     """
 
@@ -53,6 +55,7 @@ class AudioFacts:
     format: str
     sound: str
     levels: Levels
+    fingerprint: str
     remark: str = ""
 
 
@@ -64,11 +67,11 @@ def inspect(sound: Path | bytes) -> AudioFacts:
     """
     with opened(sound) as decoder:
         peaks, samples = _Peaks(), _SampleHash(decoder.rate_hz, decoder.channels)
-        levels = LevelMeter(decoder.rate_hz, decoder.channels)
+        levels, fingerprint = LevelMeter(decoder.rate_hz, decoder.channels), Fingerprint(decoder.rate_hz)
         frames = 0
         for block in decoder.blocks(max(1, BLOCK_VALUES // decoder.channels)):
             _check_finite(block, frames / decoder.rate_hz)
-            for meter in (peaks, samples, levels):
+            for meter in (peaks, samples, levels, fingerprint):
                 meter.add(block)
             frames += len(block)
         length_remark = _check_length(decoder, frames)
@@ -76,7 +79,7 @@ def inspect(sound: Path | bytes) -> AudioFacts:
     return AudioFacts(
         seconds=frames / decoder.rate_hz, sample_rate_hz=decoder.rate_hz, channels=decoder.channels,
         content=content_of(sound), format=decoder.format, sound=samples.result(),
-        levels=levels.result(),
+        levels=levels.result(), fingerprint=fingerprint.result(),
         remark="; ".join(filter(None, (decoder.remark, length_remark, peak_remark))),
     )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from trainer.atomic import write_whole
 from trainer.data.audio import AudioFacts, inspect
 from trainer.data.audio_fault import AudioFault, unreadable
 from trainer.data.levels import Levels
+from trainer.data.places import file_of, sound_at
 from trainer.errors import StorageError
 
 FILE_NAME = "audio_facts.json"
 # To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)
-# tells formats and equal samples, and finds files of more formats cut off; version 2 looked at peaks and headers.
+# tells formats, equal samples, levels and fingerprints, and finds files of more formats cut off; version 2 looked at
+# peaks and headers.
 VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
@@ -33,22 +35,23 @@ BAR_AFTER_SECONDS = 2.0
 def inspect_all(
     paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True
 ) -> dict[str, AudioFacts | AudioFault]:
-    """What `inspect` returns or raises for each absolute path, found by a few threads.
+    """What `inspect` returns or raises for each absolute path, or other reference to a sound (trainer/data/places.py,
+    by os.fsdecode), found by a few threads.
 
-    It is kept in a file in `facts_folder`, under the path, size and modification time of each sound: an unchanged one
-    is not read again unless `rehash`, or unless it was judged by an older VERSION. Raises StorageError if something
-    new cannot be kept there.
+    It is kept in a file in `facts_folder`, under the path, size and modification time of each sound, which are those of
+    the table for one in a row: an unchanged one is not read again unless `rehash`, or unless it was judged by
+    an older VERSION. Raises StorageError if something new cannot be kept there.
     """
     known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
     stamps: dict[str, tuple[int, int]] = {}
+    stamp_of_file = lru_cache(maxsize=64)(_stamp)  # the rows of a table stand one behind the other
     for path in dict.fromkeys(paths):
         try:
-            status = os.stat(path)
+            stamp = stamp_of_file(file_of(os.fsencode(path)))
         except OSError as error:
             results[path] = unreadable(error)
             continue
-        stamp = (status.st_size, status.st_mtime_ns)
         if not rehash and path in known and known[path][0] == stamp:
             results[path] = known[path][1]
         else:
@@ -106,6 +109,12 @@ def _inspect_new(
         save()
 
 
+def _stamp(path: bytes) -> tuple[int, int]:
+    """The file's size in bytes and modification time in ns."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 def _keep_nothing() -> None:
     """In place of `_save`, where what is learnt cannot be kept and need not be."""
 
@@ -117,7 +126,7 @@ def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
     packages come without a change to the file.
     """
     try:
-        return inspect(Path(path)), True
+        return inspect(sound_at(os.fsencode(path))), True
     except AudioFault as fault:
         of_this_machine = fault.fate in ("not a file", "unsupported format") or isinstance(fault.__cause__, OSError)
         # A new fault, because the traceback of this one would hold decoded blocks in memory.

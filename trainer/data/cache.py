@@ -7,7 +7,6 @@ nothing, an added or changed one costs its own encoding only, and runs over diff
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from trainer.data.codec_windows import codebooks_of, reproducible
 from trainer.data.decoding import Decoders
 from trainer.data.excerpt import Excerpt
 from trainer.data.manifest import Columns
+from trainer.data.places import reading_order
 from trainer.data.progress import check_room, counting_bar, duration, hours_bar
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import StorageError
@@ -162,9 +162,9 @@ def sound_blocks(reference: bytes, content: str, sample_rate_hz: int, excerpt: E
 
     Codes must be of the content under which they are kept; the file may have changed since its inspection.
     """
-    path = Path(os.fsdecode(reference))
-    yield from audio.stream(path, sample_rate_hz, BLOCK_SECONDS, excerpt)
-    if audio.content_of(path) != content:
+    sound = sound_at(reference)
+    yield from audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt)
+    if audio.content_of(sound) != content:
         raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
 
@@ -172,7 +172,8 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
     """What a rank has to encode: each content of its share that the store lacks, with the rows that have it.
 
     Contents are dealt out in turn, longest first, whatever other ranks have stored meanwhile: every content is some
-    rank's, so that the store is full once all ranks have encoded theirs.
+    rank's, so that the store is full once all ranks have encoded theirs. Those that lie in tables come last, in the
+    order of their rows, so that each row group is read once.
     """
     rows_of = defaultdict(list)
     for row, content in enumerate(clips["content"]):
@@ -180,7 +181,9 @@ def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: in
     seconds = clips["seconds"][:]
     longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
     present = store.keys()
-    return {content: rows_of[content] for content in longest_first[rank::world_size] if content not in present}
+    share = [content for content in longest_first[rank::world_size] if content not in present]
+    share.sort(key=lambda content: reading_order(clips["path_bytes"][rows_of[content][0]]))
+    return {content: rows_of[content] for content in share}
 
 
 def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:

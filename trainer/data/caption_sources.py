@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from trainer.data import caption_template, music_fields
+from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_files import CaptionFault, caption_of, read_caption
 from trainer.data.caption_metadata import MetadataIndex
 from trainer.data.caption_settings import CaptionSettings
@@ -19,7 +19,9 @@ from trainer.data.fates import Fate, display
 from trainer.data.folder_walk import NEITHER, Found, MetadataFile, Sound, stem
 from trainer.data.json_captions import Described, described, read_json
 from trainer.data.metadata_files import CAPTION_COLUMNS
-from trainer.data.tags import FIELDS, read_tags
+from trainer.data.places import sound_at
+from trainer.data.table_scan import TableRow
+from trainer.data.tags import FIELDS, read_tags, read_tags_of
 from trainer.errors import ConfigError
 
 
@@ -88,6 +90,30 @@ class CaptionReader:
         remarks = ("" if is_plain else f"caption from {found.source}", found.remark, missed)
         return replace(found, remark="; ".join(filter(None, remarks)))
 
+    def caption_of_row(self, row: TableRow) -> Caption | Fate:
+        """The caption of a row of a table: the source "metadata" is what the row itself says."""
+        settings = self._settings
+        if settings.no_label:
+            return Caption(text=None, source="", remark="caption not used under --no_label 1" if row.caption else "")
+        if settings.instead is not None:
+            return Caption(text=self._given, source="--caption", remark="caption from --caption")
+        try:
+            for source in settings.sources:
+                if source == "metadata" and row.caption is not None:
+                    return self._of_row(row)
+                if source == "template" and (found := self._filled(row.own_path, os.fsencode(row.reference))):
+                    return replace(found, remark=f"caption from {found.source}")
+        except CaptionFault as fault:
+            return Fate(path=display(row.name), fate=fault.fate, detail=fault.detail)
+        if settings.default is not None:
+            text, source = caption_of(settings.default)[0], "--default_caption"
+            return Caption(text=text, source=source, remark=f"caption from {source}")
+        asked = "metadata" in settings.sources
+        why = row.why_none if asked else (
+            f"none is in --captions {','.join(settings.sources)}: name metadata, or train without text: --no_label 1"
+        )
+        return Fate(path=display(row.name), fate="no caption", detail=why)
+
     def fates(self) -> list[Fate]:
         """What became of the files that may hold captions and are not a sound's own .txt."""
         unread = sorted({sound.json_name for sound in self._sounds} - self._json_read - {""})
@@ -114,7 +140,7 @@ class CaptionReader:
             case "json":
                 return self._of_json(sound)
             case _:
-                return self._of_template(sound)
+                return self._filled(sound.name, os.fsencode(os.path.join(self._root, sound.name)))
 
     def _of_text(self, sound: Sound) -> Caption | None:
         if sound.elsewhere:
@@ -152,13 +178,21 @@ class CaptionReader:
             raise CaptionFault(fault.fate, f"{shown} {fault.detail}") from fault
         return self._with_fields(found, shown)
 
-    def _of_template(self, sound: Sound) -> Caption | None:
+    def _of_row(self, row: TableRow) -> Caption:
+        try:
+            text, remark = caption_of(row.caption or "", lines=self._settings.lines)
+        except CaptionFault as fault:
+            raise CaptionFault(fault.fate, f"its caption {fault.detail}") from fault
+        return Caption(text=text, source=row.place, remark=remark if text else "empty caption: trained without text")
+
+    def _filled(self, name: str, reference: bytes) -> Caption | None:
+        """The template with the tags of a sound, and what its name says."""
         template = self._settings.template
         if template is None:
             return None
-        fields = caption_template.name_fields(sound.name)
+        fields = caption_template.name_fields(name)
         if any(f"{{{name}}}" in template for name in FIELDS):
-            fields = {**read_tags(Path(self._root, sound.name)), **fields}
+            fields = {**_tags_at(reference), **fields}
         text = caption_template.fill(template, fields)
         try:
             return Caption(text=caption_of(text)[0], source="--caption_template") if text else None
@@ -180,3 +214,12 @@ class CaptionReader:
         if not write and not missed:
             write = f"none is in --captions {','.join(sources)}: name another source, or "
         return f"{missed + ': ' if missed else ''}{write}train without text: --no_label 1"
+
+
+def _tags_at(reference: bytes) -> dict[str, str]:
+    """The tags of a sound in a file or in a row of a table; {} where it cannot be read, which will be its fate."""
+    try:
+        sound = sound_at(reference)
+    except AudioFault:
+        return {}
+    return read_tags_of(sound) if isinstance(sound, bytes) else read_tags(sound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -17,10 +18,13 @@ from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
+from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
+from trainer.data.places import forget_tables
 from trainer.data.prepared import Prepared
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError, DataError
 from trainer.model.new_word import TokenIds, extended_tokenizer
@@ -34,11 +38,13 @@ from trainer.spec.trigger import Trigger
 class DataSettings:
     """Which clips a run has, how they are cached, and what is drawn of them.
 
-    folder             of the clips, of which most or all are trained on
+    folder             of the clips, or a table of them, of which most or all are trained on
     cache_dir          folder of what was encoded; runs may share it
     validation_share   share of the folder's clips that validate, in [0, 1)
     validation_folder  a folder whose clips validate instead; None for none
     captions           where captions come from
+    tables             which rows and columns of its Parquet and Arrow files are used; validation_tables of those of
+                       the other folder
     min_seconds        clips of which less is encoded are left out
     treatment          what is done to each sound before it is encoded
     segment_seconds    length of a training crop
@@ -58,6 +64,8 @@ class DataSettings:
     validation_share: float
     validation_folder: Path | None
     captions: CaptionSettings
+    tables: TableSettings
+    validation_tables: TableSettings
     min_seconds: float
     treatment: Treatment
     segment_seconds: float
@@ -90,6 +98,7 @@ class Dataset:
 
     train, validation  the clips; None where none validate
     fates              of the files of all folders that were scanned
+    folders            those folders, for the report: the one to train on, and that to validate on if there is one
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     remark             on what is put into every caption; "" where nothing is
@@ -100,6 +109,7 @@ class Dataset:
     train: Examples
     validation: Examples | None
     fates: tuple[Fate, ...]
+    folders: tuple[ScannedFolder, ...]
     unread: int
     digest: str
     seconds: float
@@ -128,16 +138,18 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     """
     peers = peers or Alone()
     settings = _with_prepared(settings, source, peers)
-    clips, fates, unread = _encoded(settings, source, device, peers, settings.folder)
+    clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
+    fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     _check_split(settings, _count(train), _count(held_out))
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other_fates, other_unread = _encoded(settings, source, device, peers, folder)
+        held_out, other, other_unread = _encoded(settings, source, device, peers, folder, settings.validation_tables)
         unread += other_unread
+        folders.append(other)
         shown = display(folder)  # the names alone may be those of the dataset
-        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other_fates))
+        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other.fates))
     texts = _texts(settings, train)
     captions = [*_captions(settings, train), *_captions(settings, held_out)]
     text = _text(settings, source, device, peers, captions, texts or ())
@@ -147,6 +159,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         train=_examples(settings, source, train, text, texts),
         validation=_examples(settings, source, held_out, text) if _count(held_out) else None,
         fates=fates,
+        folders=tuple(folders),
         unread=unread,
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
@@ -178,9 +191,9 @@ def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
 
 
 def _encoded(
-    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path
-) -> tuple[Columns, tuple[Fate, ...], int]:
-    """The folder's clips, the codes of all of which are cached, the fates of its files, and `Dataset.unread` of them.
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path, tables: TableSettings
+) -> tuple[Columns, ScannedFolder, int]:
+    """The folder's clips, the codes of all of which are cached, the folder itself, and `Dataset.unread` of them.
 
     A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
     since there is nothing of it to learn; their fates say so. A prepared folder has the codes of all its clips.
@@ -190,12 +203,14 @@ def _encoded(
             no_label=settings.captions.no_label, min_seconds=settings.min_seconds
         )
         settings.prepared[folder].check_contents(clips["content"], _code_store(settings, source))
-        return _with_unknown_words(settings, source, peers, clips, fates)
+        folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=())
+        return _with_unknown_words(settings, source, peers, clips, folder_now)
     scanned = scan_once(
         folder,
         peers,
         settings.cache_dir / "scan",
         captions=settings.captions,
+        tables_used=tables,
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
         treatment=settings.treatment,
@@ -216,6 +231,7 @@ def _encoded(
         rank=peers.rank,
         world_size=peers.world_size,
     )
+    forget_tables()
     peers.wait("codes")
     faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
     check_encoded(scanned, faults_of_ranks, peers)
@@ -232,16 +248,17 @@ def _encoded(
     if not has_frames.any():
         raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
     clips = _rows(clips, has_frames)
-    return _with_unknown_words(settings, source, peers, clips, fates)
+    folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
+    return _with_unknown_words(settings, source, peers, clips, folder_now)
 
 
 def _with_unknown_words(
-    settings: DataSettings, source: Source, peers: Peers, clips: Columns, fates: tuple[Fate, ...]
-) -> tuple[Columns, tuple[Fate, ...], int]:
+    settings: DataSettings, source: Source, peers: Peers, clips: Columns, folder: ScannedFolder
+) -> tuple[Columns, ScannedFolder, int]:
     """What `_encoded` returns: remarks on captions are added to the fates."""
     unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
-    fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in fates)
-    return clips, fates, len(unread)
+    fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in folder.fates)
+    return clips, replace(folder, fates=fates), len(unread)
 
 
 def _unknown_words(settings: DataSettings, source: Source, clips: Columns) -> dict[str, str]:

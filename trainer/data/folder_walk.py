@@ -169,7 +169,7 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
     for name in names:
         shown, suffix = display(prefix + name), _suffix(name)
         real, why = _placeholder(name)
-        if why and _is_metadata(real):
+        if why and is_metadata(real):
             yield MetadataFile(name=prefix + name, elsewhere=why)
         elif why and (_suffix(real) == ".txt" or _suffix(real) in SOUND_SUFFIXES):
             kind: FateKind = "ignored" if _suffix(real) == ".txt" else "unreadable"
@@ -178,7 +178,7 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
             yield Fate(path=shown, fate="ignored", detail="hidden or system file")
         elif suffix == ".txt" and name not in taken:
             yield _fate_of_text(name, shown, owners, taken)
-        elif (suffix == ".csv" or _is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):
+        elif (suffix == ".csv" or is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):
             yield MetadataFile(name=prefix + name)
         elif name not in is_sound and suffix != ".txt" and name not in taken:
             lost = _leads_nowhere(os.path.join(folder, name))
@@ -226,7 +226,8 @@ def _captions(sounds: list[str], texts: list[str], *, plain_only: bool = False) 
     return found
 
 
-def _is_metadata(name: str) -> bool:
+def is_metadata(name: str) -> bool:
+    """Whether a file of this name, without its folder, is one of captions by its name."""
     return stem(name).lower() == METADATA_STEM and _suffix(name) in METADATA_SUFFIXES
 
 

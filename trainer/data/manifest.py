@@ -20,13 +20,16 @@ from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, summary
-from trainer.data.folder_walk import MetadataFile, Sound, walk
+from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
+from trainer.data.inventory import InspectedFile
+from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ALL_TABLES = TableSettings()
 Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by name
 # Columns of the table of clips; types as datasets and Arrow name them.
 TYPES = {
@@ -46,8 +49,9 @@ class Manifest:
     `columns` has a row for each clip to train on:
 
     path            string, as `display` shows it, relative to the folder
-    path_bytes      binary, os.fsencode of the absolute path: it may be no UTF-8
-    size_bytes      int64
+    path_bytes      binary, where the sound lies (trainer/data/places.py): os.fsencode of the absolute path, which may
+                    be no UTF-8; or a row of a table
+    size_bytes      int64, of the file, or of the table
     caption         string, or null for a clip that is trained without text
     seconds         float64, of what is trained on
     sample_rate_hz  int32
@@ -63,6 +67,7 @@ class Manifest:
 
     columns: Columns
     fates: tuple[Fate, ...]
+    inspected: tuple[InspectedFile, ...] = ()  # of the process that scanned; a table of clips has none
 
     @cached_property
     def clips(self) -> Dataset:
@@ -74,28 +79,54 @@ class Manifest:
 
 def scan(
     folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
-    captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS,
+    captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS, tables: TableSettings = ALL_TABLES,
 ) -> Manifest:
-    """Every sound file below `folder` with its caption, and each file's fate.
+    """What `look` finds. Raises DataError if there is no clip to train on."""
+    found = look(
+        folder, min_seconds=min_seconds, facts_folder=facts_folder, rehash=rehash, show_progress=show_progress,
+        captions=captions, treatment=treatment, tables=tables,
+    )
+    if not found.columns["path"]:
+        raise DataError(
+            f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{summary(found.fates)}"
+        )
+    return found
+
+
+def look(
+    folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
+    captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS, tables: TableSettings = ALL_TABLES,
+) -> Manifest:
+    """Every sound file below `folder` and every row of the Parquet and Arrow files there, each with its caption, and
+    the fate of each file and row. `folder` may also be one such file.
 
     captions       where captions come from; those of several lines stand joined by LINE
+    tables         which rows and columns of tables are used
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`
     treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
 
-    Raises DataError if there is no clip to train on, StorageError if the facts cannot be written. No single file
-    makes it fail.
+    Raises DataError for what is no folder, StorageError if the facts cannot be written, ConfigError where the tables do
+    not have what `tables` names. No single file makes it fail.
     """
     root = os.path.abspath(folder)
     check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
-    found = list(walk(root))
+    of_tables = scan_tables(root, tables)
+    found = _files(root, of_tables, tables)
     reader = CaptionReader(root, found, captions)
-    for item in found:
+    for item in (*of_tables.items, *found):
         if isinstance(item, MetadataFile):
             continue  # its fate depends on which sounds ask for it
-        judged = _candidate(root, item, reader) if isinstance(item, Sound) else item
+        judged: _Candidate | Fate
+        match item:
+            case Sound():
+                judged = _candidate(root, item, reader)
+            case TableRow():
+                judged = _row_candidate(item, reader)
+            case _:
+                judged = item
         if isinstance(judged, Fate):
             fates.append(judged)
         else:
@@ -108,9 +139,7 @@ def scan(
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)
-    if not clips:
-        raise DataError(f"the dataset folder {display(root)} holds no clip to train on:\n{summary(fates)}")
-    return Manifest(columns=_columns(clips), fates=tuple(fates))
+    return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=_inspected(candidates, learnt))
 
 
 def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
@@ -127,23 +156,52 @@ def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A regular sound file whose caption, or its absence, is in order."""
+    """A regular sound file, or a row of a table, whose caption, or its absence, is in order.
+
+    path  the reference to its sound (trainer/data/places.py), by os.fsdecode: of a file its absolute path
+    """
 
     name: str
-    path: str  # absolute
+    path: str
     size_bytes: int
     caption: Caption
 
 
 def check_folder(root: str) -> None:
-    """Raise DataError where `root` is no folder that can be listed."""
+    """Raise DataError where `root` is neither a table nor a folder that can be listed."""
     try:
+        if is_table(root):
+            return
         if not stat.S_ISDIR(os.stat(root).st_mode):
             raise DataError(f"the dataset folder {display(root)} is a file: give the folder it is in")
         os.scandir(root).close()
     except OSError as error:
         raise DataError(f"the dataset folder {display(root)} cannot be opened ({error.strerror}): "
                         "give a folder of music that you may read") from error
+
+
+def _files(root: str, of_tables: Tables, settings: TableSettings) -> list[Found]:
+    """What is below `root` besides its tables. A sound that a row names, without a .txt of its own, is that row."""
+    if is_table(root):
+        return []
+    tables, used = {display(name) for name in of_tables.names}, settings.files
+    rows = {item.reference for item in of_tables.items if isinstance(item, TableRow)}
+    found: list[Found] = []
+    for item in walk(root):
+        name = item.path if isinstance(item, Fate) else item.name
+        is_table_here = isinstance(item, Fate) and name in tables
+        is_row = isinstance(item, Sound) and not item.caption_name and os.path.join(root, name) in rows
+        if not is_table_here and not is_row and (used is None or name in used):
+            found.append(item)
+    return found
+
+
+def _row_candidate(row: TableRow, reader: CaptionReader) -> _Candidate | Fate:
+    """The row as a candidate, if its caption is in order; else its fate."""
+    caption = reader.caption_of_row(row)
+    if isinstance(caption, Fate):
+        return caption
+    return _Candidate(name=row.name, path=row.reference, size_bytes=row.size_bytes, caption=caption)
 
 
 def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | Fate:
@@ -228,6 +286,19 @@ def _length(clip: _Clip) -> str:
     left = f"{clip.seconds:.2f} s"
     whole = clip.facts.seconds
     return left if clip.seconds == whole else f"{left} of {whole:.2f} s are left without silence (--trim_silence)"
+
+
+def _inspected(
+    candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault]
+) -> tuple[InspectedFile, ...]:
+    return tuple(
+        InspectedFile(
+            path=display(one.name), reference=os.fsencode(one.path), caption=one.caption.text,
+            caption_source=one.caption.source, caption_fields=one.caption.fields, facts=facts,
+        )
+        for one in candidates
+        if isinstance(facts := learnt[one.path], AudioFacts)
+    )
 
 
 def _columns(clips: Iterable[_Clip]) -> Columns:

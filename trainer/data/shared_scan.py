@@ -21,8 +21,11 @@ from trainer.data import audio, clip_table, manifest
 from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, display
+from trainer.data.inventory import InspectedFile
 from trainer.data.manifest import Columns, Manifest
 from trainer.data.peers import Peers
+from trainer.data.places import file_of, sound_at
+from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError, StorageError
 
@@ -33,15 +36,17 @@ SHOWN = 5  # differing files that a message names
 class SharedScan:
     """What the first process found in `folder`.
 
-    columns  those of Manifest; path_bytes are the paths on this process's machine
+    columns  those of Manifest; path_bytes lead to the sounds on this process's machine
     fates    of all files of the folder
     hosts    the host name of every rank
+    inspected  the sound files that are in order, on the first rank; on others none
     """
 
     folder: Path
     columns: Columns
     fates: tuple[Fate, ...]
     hosts: tuple[str, ...]
+    inspected: tuple[InspectedFile, ...] = ()
 
     @property
     def several_hosts(self) -> bool:
@@ -57,10 +62,12 @@ def scan_once(
     min_seconds: float,
     rehash: bool,
     treatment: Treatment,
+    tables_used: TableSettings = manifest.ALL_TABLES,
 ) -> SharedScan:
     """What `manifest.scan` finds in the folder for the first process, the same for all.
 
-    tables  folder of the cache in which the scan is remembered and handed on
+    tables       folder of the cache in which the scan is remembered and handed on
+    tables_used  which rows and columns of Parquet and Arrow files are used
 
     Raises what `manifest.scan` raises, in the first process alone; StorageError where there are other processes and
     the table cannot be written for them, or where they cannot read it.
@@ -70,6 +77,7 @@ def scan_once(
         found = manifest.scan(
             folder,
             captions=captions,
+            tables=tables_used,
             min_seconds=min_seconds,
             facts_folder=tables,
             rehash=rehash,
@@ -85,7 +93,7 @@ def scan_once(
     columns = found.columns
     if hosts[peers.rank] != hosts[0]:
         columns = {**columns, "path_bytes": _moved(columns["path_bytes"], root, os.path.abspath(folder))}
-    return SharedScan(folder=folder, columns=columns, fates=found.fates, hosts=hosts)
+    return SharedScan(folder=folder, columns=columns, fates=found.fates, hosts=hosts, inspected=found.inspected)
 
 
 def check_sizes(scan: SharedScan, rows: Sequence[int], peers: Peers) -> None:
@@ -132,15 +140,15 @@ def _written(found: Manifest, tables: Path, *, needed: bool) -> tuple[str, str] 
 
 
 def _moved(paths: Sequence[bytes], from_root: str, to_root: str) -> list[bytes]:
-    """The same paths below another folder."""
-    start, goal = os.path.join(os.fsencode(from_root), b""), os.fsencode(to_root)
-    return [os.path.join(goal, path.removeprefix(start)) for path in paths]
+    """The same references below another folder, or in another table where the root is one."""
+    start, goal = os.fsencode(from_root), os.fsencode(to_root)
+    return [goal + path.removeprefix(start) if path.startswith(start) else path for path in paths]
 
 
 def _difference(path: bytes, size_bytes: int) -> str:
-    """What tells the file at `path` from one of that size; empty if nothing does."""
+    """What tells the file that `path` leads to from one of that size; empty if nothing does."""
     try:
-        found = os.stat(path).st_size
+        found = os.stat(file_of(path)).st_size
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     return "" if found == size_bytes else f"has {found:,} bytes and not {size_bytes:,}"
@@ -148,8 +156,8 @@ def _difference(path: bytes, size_bytes: int) -> str:
 
 def _is_in_order(scan: SharedScan, row: int) -> bool:
     try:
-        path = Path(os.fsdecode(scan.columns["path_bytes"][row]))
-        return audio.content_of(path) == scan.columns["content"][row]
+        sound = sound_at(scan.columns["path_bytes"][row])
+        return audio.content_of(sound) == scan.columns["content"][row]
     except AudioFault:
         return False
 

@@ -82,6 +82,11 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--wandb_project {config.wandb_project} has no effect without --use_wandb 1: add it, or remove"
             " --wandb_project."
         )
+    if config.validation_split is not None and config.validation_folder is None:
+        raise ConfigError(
+            f"--validation_split {config.validation_split} has no effect without a data set to validate on: give it to"
+            f" --validation, as in --validation {config.dataset_path}."
+        )
     if "validation_steps" in typed and config.validation_folder is None and config.validation_share == 0:
         raise ConfigError(
             "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
@@ -161,11 +166,12 @@ def _refuse_overlapping_folders(config: Config) -> None:
                 "would count as data: choose a folder outside."
             )
     folder = config.validation_folder
-    if folder is not None:
+    another_split = config.validation_split not in (None, config.dataset_split)
+    if folder is not None and not another_split:
         validation = Path(folder).resolve()
         if validation.is_relative_to(dataset) or dataset.is_relative_to(validation):
             raise ConfigError(
                 f"--validation {folder} and --dataset {config.dataset_path} overlap, so that files would be "
                 "both trained and validated on: move one out of the other, or give a share, as in "
-                "--validation 0.1."
+                "--validation 0.1, or another split of the data set (--validation_split)."
             )

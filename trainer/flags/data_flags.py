@@ -18,8 +18,25 @@ class DataFlags:
     """The section "data" of the flags; `Config` has all sections."""
 
     dataset_path: Annotated[
-        str, data("Folder of audio files and their captions: song.mp3, song.txt.", aliases=("dataset",), path=True)
+        str,
+        data(
+            "Folder of audio files and their captions: song.mp3, song.txt; a .parquet file or a folder of them, or of "
+            "datasets' save_to_disk; or, where there is no such path, a data set of the Hugging Face hub: user/name.",
+            aliases=("dataset",),
+            path=True,
+        ),
     ]
+    dataset_config: Annotated[
+        str | None, data("Configuration of a data set of the hub or of tables; none: the only one, or its default.")
+    ] = None
+    dataset_split: Annotated[str, data("Split of a data set of the hub or of tables that is used.")] = "train"
+    dataset_revision: Annotated[
+        str | None,
+        data("Branch, tag or commit of a data set of the hub; none: main, and on resuming the commit it began with."),
+    ] = None
+    audio_column: Annotated[
+        str | None, data("Column of tables with the sounds; none: the one that holds some.")
+    ] = None
     no_label: Annotated[bool, data("Train without captions; none are needed.")] = False
     segment_seconds: Annotated[float, data("Seconds of a training crop.", least=1, most=300)] = 30.0
     min_seconds: Annotated[
@@ -42,8 +59,13 @@ class DataFlags:
         data("Crops of a file in an epoch. file: one; duration: as many as segments fit into it, at least one."),
     ] = "file"
     validation: Annotated[
-        str, data("What to validate on: a share of the files (0.1 is a tenth, 0 is none), or a folder.", path=True)
+        str,
+        data("What to validate on: a share of the files (0.1: a tenth, 0: none), or what --dataset takes.", path=True),
     ] = "0"
+    validation_split: Annotated[
+        str | None,
+        data("Split of the data set that --validation names, which may be --dataset's own; none: --dataset_split."),
+    ] = None
     cache_dir: Annotated[str, data("Folder for encoded audio and captions; runs may share it.", path=True)] = "cache"
     code_views: Annotated[
         int, data("Offsets inside a codec frame at which each file is encoded.", least=1, most=640)
@@ -77,7 +99,7 @@ class DataFlags:
     ] = SOURCES_IN_WORDS
     caption_column: Annotated[
         str | None,
-        data("Column of metadata files that holds the captions; none: text, caption, description or prompt."),
+        data("Column of metadata files and tables with the captions; none: text, caption, description or prompt."),
     ] = None
     caption_template: Annotated[
         str | None,

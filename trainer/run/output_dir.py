@@ -15,6 +15,8 @@ from trainer.run.checkpoint import Checkpoint, newest
 from trainer.run.checkpoint_folders import HEADER, complete_checkpoints, remove_unfinished
 
 TRACKER_ID = re.compile("[0-9a-f]{16}")
+# Which commits of the hub's data sets a run uses, and which files of them.
+HUB_DATASETS = "hub_datasets.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,14 @@ class OutputDir:
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         """Write `values` into the file `name`, whole or not at all."""
         write_whole(self.root / name, json.dumps(values, indent=1).encode())
+
+    def read_json(self, name: str) -> dict[str, object]:
+        """What `write_json` wrote there; empty where nothing was, or where it is damaged."""
+        try:
+            values = json.loads((self.root / name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def closing_message(self, step: int, placeholder: str | None = None, prompt: str = '"..."') -> str:
         """What is ready after a run of `step` steps, and how to listen to it, for the console.

@@ -1,0 +1,105 @@
+"""scripts/check_dataset.py: its flags, what it writes and says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import check_dataset
+import pytest
+
+from tests.data.table_files import rows_of, write_parquet
+from tests.report.pages import Page
+from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_FAILED, EXIT_STORAGE, EXIT_USAGE
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def music(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no models"))
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for name in ("arcade_junk_city.wav", "arcade_junk_city.txt"):
+        shutil.copy(EXAMPLES / name, folder)
+    return folder
+
+
+def test_a_folder_in_order_gives_three_files_and_exit_code_0(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset.main([str(music), "--strict"]) == EXIT_DONE
+    folder = music.parent / "dataset_report"
+    assert {path.name for path in folder.iterdir()} == {"dataset.csv", "dataset.json", "dataset.html"}
+    assert (folder / "dataset.csv").read_bytes() == b"path,fate,detail\r\narcade_junk_city.wav,used,\r\n"
+    values = json.loads((folder / "dataset.json").read_bytes())
+    assert (values["version"], values["figures"]["clips"]) == (1, 1)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "the page with all of it: dataset_report/dataset.html" and len(said) < 25
+    assert any("not looked at" in line for line in said)  # no tokenizer is here
+
+
+def test_a_file_left_out_is_a_failure_with_strict_alone(music: Path) -> None:
+    (music / "cut.wav").write_bytes((music / "arcade_junk_city.wav").read_bytes()[:9_000])
+    (music / "cut.txt").write_text("a song")
+    (music / "cover.jpg").write_bytes(b"")  # ignored, and no failure
+    assert check_dataset.main([str(music)]) == EXIT_DONE
+    assert check_dataset.main([str(music), "--strict"]) == EXIT_FAILED
+    (music / "cut.wav").unlink()
+    (music / "cut.txt").unlink()
+    assert check_dataset.main([str(music), "--strict"]) == EXIT_DONE
+
+
+def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path) -> None:
+    (music / "arcade_junk_city.txt").unlink()
+    assert check_dataset.main([str(music), "--report", "elsewhere"]) == EXIT_DATA
+    assert "No clip can be trained on" in (music.parent / "elsewhere/dataset.html").read_text()
+    assert check_dataset.main([str(music), "--no_label", "1"]) == EXIT_DONE
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (["--lr", "1"], "--lr has no effect here"),
+        (["--output_dir", "x"], "use --report FOLDER"),
+        (["--report", "music/report"], "would count as data"),
+        (["--report"], "--report has no value"),
+        (["--sterict"], "--sterict is no flag"),
+        (["--validation", "music"], "overlap"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(
+    music: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert check_dataset.main([str(music), *flags]) == EXIT_USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_has_exit_code_4(music: Path) -> None:
+    (music.parent / "taken").write_text("")
+    assert check_dataset.main([str(music), "--report", "taken"]) == EXIT_STORAGE
+
+
+def test_the_file_of_flags_of_a_run_is_understood(music: Path) -> None:
+    (music.parent / "run.yaml").write_text(f"dataset_path: {music}\nlr: 1e-4\nno_label: 1\n")
+    (music / "arcade_junk_city.txt").unlink()
+    assert check_dataset.main(["--config", "run.yaml"]) == EXIT_DONE
+
+
+def test_rows_of_a_table_are_on_the_page_without_links_and_play_from_excerpts(music: Path) -> None:
+    write_parquet(music / "rows/x.parquet", rows_of(range(3)))
+    assert check_dataset.main([str(music / "rows"), "--embed"]) == EXIT_DONE
+    values = json.loads((music.parent / "dataset_report/dataset.json").read_bytes())
+    rows = values["files"]
+    assert [row["path"] for row in rows] == ["0.wav", "1.wav", "2.wav"]
+    assert [row["link"] for row in rows] == [""] * 3 and values["figures"]["captions"]["sources"] == {"x.parquet": 3}
+    page = Page((music.parent / "dataset_report/dataset.html").read_text())
+    assert set(page.data["excerpts"]) == {"0.wav", "1.wav", "2.wav"}
+
+
+def test_a_data_set_of_the_hub_is_refused_with_both_readings(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset.main(["user/name"]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"there is no folder user/name in {music.parent}" in said
+    assert "hf download user/name --repo-type dataset" in said
+    assert check_dataset.main([str(music), "--dataset_revision", "v1"]) == EXIT_USAGE

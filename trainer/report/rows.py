@@ -1,0 +1,203 @@
+"""One row for each file of a dataset: what the table of the page shows, and what all its figures are counted from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
+
+from trainer.data import manifest, music_fields, unknown_words
+from trainer.data.fates import Fate, display
+from trainer.data.fingerprint import groups_of, near_pairs
+from trainer.data.inventory import InspectedFile, ScannedFolder
+from trainer.report.settings import ReportSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# First words of what AudioFacts.format says, and suffixes where nothing was decoded, that current browsers play.
+PLAYED = ("WAV", "WAVEX", "MP3", "MPEG", "FLAC", "OGG", "OPUS", "OGA", "AAC", "M4A", "MP4", "WEBM")
+NOT_PLAYED = ("ADPCM", "GSM", "ULAW", "ALAW", "DOUBLE", "ALAC", "DWVW", "G72", "NMS")  # codecs inside such files
+SOUNDS = (*PLAYED, "AIFF", "AIF", "AIFC", "CAF", "AU", "SND", "W64", "RF64", "WMA", "MKA", "WV", "APE")
+TRAINING, VALIDATION = "training", "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is known of one file; None where it is not known, as of a file that was not decoded.
+
+    path, fate, detail  as in dataset.csv
+    use                 "training", "validation", or "" for a file that is left out
+    link                from the report's folder to the file, percent-encoded; "" where there is none
+    unplayed            why a browser is not expected to play it; "" where it is, and for what is no sound
+    words, tokens       of its caption; tokens of T5 where its tokenizer was at hand
+    unknown             words of its caption that T5 does not know
+    near                number of its group of near-duplicates
+    leak                whether that group has clips to train and to validate on
+    seconds             of what is trained on: without silence at both ends under --trim_silence 1
+    peak, ..., loudness_lufs  of the whole file, as trainer/data/levels.py has them
+    caption             with all that may be merged into it
+    same_caption        how many clips have its caption
+    """
+
+    path: str
+    fate: str
+    detail: str
+    use: str = ""
+    link: str = ""
+    unplayed: str = ""
+    format: str = ""
+    seconds: float | None = None
+    sample_rate_hz: int | None = None
+    channels: int | None = None
+    peak: float | None = None
+    clipped_share: float | None = None
+    silent_share: float | None = None
+    lead_seconds: float | None = None
+    tail_seconds: float | None = None
+    loudness_lufs: float | None = None
+    caption: str | None = None
+    source: str = ""
+    words: int | None = None
+    tokens: int | None = None
+    unknown: tuple[str, ...] = ()
+    near: int | None = None
+    leak: bool = False
+    same_caption: int = 0
+
+
+def rows_of(
+    folders: Sequence[ScannedFolder], settings: ReportSettings, report_folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> list[Row]:
+    """The rows of all folders, of which the second, if there is one, is validated on.
+
+    tokenizer  of T5; None where it is not at hand, and nothing is said of tokens then
+    """
+    rows: list[Row] = []
+    inspected: list[InspectedFile | None] = []
+    for number, folder in enumerate(folders):
+        prefix = f"{display(folder.root)}/" if number else ""
+        known = {one.path: one for one in folder.inspected}
+        start = os.path.relpath(folder.root, os.path.abspath(report_folder))
+        for fate in folder.fates:
+            one = known.get(fate.path)
+            row = _row(fate, one, prefix, start, folder.root)
+            rows.append(_decoded(row, one, settings) if one else row)
+            inspected.append(one)
+    rows = _with_use(rows, inspected, settings, len(folders[0].fates) if folders else 0)
+    rows = _with_near(rows, inspected)
+    return _with_captions(rows, tokenizer)
+
+
+def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: str) -> Row:
+    kind = os.path.splitext(fate.path)[1][1:].upper()
+    row = Row(path=prefix + fate.path, fate=fate.fate, detail=fate.detail, format=kind if kind in SOUNDS else "")
+    if one is None:
+        # A shown name without a backslash is the name itself. Others cannot be told from the name that they stand for.
+        # That of a table's row may be the name of no file.
+        is_here = row.format and "\\" not in fate.path and os.path.lexists(os.path.join(root, fate.path))
+        plain = fate.path if is_here else ""
+        return replace(row, link=_link(start, os.fsencode(plain)), unplayed=_why_unplayed(row.format))
+    inside = one.reference.removeprefix(os.path.join(os.fsencode(root), b""))
+    found = one.facts.format
+    return replace(
+        row,
+        link="" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside),
+        unplayed="it lies inside a table" if b"\0" in inside else _why_unplayed(found),
+        format=found,
+    )
+
+
+def _decoded(row: Row, one: InspectedFile, settings: ReportSettings) -> Row:
+    """The row with what was found in the sound, and its caption."""
+    facts = one.facts
+    excerpt, _ = settings.treatment.excerpt_of(facts)
+    return replace(
+        row,
+        caption=_longest_text(one),
+        source=one.caption_source,
+        seconds=excerpt.frames / facts.sample_rate_hz,
+        sample_rate_hz=facts.sample_rate_hz,
+        channels=facts.channels,
+        **vars(facts.levels),
+    )
+
+
+def _longest_text(one: InspectedFile) -> str | None:
+    """The caption, with all that may be merged into it."""
+    if not one.caption_fields:
+        return one.caption
+    fields = music_fields.of_text(one.caption_fields)
+    everything = music_fields.Decisions(kept=[True] * len(fields), order=range(len(fields)), drop_caption=False)
+    return music_fields.merged(one.caption, fields, everything)
+
+
+def _link(start: str, inside: bytes) -> str:
+    return quote_from_bytes(os.path.join(os.fsencode(start), inside)) if inside else ""
+
+
+def _why_unplayed(format_name: str) -> str:
+    words = format_name.upper().split()
+    if words and (words[0] not in PLAYED or any(codec in word for codec in NOT_PLAYED for word in words)):
+        return f"browsers do not play {format_name}"
+    return ""
+
+
+def _with_use(
+    rows: Sequence[Row], inspected: Sequence[InspectedFile | None], settings: ReportSettings, first_folder: int
+) -> list[Row]:
+    held_out = manifest.split(
+        [one.facts.content if one else "" for one in inspected[:first_folder]], settings.seed, settings.validation_share
+    )
+    validates = [*held_out.tolist(), *(True for _ in rows[first_folder:])]
+    return [
+        replace(row, use=VALIDATION if validation else TRAINING) if row.fate == "used" else row
+        for row, validation in zip(rows, validates, strict=True)
+    ]
+
+
+def _with_near(rows: Sequence[Row], inspected: Sequence[InspectedFile | None]) -> list[Row]:
+    """The rows with their groups of near-duplicates among the clips that are used."""
+    clips = [(number, one) for number, (row, one) in enumerate(zip(rows, inspected, strict=True)) if row.use and one]
+    pairs = near_pairs([one.facts.fingerprint for _, one in clips], [one.facts.seconds for _, one in clips]).pairs
+    # Equal samples are equal sounds, however short: they are two clips where their captions differ.
+    first: dict[str, int] = {}
+    equal = [(first.setdefault(one.facts.sound, at), at) for at, (_, one) in enumerate(clips)]
+    together = [*((low, high) for low, high in pairs.tolist()), *((low, high) for low, high in equal if low != high)]
+    changed = list(rows)
+    for name, group in enumerate(groups_of(together), start=1):
+        members = [clips[at][0] for at in group]
+        leak = len({rows[number].use for number in members}) > 1
+        for number in members:
+            changed[number] = replace(rows[number], near=name, leak=leak)
+    return changed
+
+
+def _with_captions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase | None) -> list[Row]:
+    captions = [row.caption for row in rows if row.caption is not None and row.use]
+    counts: dict[str, int] = {}
+    for caption in captions:
+        counts[caption] = counts.get(caption, 0) + 1
+    unknown: Mapping[str, tuple[str, ...]] = {}
+    tokens: dict[str, int] = {}
+    if tokenizer is not None and counts:
+        unknown = unknown_words.unknown_words(tokenizer, counts)
+        distinct = list(counts)
+        for batch in _batches(distinct, unknown_words.BATCH_WORDS):
+            tokens |= {text: len(ids) for text, ids in zip(batch, tokenizer(batch).input_ids, strict=True)}
+    return [
+        row if row.caption is None else replace(
+            row, words=len(row.caption.split()), tokens=tokens.get(row.caption),
+            unknown=unknown.get(row.caption, ()), same_caption=counts.get(row.caption, 0) if row.use else 0,
+        )
+        for row in rows
+    ]
+
+
+def _batches(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
