@@ -39,7 +39,7 @@ WITHOUT_TORCH = (
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
-    *("data.levels", "data.excerpt", "data.treatment", "data.crops"),
+    *("data.levels", "data.loudness", "data.excerpt", "data.treatment", "data.crops"),
     *("data.shared_scan", "data.peers", "data.tags", "data.caption_template"),
     *("data.shared_scan", "data.peers", "data.caption_settings", "data.caption_sources", "data.caption_dialects"),
     *("data.caption_metadata", "data.metadata_files", "data.json_captions", "data.music_fields", "data.tags"),
