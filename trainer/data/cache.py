@@ -26,7 +26,7 @@ from trainer.data.codec_windows import codebooks_of, reproducible
 from trainer.data.decoding import Decoders
 from trainer.data.excerpt import Excerpt
 from trainer.data.manifest import Columns
-from trainer.data.places import reading_order
+from trainer.data.places import reading_order, sound_at
 from trainer.data.progress import check_room, counting_bar, duration, hours_bar
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import StorageError
