@@ -47,7 +47,7 @@ WITHOUT_TORCH = (
     *("report.plots", "report.excerpts"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
-    *("data.levels", "data.excerpt", "data.treatment", "data.crops"),
+    *("data.levels", "data.loudness", "data.excerpt", "data.treatment", "data.crops"),
     *("data.shared_scan", "data.peers", "data.prepared", "data.prepared_upload"),
     *("data.caption_settings", "data.caption_sources", "data.caption_dialects"),
     *("data.caption_metadata", "data.metadata_files", "data.json_captions", "data.music_fields", "data.tags"),

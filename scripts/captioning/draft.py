@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from captioning.tempo_and_key import LEAST_SECONDS, RATE_HZ, key_of, tempo_of
 from trainer.data.audio import stream
 from trainer.data.caption_template import fill, name_fields
 from trainer.data.tags import read_tags, written_key
-from trainer.data.tempo_and_key import LEAST_SECONDS, RATE_HZ, key_of, tempo_of
 
 TEMPLATE = "{genre}, {mood}, {instrument}, {folder}, {name}, {bpm} bpm, {key}"
 HEARD_SECONDS = 120.0  # from the start; an hour's mix is read no further

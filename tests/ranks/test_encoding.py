@@ -50,8 +50,11 @@ def noting_what_is_looked_at() -> None:
         if event in ("open", "os.listdir", "os.scandir"):
             note(event, arguments[0])
 
+    # Whether a folder is a prepared one, every rank asks by these names; a folder of music has none of them.
+    signs = {os.path.join(folder, name) for folder in folders for name in ("prepared.json", "clips.parquet", "codes")}
+
     def noting_stat(path, *arguments, **named):  # Python audits no stat
-        if os.fspath(path) not in folders:  # which the flags' check resolves on every rank
+        if os.fspath(path) not in {*folders, *signs}:  # which the flags' check resolves on every rank
             note("stat", path)
         return stat(path, *arguments, **named)
 

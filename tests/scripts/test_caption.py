@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from captioning.tempo_and_key import RATE_HZ
 
 from scripts.caption import main
-from tests.data.test_tempo_and_key import loop
-from trainer.data.tempo_and_key import RATE_HZ
+from tests.scripts.test_tempo_and_key import loop
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,20 +1,12 @@
-"""How loud a sound is, where it is silent and how much of it is clipped, learnt from its blocks as they are decoded.
-
-The loudness is that of libebur128, through pyebur128: ITU-R BS.1770-4 with its two gates, counted in a histogram
-(bins of 0.1 LU), so that hours of sound need no more memory than a second.
-"""
+"""How loud a sound is, where it is silent and how much of it is clipped, learnt from its blocks as they are decoded."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import pyebur128
+from trainer.data.loudness import LoudnessMeter
 
 SILENCE = 1e-3  # of full scale, -60 dBFS: what silencedetect and silenceremove of ffmpeg take by default
 SILENCE_CELL_SECONDS = 0.05  # silence in the middle of a sound is counted in pieces of so many seconds
@@ -22,7 +14,8 @@ CLIPPED = 32_767 / 32_768  # the largest number of 16 bits; what is decoded of a
 CLIPPED_RUN = 3  # so many samples at full scale in a row were cut off there; one or two may be a true peak
 # The first filter of BS.1770 raises what lies above 1,681 Hz. Below twice that rate there is no such filter.
 LEAST_LOUDNESS_RATE_HZ = 4_000
-MOST_LOUDNESS_CHANNELS = 64  # libebur128's VALIDATE_MAX_CHANNELS
+MOST_LOUDNESS_RATE_HZ = 64 * 44_100  # of DSD; what a broken header gives beyond it would make 100 ms fill the memory
+MOST_LOUDNESS_CHANNELS = 64  # as libebur128
 GATE_SECONDS = 0.4  # what BS.1770 measures at once; a shorter sound has no loudness
 
 
@@ -36,7 +29,8 @@ class Levels:
     lead_seconds   before the first sample that reaches -60 dBFS in any channel; all of a sound in which none does
     tail_seconds   after the last such sample; 0 where there is none
     loudness_lufs  integrated loudness (ITU-R BS.1770-4) of all channels; None for a sound that is shorter than 0.4 s
-                   or quieter than the gate at -70 LUFS, has a rate below 4 kHz or more than 64 channels
+                   or quieter than the gate at -70 LUFS, has a rate below 4 kHz or above 2.8 MHz, or more than 64
+                   channels
     """
 
     peak: float
@@ -57,7 +51,11 @@ class LevelMeter:
         self._after_last_loud = 0
         self._silence = _SilentCells(max(1, round(SILENCE_CELL_SECONDS * rate_hz)))
         self._clipping = _ClippedRuns(channels)
-        self._loudness = _loudness_state(rate_hz, channels)
+        self._loudness = (
+            LoudnessMeter(rate_hz, _channel_weights(channels))
+            if LEAST_LOUDNESS_RATE_HZ <= rate_hz <= MOST_LOUDNESS_RATE_HZ and channels <= MOST_LOUDNESS_CHANNELS
+            else None
+        )
 
     def add(self, block: np.ndarray) -> None:
         """Count a block (n, channels) float32 of finite samples."""
@@ -73,7 +71,7 @@ class LevelMeter:
         self._silence.add(loudest)
         self._clipping.add(block, peak)
         if self._loudness is not None:
-            self._loudness.add_frames(np.ascontiguousarray(block, np.float32).reshape(-1), len(block))
+            self._loudness.add(block)
         self._frames, self._peak = self._frames + len(block), max(self._peak, peak)
 
     def result(self) -> Levels:
@@ -92,10 +90,7 @@ class LevelMeter:
     def _loudness_lufs(self) -> float | None:
         if self._loudness is None or self._frames < round(GATE_SECONDS * self._rate_hz):
             return None
-        import pyebur128
-
-        loudness = pyebur128.get_loudness_global(self._loudness)
-        return float(loudness) if math.isfinite(loudness) else None
+        return self._loudness.result()
 
 
 class _SilentCells:
@@ -174,31 +169,18 @@ def _loudest_of_frames(block: np.ndarray) -> np.ndarray:
     return loudest
 
 
-def _loudness_state(rate_hz: int, channels: int) -> pyebur128.R128State | None:
-    """What libebur128 measures with; None where BS.1770 cannot be applied."""
-    if rate_hz < LEAST_LOUDNESS_RATE_HZ or channels > MOST_LOUDNESS_CHANNELS:
-        return None
-    import pyebur128  # not at the head: processes that inspect nothing do not need it
-
-    mode = pyebur128.MeasurementMode
-    state = pyebur128.R128State(channels, rate_hz, int(mode.MODE_I) | int(mode.MODE_HISTOGRAM))
-    for channel, place in enumerate(_channel_places(channels)):
-        state.set_channel(channel, int(getattr(pyebur128.ChannelType, place)))
-    return state
-
-
-def _channel_places(channels: int) -> Sequence[str]:
-    """Where each channel's speaker stands, on which its weight depends, in the order in which WAV, FLAC and libsndfile
-    have channels (Microsoft's dwChannelMask). libebur128 by itself knows no more than 5.1.
+def _channel_weights(channels: int) -> tuple[float, ...]:
+    """What each channel counts in the loudness, by where its speaker stands, in the order in which WAV, FLAC and
+    libsndfile have channels (Microsoft's dwChannelMask).
 
     BS.1770-4, table 4: speakers from 60 to 120 degrees count 1.41, all others 1, low frequencies nothing.
     """
-    front = ("LEFT", "RIGHT", "CENTER")
+    front, low, side, back = (1.0, 1.0, 1.0), 0.0, 1.41, 1.0
     known = {
-        4: ("LEFT", "RIGHT", "LEFT_SURROUND", "RIGHT_SURROUND"),
-        5: (*front, "LEFT_SURROUND", "RIGHT_SURROUND"),
-        6: (*front, "UNUSED", "LEFT_SURROUND", "RIGHT_SURROUND"),
-        7: (*front, "UNUSED", "M_PLUS_180", "M_PLUS_090", "M_MINUS_090"),
-        8: (*front, "UNUSED", "M_PLUS_135", "M_MINUS_135", "M_PLUS_090", "M_MINUS_090"),
+        4: (1.0, 1.0, side, side),
+        5: (*front, side, side),
+        6: (*front, low, side, side),
+        7: (*front, low, back, side, side),
+        8: (*front, low, back, back, side, side),
     }
-    return known.get(channels, ("LEFT",) * channels)
+    return known.get(channels, (1.0,) * channels)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from trainer.data.tempo_and_key import PITCHES, RATE_HZ, key_of, tempo_of
+from captioning.tempo_and_key import PITCHES, RATE_HZ, key_of, tempo_of
 
 
 def loop(bpm: float, tonic: int, minor: bool, seconds: float = 25.0) -> np.ndarray:
