@@ -261,18 +261,22 @@ def find(folders: Iterable[Path], peers: Peers) -> dict[Path, Prepared]:
 
     Raises DataError where one is damaged, and where another machine does not have it.
     """
-    seen = {folder: is_prepared(folder) for folder in folders}
+    folders = list(folders)
     peers.wait("prepared")
-    answers = peers.gather((socket.gethostname(), list(seen.values())))
-    of_first = answers[0][1]
-    for host, others in answers:
-        for folder, first, other in zip(seen, of_first, others, strict=True):
-            if first and not other:
+    # Where none is prepared, only the first process looks: a disk that many machines share is not asked by all of them.
+    of_first = peers.gather([is_prepared(folder) for folder in folders] if peers.rank == 0 else None)[0]
+    found = [folder for folder, first in zip(folders, of_first or (), strict=True) if first]
+    if not found:
+        return {}
+    peers.wait("prepared elsewhere")
+    for host, there in peers.gather((socket.gethostname(), [is_prepared(folder) for folder in found])):
+        for folder, other in zip(found, there, strict=True):
+            if not other:
                 raise DataError(
                     f"the prepared folder {display(folder)} is not on {host}: every machine needs it there, since it"
                     " is read while training"
                 )
-    return {folder: open_prepared(folder) for folder, first in zip(seen, of_first, strict=True) if first}
+    return {folder: open_prepared(folder) for folder in found}
 
 
 def digest_of(path: Path) -> str:
