@@ -127,6 +127,8 @@ DONE_WITHOUT: dict[str, Callable[[Path], None]] = {
     "models/log.txt": is_for_readers_alone,
     "models/plan.json": is_for_readers_alone,
     "models/dataset.csv": is_for_readers_alone,
+    "models/dataset.json": is_for_readers_alone,
+    "models/dataset.html": is_for_readers_alone,
     "models/*/README.md": is_for_readers_alone,
     "models/audiocraft/config.json": is_for_readers_alone,
     "cache/scan/audio_facts.json": reads_the_sounds_again,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,11 @@ sys.exit(code)
 
 
 def test_nothing_that_no_step_needs_is_loaded_before_the_first_and_no_tracker_ever(tmp_path: Path) -> None:
-    """With a full cache: encoding needs more."""
+    """With a full cache and the dataset's page: encoding and drawing need more."""
     launch_here(tmp_path, "--max_steps", "1")
+    (tmp_path / "again").mkdir()
+    for name in ("dataset.json", "dataset.html"):
+        shutil.copy(tmp_path / "models" / name, tmp_path / "again")
     argv = command(tmp_path, "--max_steps", "1", "--output_dir", "again")[2:]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *argv],
