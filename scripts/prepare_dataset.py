@@ -22,13 +22,16 @@ try:
     from trainer.flags.flag import Setting, did_you_mean, settings
     from trainer.flags.paths import expanded
     from trainer.run.console import Console
+    from trainer.spec.dataset_path import is_hub_id, not_here
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
 # Flags of launch.py that decide what is encoded: those of its section data, and these of others.
 ALSO_TAKEN = ("model_id", "seed", "device")
 # In that section, but of training alone.
-NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation")
+NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation", "validation_split", "dataset_revision")
+# Of this machine, or of tables that the prepared folder replaces: not for the training on it.
+OF_HERE = ("cache_dir", "rehash", "device", "dataset_config", "dataset_split", "audio_column")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,6 +94,11 @@ def config_of(flags: argparse.Namespace) -> Config:
     """What launch.py makes of the same flags; raises ConfigError for what it refuses."""
     given = {setting.name: getattr(flags, setting.name) for setting in taken()}
     texts = [f"--{name}={text}" for name, text in given.items() if text is not None]
+    if is_hub_id(flags.folder):
+        raise ConfigError(
+            f"{flags.folder} cannot be prepared: {not_here(flags.folder)}; and from the Hugging Face hub this program"
+            f" fetches nothing. Give the folder that `hf download {flags.folder} --repo-type dataset` prints"
+        )
     config, _ = parse([f"--dataset_path={flags.folder}", *texts])
     folder, output = Path(flags.folder).resolve(), Path(flags.output).resolve()
     if output.is_relative_to(folder) or folder.is_relative_to(output):
@@ -129,8 +137,8 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
 
 
 def command(flags: argparse.Namespace) -> str:
-    """How launch.py trains on the folder: with the flags that were typed here, but those of this machine alone."""
-    kept = [setting.name for setting in taken() if setting.name not in ("cache_dir", "rehash", "device")]
+    """How launch.py trains on the folder: with the flags that were typed here, but those of the music here."""
+    kept = [setting.name for setting in taken() if setting.name not in OF_HERE]
     typed = [f"--{name} {shlex.quote(text)}" for name in kept if (text := getattr(flags, name)) is not None]
     return " ".join([f"python launch.py --dataset {shlex.quote(flags.output)}", *typed])
 

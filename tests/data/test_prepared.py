@@ -461,6 +461,8 @@ REFUSALS = {
     "--public has no effect without --push_to_hub": ("data", "--output", "new", "--public"),
     "Did you mean --anonymous": ("data", "--output", "new", "--anonimous"),
     "cannot be opened": ("absent", "--output", "new"),
+    "this program fetches nothing": ("user/music", "--output", "new"),
+    "--dataset_revision has no effect": ("data", "--output", "new", "--dataset_revision", "main"),
 }
 
 
@@ -474,6 +476,12 @@ def test_what_cannot_be_prepared_is_refused(made, tmp_path, monkeypatch, capsys,
     assert prepare_dataset.main([*REFUSALS[words], "--model_id", "debug"]) in (2, 3)
     assert words in capsys.readouterr().err
     assert (tmp_path / "full/file").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
+def test_training_is_advised_without_the_flags_of_the_tables_that_were_read():
+    typed = ["tables", "--output", "made", "--audio_column", "sound", "--dataset_split", "train", "--code_views", "2"]
+    advice = prepare_dataset.command(prepare_dataset.read_flags(typed))
+    assert advice == "python launch.py --dataset made --code_views 2"
 
 
 def test_the_files_of_a_repository_tell_a_prepared_one():
