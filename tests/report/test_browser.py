@@ -38,7 +38,7 @@ def music(folder: Path) -> Path:
     (folder / "metal 100%.txt").write_text("<img src=x onerror='document.title=666'>")
     hostile = folder / f"{HOSTILE}.wav"
     hostile.parent.mkdir()
-    shutil.copy(EXAMPLES / "arcade_horizon.wav", hostile)
+    shutil.copy(EXAMPLES / "arcade_meadow.wav", hostile)
     hostile.with_suffix(".txt").write_text("</script><script>document.title = 666</script>")
     (folder / "lost.txt").write_text("no sound")
     return folder

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from scripts import recall
-from trainer.data import dataset
+from trainer.data import dataset, manifest
 from trainer.evaluation.generation import Sampling, generate
 from trainer.evaluation.recall import codes_of
 from trainer.exports.audiocraft_names import lm_to_audiocraft
@@ -39,6 +40,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@cache
+def examples() -> dict[str, tuple[Path, str]]:
+    """Sound file and caption of each example, which stand in several formats and kinds of file, by its name."""
+    with tempfile.TemporaryDirectory() as facts:
+        found = manifest.scan(ROOT / "examples", min_seconds=0.5, facts_folder=Path(facts)).columns
+    files = [ROOT / "examples" / path for path in found["path"]]
+    return {file.stem: (file, caption) for file, caption in zip(files, found["caption"], strict=True)}
+
+
 def learn(
     folder: Path, names: Sequence[str], *, seconds: int, steps: int, lr: str, batch: int = 1, flags: Sequence[str] = ()
 ) -> Path:
@@ -46,8 +56,9 @@ def learn(
     data = folder / "data"
     data.mkdir()
     for name in names:
-        shutil.copy(ROOT / "examples" / f"{name}.txt", data)
-        audio, rate = soundfile.read(ROOT / "examples" / f"{name}.wav", dtype="int16")
+        file, caption = examples()[name]
+        (data / f"{name}.txt").write_text(caption)
+        audio, rate = soundfile.read(file, dtype="int16")
         soundfile.write(data / f"{name}.wav", audio[: seconds * rate], rate)
     command = [sys.executable, str(ROOT / "launch.py"), "--dataset", str(data), "--model_id", "debug"]
     command += ["--code_views", "1", "--epochs", str(steps), "--global_batch", str(len(names))]
@@ -89,7 +100,8 @@ def test_four_clips_are_played_back_from_their_captions_without_one_wrong_code(t
 
 @pytest.mark.full
 def test_all_examples_are_played_back_without_one_wrong_code(tmp_path: Path) -> None:
-    names = [path.stem for path in (ROOT / "examples").glob("*.wav")]
+    names = sorted(examples())
+    assert len(names) == 10
     run = learn(tmp_path, names, seconds=30, steps=160, lr="8e-3")
     rows = recall.measure(run, most_clips=10, wav=None, device_name="cpu")
     assert [row.after for row in rows] == [row.codes for row in rows]
