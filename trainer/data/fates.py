@@ -110,6 +110,6 @@ def _read_report(path: Path) -> dict[str, tuple[str, str]]:
 def display(path: str | os.PathLike[str]) -> str:
     """A file's name as one printable line: a byte that is no UTF-8 is shown as \\xff, a line break as \\n."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if text.isprintable():  # nearly always, and so a start with 20,000 files is a tenth shorter
+    if text.isprintable():  # nearly always, and much quicker than looking at each character
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
