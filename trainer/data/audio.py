@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from trainer.data.audio_fault import COPY_AGAIN, AudioFault, unreadable
-from trainer.data.decoder import Decoder
+from trainer.data.decoder import Decoder, mono
 from trainer.data.excerpt import Excerpt
 from trainer.data.fingerprint import Fingerprint
 from trainer.data.levels import LevelMeter, Levels
@@ -121,7 +121,7 @@ def stream(
     with opened(sound) as decoder:
         block_frames = max(1, round(block_seconds * decoder.rate_hz))
         decoded = decoder.blocks(block_frames)
-        blocks = (_mono(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
+        blocks = (mono(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
         if decoder.rate_hz == sample_rate_hz:
             for block in blocks:
                 yield block.copy()  # the next block may be decoded into the same buffer
@@ -134,11 +134,6 @@ def stream(
         rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
         if len(rest):
             yield rest
-
-
-def _mono(block: np.ndarray) -> np.ndarray:
-    """(n, channels) float32 to (n,) float32, the mean over channels; a single channel passes bit for bit."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
 def _check_finite(block: np.ndarray, seconds: float) -> None:
@@ -169,7 +164,7 @@ class _Peaks:
 
     def add(self, block: np.ndarray) -> None:
         self._peak = max(self._peak, _max_abs(block))
-        self._mono_peak = max(self._mono_peak, _max_abs(_mono(block)))
+        self._mono_peak = max(self._mono_peak, _max_abs(mono(block)))
 
     def result(self) -> str:
         """A remark or ""; raises AudioFault for a sound that is not audible, or far beyond full scale."""

@@ -33,3 +33,19 @@ class Decoder(Protocol):
 
         A block may be overwritten by the next one. Raises AudioFault where decoding fails.
         """
+
+
+def mono(block: np.ndarray) -> np.ndarray:
+    """(n, channels) float32 to (n,) float32, the mean over channels; a single channel passes bit for bit.
+
+    Of two channels it is numpy's mean to the bit, but for the sign of zeros. That sums along the short axis, and took
+    a third or more of an inspection; two columns are added 6 times as fast.
+    """
+    match block.shape[1]:
+        case 1:
+            return block[:, 0]
+        case 2:
+            total = block[:, 0] + block[:, 1]
+            return np.true_divide(total, 2, out=total)
+        case _:
+            return block.mean(axis=1, dtype=np.float32)

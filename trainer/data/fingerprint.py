@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.decoder import mono
+
 HOP_SECONDS = 0.05
 WINDOW_HOPS = 2  # 0.1 s, so that the lowest band has several bins
 LOWEST_HZ, HIGHEST_HZ = 150.0, 3_400.0
@@ -61,9 +63,9 @@ class Fingerprint:
 
     def add(self, block: np.ndarray) -> None:
         """Take (n, channels) float32 samples."""
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        self._samples += len(mono)
-        self._waiting = np.concatenate([self._waiting, mono])
+        samples = mono(block)
+        self._samples += len(samples)
+        self._waiting = np.concatenate([self._waiting, samples])
         self._take_windows()
 
     def result(self) -> str:
