@@ -35,6 +35,14 @@ def judge(name: str, header: list[tuple[int, int]], anywhere: list[tuple[float, 
     assert sum(map(len, audio.stream(damaged, facts.sample_rate_hz))) == round(facts.seconds * facts.sample_rate_hz)
 
 
+@pytest.mark.parametrize("name", ["w64", "caf", "m4a"])
+def test_sizes_of_64_bits_that_lead_beyond_any_file_give_facts_or_a_fault(name: str) -> None:
+    for at in range(0, 160, 4):
+        for size in (2**63 - 1, 2**63, 2**64 - 1):
+            for order in ("little", "big"):
+                judge(name, list(zip(range(at, at + 8), size.to_bytes(8, order), strict=True)), [], 1.0)
+
+
 @settings(max_examples=600, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FORMATS)), header=HEADER, anywhere=ANYWHERE, left=LEFT)
 def test_a_damaged_header_gives_facts_or_a_fault(

@@ -5,12 +5,11 @@ WAV has a module of its own (trainer/data/wav_header.py), Ogg too (trainer/data/
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from trainer.data.audio_fault import COPY_AGAIN, AudioFault
 from trainer.data.sound_kind import id3_end
-from trainer.data.wav_header import MAX_CHUNKS, SPARE_BYTES
+from trainer.data.wav_header import MAX_CHUNKS, SPARE_BYTES, read_at
 
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 EBML_VOID, EBML_SEGMENT = 0xEC, 0x18538067
@@ -29,13 +28,13 @@ def counts_frames(descriptor: int) -> bool:
 
     Without, a decoder estimates the length from the first frames.
     """
-    head = os.pread(descriptor, 256, id3_end(descriptor))
+    head = read_at(descriptor, 256, id3_end(descriptor))
     return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _expected_bytes(descriptor: int, file_bytes: int) -> int | None:
     """Where the sound ends by the header, in bytes from the file's start; None where that is not said."""
-    head = os.pread(descriptor, 16, 0)
+    head = read_at(descriptor, 16, 0)
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return _end_of(b"SSND", _chunks(descriptor, 12, 4, 4, 2))
     if head[:4] == b"caff":
@@ -52,8 +51,8 @@ def _expected_bytes(descriptor: int, file_bytes: int) -> int | None:
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return _matroska_end(descriptor)
     if head[:8] == b"\x30\x26\xb2\x75\x8e\x66\xcf\x11":
-        at = int.from_bytes(os.pread(descriptor, 8, 16), "little")
-        second = os.pread(descriptor, 24, at) if at < file_bytes else b""
+        at = int.from_bytes(read_at(descriptor, 8, 16), "little")
+        second = read_at(descriptor, 24, at) if at < file_bytes else b""
         count = int.from_bytes(second[16:], "little")
         return at + count if second[:16] == ASF_DATA and count > 50 else None
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
@@ -69,7 +68,7 @@ def _end_of(name: bytes, chunks: Iterator[tuple[bytes, int, int]]) -> int | None
 def _chunks(descriptor: int, at: int, name_bytes: int, size_bytes: int, align: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, end and size of each big-endian chunk from `at` on. Sources: AIFF-C draft 1991; Apple's CAF 1.0."""
     for _ in range(MAX_CHUNKS):
-        head = os.pread(descriptor, name_bytes + size_bytes, at)
+        head = read_at(descriptor, name_bytes + size_bytes, at)
         if len(head) < name_bytes + size_bytes:
             return
         size = int.from_bytes(head[name_bytes:], "big", signed=size_bytes == 8)
@@ -84,7 +83,7 @@ def _w64_chunks(descriptor: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, end and size of each chunk: names are GUIDs that begin with the name in WAV, sizes count their head."""
     at = 40
     for _ in range(MAX_CHUNKS):
-        head = os.pread(descriptor, 24, at)
+        head = read_at(descriptor, 24, at)
         size = int.from_bytes(head[16:], "little")
         if len(head) < 24 or size < 24:
             return
@@ -96,7 +95,7 @@ def _matroska_end(descriptor: int) -> int | None:
     """The end of the segment, which holds all but the header. Source: RFC 8794 (EBML), section 4 to 6."""
     at = 0
     for _ in range(16):
-        head = os.pread(descriptor, 12, at)
+        head = read_at(descriptor, 12, at)
         id_bytes = 9 - head[0].bit_length() if head and head[0] else 9
         size_at = head[id_bytes:]
         if id_bytes > 4 or not size_at or size_at[0] == 0:
@@ -121,7 +120,7 @@ def _mp4_end(descriptor: int, file_bytes: int) -> int | None:
     """
     at, names = 0, set[bytes]()
     for _ in range(1 << 20):  # of fragments there may be one per second
-        head = os.pread(descriptor, 16, at)
+        head = read_at(descriptor, 16, at)
         if len(head) < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in head[4:8]):
             break
         size = int.from_bytes(head[:4], "big")

@@ -14,6 +14,7 @@ from typing import Literal
 from trainer.data.raw_file import FileView
 
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
+BEYOND_ANY_FILE = 1 << 62
 MAX_CHUNKS = 4096  # a real file has a few; a sparse file of zeros would offer one every 8 bytes
 # A header may count itself (44 to 104 bytes), a chunk's head or padding among the samples. A file that lacks no more
 # than this is whole.
@@ -87,18 +88,26 @@ class CutOff(Exception):
     """A WAV file that lacks samples that its header counts; the message says how many bytes it holds."""
 
 
+def read_at(descriptor: int, count: int, at: int) -> bytes:
+    """Up to `count` bytes from byte `at` of an open file, none beyond its end: headers may name any place at all.
+
+    os.pread raises OverflowError, or gives EOVERFLOW, for places that no file can have.
+    """
+    return os.pread(descriptor, count, at) if at < BEYOND_ANY_FILE else b""
+
+
 def wav_layout(descriptor: int, file_bytes: int) -> WavLayout | None:
     """The data chunk of the open file, found by walking its chunks; None if it has none or is no RIFF file.
 
     Source: Multimedia Programming Interface 1.0 (RIFF, chunks padded to even sizes), EBU Tech 3306 (RF64).
     """
-    head = os.pread(descriptor, 12, 0)
+    head = read_at(descriptor, 12, 0)
     if len(head) < 12 or head[:4] not in FORMS or head[8:] != b"WAVE":
         return None
     order = _order(head[:4])
     riff_bytes, at, long_bytes, long_at, codec, rate = int.from_bytes(head[4:8], order), 12, None, 0, 0, 1
     for _ in range(MAX_CHUNKS):
-        chunk = os.pread(descriptor, 24, at)
+        chunk = read_at(descriptor, 24, at)
         if len(chunk) < 8:
             return None
         size = int.from_bytes(chunk[4:8], order)
@@ -139,7 +148,7 @@ def sound_of(descriptor: int, file_bytes: int, wav: WavLayout) -> Sound:
         return Sound(end=by_header)
     if _chunk_follows(descriptor, wav, by_header, file_bytes):
         # libsndfile opens no such file: it reads the chunks behind the samples too.
-        appended = os.pread(descriptor, 4, by_header) in FORMS
+        appended = read_at(descriptor, 4, by_header) in FORMS
         return Sound(end=by_header, mended=appended, remark=APPENDED if appended else "")
     end = _wrapped_end(descriptor, file_bytes, wav)
     if end == by_header:
@@ -157,7 +166,7 @@ class MendedWav(FileView):
     """A WAV file as libsndfile would find it if its header were right: sound up to `sound.end`, and nothing behind."""
 
     def __init__(self, descriptor: int, wav: WavLayout, sound: Sound):
-        head = _mended_head(os.pread(descriptor, wav.data_at, 0), wav, sound)
+        head = _mended_head(read_at(descriptor, wav.data_at, 0), wav, sound)
         super().__init__(descriptor, wav.data_at, sound.end, head)
 
 
@@ -202,7 +211,7 @@ def _is_padding(descriptor: int, start: int, end: int) -> bool:
     step = 1 << 20
     # Its first part and its last one tell: to read all would double what a file of gigabytes costs.
     places = [*range(start, min(end, start + 16 * step), step), max(start, end - step)]
-    return not any(any(os.pread(descriptor, min(step, end - place), place)) for place in places)
+    return not any(any(read_at(descriptor, min(step, end - place), place)) for place in places)
 
 
 def _can_be_mended(wav: WavLayout) -> bool:
@@ -214,7 +223,7 @@ def _can_be_mended(wav: WavLayout) -> bool:
 def _chunk_follows(descriptor: int, wav: WavLayout, end: int, file_bytes: int) -> bool:
     """Whether what stands at `end`, or behind a byte of padding there, is no sound: chunks, or a tagger's tag."""
     for at in (end, end + 1):
-        head = os.pread(descriptor, 8, at)
+        head = read_at(descriptor, 8, at)
         if head[:4] in _KNOWN_CHUNKS or head.startswith(_TAGS) or _leads_to_end(descriptor, wav, at, file_bytes):
             return True
     return False
@@ -226,7 +235,7 @@ def _leads_to_end(descriptor: int, wav: WavLayout, at: int, file_bytes: int) -> 
     for _ in range(64):
         following = set()
         for place in places:
-            head = os.pread(descriptor, 8, place)
+            head = read_at(descriptor, 8, place)
             if len(head) < 8 or not all(32 <= byte < 127 for byte in head[:4]):
                 continue
             size = int.from_bytes(head[4:8], _order(wav.form))
@@ -245,7 +254,7 @@ def _chunks_at_end(descriptor: int, wav: WavLayout, file_bytes: int) -> int:
     others behind it: sound that looks so by chance is next to impossible.
     """
     start = max(wav.data_at, file_bytes - TAIL_BYTES)
-    tail = os.pread(descriptor, file_bytes - start, start)
+    tail = read_at(descriptor, file_bytes - start, start)
     for found in _KNOWN.finditer(tail):
         if _can_be_mended(wav) and _leads_to_end(descriptor, wav, start + found.start(), file_bytes):
             return start + found.start()
