@@ -13,22 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest, music_fields, prepared, unknown_words
+from trainer.data import cache, manifest, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
-from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
 from trainer.data.fates import Fate, display, summary
 from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.places import forget_tables
 from trainer.data.prepared import Prepared
+from trainer.data.prompts import Prompts
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError, DataError
-from trainer.model.new_word import TokenIds, extended_tokenizer
-from trainer.model.source import Source, load_codec, load_text_encoder
+from trainer.model.source import Source, load_codec
 from trainer.spec.shapes import segment_frames
 from trainer.spec.trainable import Placeholder, Selection
 from trainer.spec.trigger import Trigger
@@ -91,6 +90,19 @@ class DataSettings:
             "merge_metadata": captions.merge.merge, "no_label": captions.no_label, "min_seconds": self.min_seconds,
         }
 
+    @property
+    def prompts(self) -> Prompts:
+        """What is made of the captions."""
+        return Prompts(
+            word_dropout=self.word_dropout,
+            caption_variants=self.caption_variants,
+            lines=self.captions.lines,
+            merge=self.captions.merge,
+            placeholder=self.placeholder,
+            trigger=self.trigger,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -150,9 +162,10 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         folders.append(other)
         shown = display(folder)  # the names alone may be those of the dataset
         fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other.fates))
-    texts = _texts(settings, train)
-    captions = [*_captions(settings, train), *_captions(settings, held_out)]
-    text = _text(settings, source, device, peers, captions, texts or ())
+    prompts = settings.prompts
+    texts = prompts.drawn(train)
+    captions = [*prompts.first(train), *prompts.first(held_out)]
+    text = prompts.encoded(source, _text_store(settings, source), device, peers, captions, texts or ())
     if device.type == "cuda":
         torch.cuda.empty_cache()  # blocks of the sizes that encoding needs, which no training step would reuse
     return Dataset(
@@ -164,7 +177,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         digest=_digest(train),
         seconds=float(sum(train["seconds"])),
         table=train,
-        remark="" if settings.trigger is None else _on_trigger(settings.trigger, source),
+        remark=prompts.remark(source),
     )
 
 
@@ -256,92 +269,9 @@ def _with_unknown_words(
     settings: DataSettings, source: Source, peers: Peers, clips: Columns, folder: ScannedFolder
 ) -> tuple[Columns, ScannedFolder, int]:
     """What `_encoded` returns: remarks on captions are added to the fates."""
-    unread = _unknown_words(settings, source, clips) if peers.rank == 0 else {}
+    unread = settings.prompts.unread(source, clips) if peers.rank == 0 else {}
     fates = tuple(fate.with_remark(unread.get(fate.path, "")) for fate in folder.fates)
     return clips, replace(folder, fates=fates), len(unread)
-
-
-def _unknown_words(settings: DataSettings, source: Source, clips: Columns) -> dict[str, str]:
-    """A remark on each clip whose caption holds words that T5 does not know, by the clip's path.
-
-    It needs the tokenizer alone, which every run loads (`Source.text_identity`), whether or not the cache is complete.
-    """
-    captions = clips["caption"]
-    if not any(captions):
-        return {}
-    tokenizer = source.load_tokenizer()
-    if settings.placeholder is not None:
-        tokenizer = extended_tokenizer(tokenizer, settings.placeholder)
-    found = unknown_words.unknown_words(tokenizer, captions)
-    rows = zip(clips["path"], captions, strict=True)
-    return {path: unknown_words.remark(found[caption]) for path, caption in rows if caption in found}
-
-
-def _text(
-    settings: DataSettings,
-    source: Source,
-    device: torch.device,
-    peers: Peers,
-    captions: Sequence[str | None],
-    drawn: Sequence[Sequence[str | None]],
-) -> Text:
-    """What the model reads of these captions, and of the texts that are drawn in their place."""
-    texts = sorted({text for of_clip in (captions, *drawn) for text in of_clip if text is not None})
-    if settings.placeholder is not None:
-        return TokenIds(extended_tokenizer(source.load_tokenizer(), settings.placeholder), texts)
-    store = _text_store(settings, source)
-    cache.fill_text(
-        store,
-        texts,
-        lambda: (load_text_encoder(source).to(device), source.load_tokenizer()),
-        device=device,
-        show_progress=peers.rank == 0,
-        rank=peers.rank,
-        world_size=peers.world_size,
-    )
-    peers.wait("text")
-    return cache.open_text(store, texts)
-
-
-def _captions(settings: DataSettings, clips: Columns) -> list[str | None]:
-    """The caption by which each clip is validated; None is no text."""
-    return [_prompt(settings, first_caption(caption)) for caption in clips["caption"]]
-
-
-def _texts(settings: DataSettings, clips: Columns) -> list[tuple[str | None, ...]] | None:
-    """The texts among which each clip's is drawn; None where every clip always has its caption."""
-    merge, lines = settings.captions.merge, settings.captions.lines
-    if settings.word_dropout == 0 and not lines and not merge.on:
-        return None
-    rate, variants = settings.word_dropout, settings.caption_variants
-    captions = clips["caption"]
-    if settings.trigger is not None and rate > 0:
-        captions = [_without_trigger(settings.trigger, caption) for caption in captions]
-    drawn = [
-        texts_of(
-            caption, word_dropout=rate, variants=variants, seed=settings.seed, merge=merge,
-            fields=music_fields.of_text(fields),
-        )
-        for caption, fields in zip(captions, clips["caption_fields"], strict=True)
-    ]
-    return [tuple(_prompt(settings, text) for text in texts) for texts in drawn]
-
-
-def _prompt(settings: DataSettings, text: str | None) -> str | None:
-    """The text as the model is given it: with --tune_text 1 the placeholder is in every one, or else the trigger."""
-    if settings.trigger is not None:
-        return settings.trigger.put_into(text)
-    return text if settings.placeholder is None else with_placeholder(text, settings.placeholder.word)
-
-
-def _without_trigger(trigger: Trigger, caption: str | None) -> str | None:
-    return None if caption is None else LINE.join(map(trigger.taken_out_of, caption.split(LINE)))
-
-
-def _on_trigger(trigger: Trigger, source: Source) -> str:
-    """What is put into every caption, in words, and whether T5 knows its words: else it would call up nothing."""
-    unread = unknown_words.unknown_words(source.load_tokenizer(), [trigger.text])
-    return "; ".join([trigger.describe(), *map(unknown_words.remark, unread.values())])
 
 
 def _examples(
@@ -354,7 +284,7 @@ def _examples(
     return Examples(
         codes=cache.open_codes(_code_store(settings, source), clips["content"]),
         text=text,
-        captions=_captions(settings, clips),
+        captions=settings.prompts.first(clips),
         texts=texts,
         names=clips["path"],
         shape=source.shape,
