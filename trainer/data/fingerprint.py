@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,11 +50,8 @@ class Fingerprint:
 
     def __init__(self, sample_rate_hz: int):
         self._rate = sample_rate_hz
-        self._window = max(2, round(WINDOW_HOPS * HOP_SECONDS * sample_rate_hz))
-        self._taper = np.hanning(self._window + 1)[:-1].astype(np.float32)
-        self._length = _fast_length(self._window)
-        edges = np.geomspace(LOWEST_HZ, HIGHEST_HZ, SPECTRUM_BANDS + 1) * self._length / sample_rate_hz
-        self._bins = np.minimum(np.round(edges).astype(int), self._length // 2)
+        self._taper, self._length, self._bins = _analysis(sample_rate_hz)
+        self._window = len(self._taper)
         self._waiting = np.zeros(0, np.float32)  # from the start of the next window on
         self._dropped = 0  # samples before those
         self._windows, self._samples = 0, 0
@@ -126,6 +124,15 @@ class Fingerprint:
             if self._rows == MOST_FRAMES:
                 self._power[: MOST_FRAMES // 2] = self._power[0::2] + self._power[1::2]
                 self._rows, self._joined = MOST_FRAMES // 2, 2 * self._joined
+
+
+@lru_cache(maxsize=64)  # the same for all sounds of a rate, and short sounds are many
+def _analysis(sample_rate_hz: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """The taper of a window, float32; the length of its FFT; and the bins between which the bands lie."""
+    window = max(2, round(WINDOW_HOPS * HOP_SECONDS * sample_rate_hz))
+    length = _fast_length(window)
+    edges = np.geomspace(LOWEST_HZ, HIGHEST_HZ, SPECTRUM_BANDS + 1) * length / sample_rate_hz
+    return np.hanning(window + 1)[:-1].astype(np.float32), length, np.minimum(np.round(edges).astype(int), length // 2)
 
 
 def _fast_length(least: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from functools import lru_cache
 
 import numpy as np
 
@@ -77,6 +78,8 @@ class LoudnessMeter:
         return round(OFFSET_LUFS + 10 * math.log10(powers.mean()), DIGITS)
 
 
+# A folder has sounds of few rates, and searching the shapes takes as long as measuring a second of sound.
+@lru_cache(maxsize=64)
 def _shape_of_pieces(hop_frames: int) -> tuple[int, int]:
     """Rows, and frames per row, of the pieces that leave the fewest frames of a hop over; the largest such pieces."""
     shapes = [
@@ -95,17 +98,7 @@ class _KWeighting:
     """
 
     def __init__(self, rate_hz: int, piece_rows: int, row_frames: int, channels: int) -> None:
-        advance, enter, leave, through = _state_space(rate_hz)
-        powers = [np.eye(STATES)]
-        for _ in range(row_frames):
-            powers.append(advance @ powers[-1])
-        observe = np.stack([leave @ power for power in powers[:-1]], 1)
-        self._gather = np.stack([power @ enter for power in reversed(powers[:-1])])
-        self._decay = powers[-1].T
-        response = np.array([through, *(leave @ power @ enter for power in powers[: row_frames - 1])])
-        lag = np.arange(row_frames) - np.arange(row_frames)[:, None]
-        respond = np.where(lag >= 0, response[np.maximum(lag, 0)], 0)
-        self._respond = np.concatenate([respond, observe])  # (row + state, row)
+        self._gather, self._respond, self._decays = _products(rate_hz, row_frames)
         self._piece_rows, self._row_frames = piece_rows, row_frames
         self._state = np.zeros((channels, STATES))
 
@@ -123,12 +116,34 @@ class _KWeighting:
         """The state (channels, rows, states) in which each row begins; keeps the one after the last."""
         states = np.concatenate([self._state[:, None], sound @ self._gather], axis=1)
         # Each row's own state plus what is left of the 1, 3, 7 ... rows before it: a prefix sum by doubling.
-        reach, decay = 1, self._decay
-        while reach < states.shape[1] and np.abs(decay).max() > NEGLIGIBLE:
+        reach = 1
+        for decay in self._decays:
+            if reach >= states.shape[1]:
+                break
             states[:, reach:] += states[:, :-reach] @ decay
-            reach, decay = 2 * reach, decay @ decay
+            reach *= 2
         self._state = np.where(np.abs(states[:, -1]) < NEGLIGIBLE, 0, states[:, -1])  # denormals are slow
         return states[:, :-1]
+
+
+@lru_cache(maxsize=64)  # they are the same for all sounds of a rate, and short sounds are many
+def _products(rate_hz: int, row_frames: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """What rows and states are multiplied by, see _KWeighting: `gather` (row, state); `respond` with `observe` below it,
+    (row + state, row); and `decay` to the powers 1, 2, 4 and so on, as far as anything is left of a state by then."""
+    advance, enter, leave, through = _state_space(rate_hz)
+    powers = [np.eye(STATES)]
+    for _ in range(row_frames):
+        powers.append(advance @ powers[-1])
+    observe = np.stack([leave @ power for power in powers[:-1]], 1)
+    gather = np.stack([power @ enter for power in reversed(powers[:-1])])
+    response = np.array([through, *(leave @ power @ enter for power in powers[: row_frames - 1])])
+    lag = np.arange(row_frames) - np.arange(row_frames)[:, None]
+    respond = np.where(lag >= 0, response[np.maximum(lag, 0)], 0)
+    decays, decay = [], powers[-1].T
+    while np.abs(decay).max() > NEGLIGIBLE:
+        decays.append(decay)
+        decay = decay @ decay
+    return gather, np.concatenate([respond, observe]), tuple(decays)
 
 
 def _state_space(rate_hz: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
