@@ -59,6 +59,8 @@ def caption_part(text: str) -> Part:
 
 def is_lyrics(text: str) -> bool:
     """Whether a text has the marks of lyrics on several of its lines."""
+    if "\n" not in text.strip():  # nearly every caption is one line
+        return False
     return any(len(pattern.findall(text)) >= _FEWEST_MARKERS for pattern in (_MARKER, _TIMED_LINE))
 
 

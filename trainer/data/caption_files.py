@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import stat
 from typing import Literal
 
@@ -15,6 +16,8 @@ CAPTION_CHARACTERS = 2_000
 CAPTION_BYTES = 1 << 20  # a longer file is no caption, and is not read to its end
 # No text holds these control characters; 9 to 13 and 133 are white space.
 CONTROLS = frozenset(map(chr, (*range(9), *range(14, 32), *range(127, 160)))) - {"\x85"}
+_HALVES = re.compile("[\ud800-\udfff]")
+_FIRST_READ = 4096  # bytes of a file that is asked for first where it says that it has fewer
 
 
 class CaptionFault(Exception):
@@ -59,13 +62,26 @@ def read_text(path: str, most_bytes: int) -> tuple[str, str]:
 def read_bytes(path: str, most_bytes: int) -> bytes:
     """The first bytes of a file. Raises CaptionFault for what is no regular file or cannot be read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # before opening it, which waits for ever on a pipe
             raise CaptionFault("caption unreadable", "is no regular file: write a text file in its place")
-        with open(path, "rb") as file:
-            return file.read(most_bytes)
+        descriptor = os.open(path, os.O_RDONLY)  # a file object for each of many small files takes longer than reading
+        try:
+            return _first_bytes(descriptor, most_bytes, max(_FIRST_READ, status.st_size + 1))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         detail = f"cannot be read ({error.strerror}): check its rights"
         raise CaptionFault("caption unreadable", detail) from error
+
+
+def _first_bytes(descriptor: int, most_bytes: int, expected_bytes: int) -> bytes:
+    """Up to `most_bytes` of an open file, asked for in pieces of `expected_bytes`, whose room is taken at once."""
+    pieces, left = [], most_bytes
+    while left and (piece := os.read(descriptor, min(left, expected_bytes))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def caption_of(text: str, *, lines: bool = False) -> tuple[str | None, str]:
@@ -75,7 +91,7 @@ def caption_of(text: str, *, lines: bool = False) -> tuple[str | None, str]:
     """
     if CONTROLS.intersection(text):
         raise CaptionFault("caption unreadable", "holds NUL or control characters: save it as UTF-8 text")
-    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON may hold such
+    if not text.isascii() and _HALVES.search(text):  # JSON may hold such
         raise CaptionFault("caption unreadable", "holds halves of characters (surrogates): write it anew")
     part = caption_part(text)
     if part.text is None:

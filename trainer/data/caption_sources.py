@@ -88,7 +88,8 @@ class CaptionReader:
             return Fate(path=display(sound.name), fate="no caption", detail=self._advice(sound, missed))
         is_plain = found.source == display(sound.caption_name) and sound.is_plain
         remarks = ("" if is_plain else f"caption from {found.source}", found.remark, missed)
-        return replace(found, remark="; ".join(filter(None, remarks)))
+        remark = "; ".join(filter(None, remarks))
+        return found if remark == found.remark else replace(found, remark=remark)
 
     def caption_of_row(self, row: TableRow) -> Caption | Fate:
         """The caption of a row of a table: the source "metadata" is what the row itself says."""

@@ -109,6 +109,8 @@ def _read_report(path: Path) -> dict[str, tuple[str, str]]:
 
 def display(path: str | os.PathLike[str]) -> str:
     """A file's name as one printable line: a byte that is no UTF-8 is shown as \\xff, a line break as \\n."""
+    if isinstance(path, str) and path.isascii() and path.isprintable():  # it is called several times for each file
+        return path
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     if text.isprintable():  # nearly always, and much quicker than looking at each character
         return text

@@ -13,20 +13,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.data.fates import Fate, FateKind, display
-from trainer.data.sound_kind import SOUND_SUFFIXES, is_sound_file
+from trainer.data.sound_kind import OTHER_SUFFIXES, SOUND_SUFFIXES, is_sound_file
 
 JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # what macOS and Windows leave behind
 
 
 # What a sync tool leaves in place of a file that it keeps elsewhere: the file's own name stands in the first group.
-PLACEHOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\.(.+)\.icloud"), "kept in iCloud alone: in Finder, Download Now, or `brctl download` its folder"),
-    (re.compile(r"(.+)\.(?:nextcloud|owncloud)"), "a placeholder of Nextcloud or ownCloud: make it available locally"),
-    (re.compile(r"(.+)\.cloudf?"), "a placeholder of odrive: sync it"),
-    (re.compile(r"(.+)\.rsls"), "a placeholder of Resilio Sync: sync it to this device"),
-    (re.compile(r"[.~]syncthing[.~](.+)\.tmp"), "being copied by Syncthing: wait until it is done"),
-    (re.compile(r"(.+)\.(?:crdownload|part|partial|download|!sync)"), "an unfinished download: fetch it again"),
+# Each is what the name begins with, how it ends, and why the file is not here.
+PLACEHOLDERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (r"\.(.+)", (".icloud",), "kept in iCloud alone: in Finder, Download Now, or `brctl download` its folder"),
+    (r"(.+)", (".nextcloud", ".owncloud"), "a placeholder of Nextcloud or ownCloud: make it available locally"),
+    (r"(.+)", (".cloud", ".cloudf"), "a placeholder of odrive: sync it"),
+    (r"(.+)", (".rsls",), "a placeholder of Resilio Sync: sync it to this device"),
+    (r"[.~]syncthing[.~](.+)", (".tmp",), "being copied by Syncthing: wait until it is done"),
+    (
+        r"(.+)", (".crdownload", ".part", ".partial", ".download", ".!sync"),
+        "an unfinished download: fetch it again",
+    ),
 )
+_PLACEHOLDERS = tuple((re.compile(start + f"(?:{'|'.join(map(re.escape, ends))})"), why)
+                      for start, ends, why in PLACEHOLDERS)
+_PLACEHOLDER_ENDS = tuple(end for _, ends, _ in PLACEHOLDERS for end in ends)
 GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hold a link and no text
 
 
@@ -151,12 +158,13 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
 
     prefix  the folder's name below the root, with a slash behind it; "" for the root itself
     """
+    suffixes = {name: _suffix(name) for name in names}
     visible = [name for name in names if not _is_junk(name)]
-    sounds = [name for name in visible if _is_sound(folder, name)]
-    texts = [name for name in visible if _suffix(name) == ".txt"]
+    sounds = [name for name in visible if _is_sound(folder, name, suffixes[name])]
+    texts = [name for name in visible if suffixes[name] == ".txt"]
     elsewhere = {loose(real): why for real, why in map(_placeholder, names) if why}
     caption_of = _captions(sounds, texts)
-    json_of = _captions(sounds, [name for name in visible if _suffix(name) == ".json"], plain_only=True)
+    json_of = _captions(sounds, [name for name in visible if suffixes[name] == ".json"], plain_only=True)
     taken = {*caption_of.values(), *json_of.values()}
     for name in sounds:
         caption_name, json_name = caption_of.get(name, ""), json_of.get(name, "")
@@ -165,9 +173,12 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
             name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why,
             json_name=json_name and prefix + json_name,
         )
-    is_sound, owners = set(sounds), {loose(key) for name in sounds for key in (stem(name), name)}
-    for name in names:
-        shown, suffix = display(prefix + name), _suffix(name)
+    in_use = taken.union(sounds)
+    others = [name for name in names if name not in in_use]
+    is_any_text = any(suffixes[name] == ".txt" for name in others)
+    owners = {loose(key) for name in sounds for key in (stem(name), name)} if is_any_text else set()
+    for name in others:
+        shown, suffix = display(prefix + name), suffixes[name]
         real, why = _placeholder(name)
         if why and is_metadata(real):
             yield MetadataFile(name=prefix + name, elsewhere=why)
@@ -176,18 +187,20 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
             yield Fate(path=shown, fate=kind, detail=f"{display(real)} is {why}")
         elif _is_junk(name):
             yield Fate(path=shown, fate="ignored", detail="hidden or system file")
-        elif suffix == ".txt" and name not in taken:
+        elif suffix == ".txt":
             yield _fate_of_text(name, shown, owners, taken)
         elif (suffix == ".csv" or is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):
             yield MetadataFile(name=prefix + name)
-        elif name not in is_sound and suffix != ".txt" and name not in taken:
+        else:
             lost = _leads_nowhere(os.path.join(folder, name))
             yield Fate(path=shown, fate="ignored", detail=lost or NEITHER)
 
 
-def _is_sound(folder: str, name: str) -> bool:
+def _is_sound(folder: str, name: str, suffix: str) -> bool:
     """Whether a file is to be read as a sound. What a sync tool keeps elsewhere is none."""
-    return not _placeholder(name)[1] and is_sound_file(os.path.join(folder, name), _suffix(name))
+    if suffix in SOUND_SUFFIXES or suffix in OTHER_SUFFIXES:  # no placeholder ends as a sound does
+        return suffix in SOUND_SUFFIXES
+    return not _placeholder(name)[1] and is_sound_file(os.path.join(folder, name), suffix)
 
 
 def _fate_of_text(name: str, shown: str, owners: set[str], taken: set[str]) -> Fate:
@@ -211,16 +224,20 @@ def _captions(sounds: list[str], texts: list[str], *, plain_only: bool = False) 
 
     A name that differs in case, or in how accents are stored, will do where no sound has just that name.
     """
+    if not texts:
+        return {}
     exact = {stem(name): name for name in texts}  # sorted, so x.txt wins over x.TXT
-    owned = {key for name in sounds for key in (stem(name), name)}
-    loosely = {loose(stem(name)): name for name in texts if stem(name) not in owned}
-    stems = {stem(name) for name in sounds}
+    stems = {name: stem(name) for name in sounds}
+    owned = {*stems.values(), *sounds}
+    loosely = {loose(own): name for name in texts if (own := stem(name)) not in owned}
+    stems_alone = set(stems.values())
     found = {}
-    for name in sounds:
+    for name, own in stems.items():
         # song.caption.txt is that of song.caption.wav, if there is one
-        marked = None if plain_only else loosely.get(loose(stem(name)) + CAPTION_END)
-        full = exact.get(name) if name not in stems else None  # song.wav.txt is that of song.wav.wav, if there is one
-        plain = exact.get(stem(name)) or full or loosely.get(loose(stem(name))) or loosely.get(loose(name))
+        marked = None if plain_only or not loosely else loosely.get(loose(own) + CAPTION_END)
+        # song.wav.txt is that of song.wav.wav, if there is one
+        full = exact.get(name) if name not in stems_alone else None
+        plain = exact.get(own) or full or loosely.get(loose(own)) or loosely.get(loose(name))
         if caption := marked or plain:
             found[name] = caption
     return found
@@ -240,7 +257,9 @@ def _leads_nowhere(path: str) -> str:
 
 def _placeholder(name: str) -> tuple[str, str]:
     """The name of the file for which `name` stands, and why that is not here; ("", "") for any other name."""
-    for pattern, why in PLACEHOLDERS:
+    if not name.endswith(_PLACEHOLDER_ENDS):
+        return "", ""
+    for pattern, why in _PLACEHOLDERS:
         if match := pattern.fullmatch(name):
             return match[1], why
     return "", ""
@@ -268,7 +287,7 @@ def _suffix(name: str) -> str:
 
 def loose(name: str) -> str:
     """A name as macOS and Windows compare names: accents are composed with their letter, and case is ignored."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_junk(name: str) -> bool:

@@ -128,8 +128,8 @@ class _KWeighting:
 
 @lru_cache(maxsize=64)  # they are the same for all sounds of a rate, and short sounds are many
 def _products(rate_hz: int, row_frames: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """What rows and states are multiplied by, see _KWeighting: `gather` (row, state); `respond` with `observe` below it,
-    (row + state, row); and `decay` to the powers 1, 2, 4 and so on, as far as anything is left of a state by then."""
+    """What rows and states are multiplied by, see _KWeighting: `gather` (row, state); `respond` with `observe` below
+    it, (row + state, row); `decay` to the powers 1, 2, 4 and so on, as far as anything is left of a state by then."""
     advance, enter, leave, through = _state_space(rate_hz)
     powers = [np.eye(STATES)]
     for _ in range(row_frames):

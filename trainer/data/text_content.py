@@ -82,6 +82,8 @@ def why_no_sound(head: bytes) -> str | None:
 
 def _is_page(text: str) -> bool:
     """Whether a text is HTML. One tag makes no page: a placeholder may be <body>, and programs write <CAPTION>."""
+    if "<" not in text:
+        return False
     return bool(_DOCTYPE.match(text)) or len({tag.lower() for tag in _PAGE_TAGS.findall(text)}) > 1
 
 
