@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.audio_files import noise
+from trainer.data import loudness
 from trainer.data.levels import CLIPPED, SILENCE, LevelMeter, Levels
 from trainer.data.loudness import _coefficients
 
@@ -218,3 +219,11 @@ def test_an_hour_of_sound_takes_a_number_per_100_ms():
         assert held_after(360) - early < 36_000 * 8 * 1.2 + 10_000  # an array grows by an eighth at a time
     finally:
         tracemalloc.stop()
+
+
+def test_what_the_loudness_filter_multiplies_by_is_made_once_for_all_sounds_of_a_rate() -> None:
+    made = [function.cache_info().misses for function in (loudness._products, loudness._shape_of_pieces)]
+    for _ in range(5):
+        LevelMeter(31_313, 2).add(np.zeros((20, 2), np.float32))
+    made_now = [function.cache_info().misses for function in (loudness._products, loudness._shape_of_pieces)]
+    assert made_now == [count + 1 for count in made]

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from tests.audio_files import noise, write_clip, write_sparse_hours
+from tests.opens import counted_opens
 from trainer.data import audio, audio_facts, manifest
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, changed_since, summary, write_report
@@ -185,6 +186,33 @@ def test_unchanged_files_are_not_read_again_unless_asked(tmp_path: Path) -> None
     os.utime(other, ns=(0, 0))
     other.write_bytes(b"#" * other.stat().st_size)
     assert fates(scan(tmp_path / "data")) == {"a.wav": "unreadable", "b.wav": "unreadable", "bad.wav": "used"}
+
+
+def test_a_second_scan_opens_each_caption_once_and_asks_once_what_each_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "music"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(12):
+        write_clip((folder / "sub" if number % 2 else folder) / f"{number}.wav", "slow rock", seed=number)
+    first = scan(folder, tmp_path / "facts")
+    files = [str(path) for path in folder.rglob("*.*")]
+    asked: Counter[str] = Counter()
+    listed: Counter[str] = Counter()
+    for counts, function in ((asked, "stat"), (asked, "lstat"), (listed, "scandir")):
+        real = getattr(os, function)
+        monkeypatch.setattr(
+            os, function,
+            lambda path, counts=counts, real=real, **more: (counts.update([os.fsdecode(path)]), real(path, **more))[1],
+        )
+    with counted_opens(folder) as opened, counted_opens(folder / "sub") as opened_below:
+        again = scan(folder, tmp_path / "facts")
+    assert again == first
+    assert len(files) == 24 and {path: asked[path] for path in files} == dict.fromkeys(files, 1)
+    opened.pop("sub")  # to list it
+    assert {**opened, **opened_below} == {f"{number}.txt": 1 for number in range(12)}
+    # For tables, and for sounds; the folder itself also to see whether it can be listed.
+    assert listed == {str(folder): 3, str(folder / "sub"): 2}
 
 
 def test_captions_and_limits_are_looked_at_anew_every_time(tmp_path: Path) -> None:

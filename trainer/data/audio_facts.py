@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -30,10 +30,13 @@ VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
 THREADS = 4
 BAR_AFTER_SECONDS = 2.0
+Stamp = tuple[int, int]  # a file's size in bytes and modification time in ns, by which a change is noticed
+NOTHING_SEEN: Mapping[str, Stamp] = {}
 
 
 def inspect_all(
-    paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True
+    paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True,
+    seen: Mapping[str, Stamp] = NOTHING_SEEN,
 ) -> dict[str, AudioFacts | AudioFault]:
     """What `inspect` returns or raises for each absolute path, or other reference to a sound (trainer/data/places.py,
     by os.fsdecode), found by a few threads.
@@ -41,14 +44,16 @@ def inspect_all(
     It is kept in a file in `facts_folder`, under the path, size and modification time of each sound, which are those of
     the table for one in a row: an unchanged one is not read again unless `rehash`, or unless it was judged by
     an older VERSION. Raises StorageError if something new cannot be kept there.
+
+    seen  size and modification time of those that were looked at just now, by path: they are not asked for again
     """
     known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
-    stamps: dict[str, tuple[int, int]] = {}
+    stamps: dict[str, Stamp] = {}
     stamp_of_file = lru_cache(maxsize=64)(_stamp)  # the rows of a table stand one behind the other
     for path in dict.fromkeys(paths):
         try:
-            stamp = stamp_of_file(file_of(os.fsencode(path)))
+            stamp = seen.get(path) or stamp_of_file(file_of(os.fsencode(path)))
         except OSError as error:
             results[path] = unreadable(error)
             continue
@@ -69,11 +74,11 @@ def inspect_all(
 
 
 # By path: a file's size in bytes and modification time in ns when it was inspected, and what `inspect` said.
-_Known = dict[str, tuple[tuple[int, int], AudioFacts | AudioFault]]
+_Known = dict[str, tuple[Stamp, AudioFacts | AudioFault]]
 
 
 def _inspect_new(
-    stamps: dict[str, tuple[int, int]], known: _Known, results: dict[str, AudioFacts | AudioFault],
+    stamps: dict[str, Stamp], known: _Known, results: dict[str, AudioFacts | AudioFault],
     save: Callable[[], None], show_progress: bool,
 ) -> None:
     """Inspect the files of `stamps`, and put what was found into `results` and `known`.
@@ -109,9 +114,12 @@ def _inspect_new(
         save()
 
 
-def _stamp(path: bytes) -> tuple[int, int]:
-    """The file's size in bytes and modification time in ns."""
-    status = os.stat(path)
+def _stamp(path: bytes) -> Stamp:
+    return stamp_of(os.stat(path))
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Size and modification time of a file that was looked at."""
     return status.st_size, status.st_mtime_ns
 
 

@@ -118,6 +118,6 @@ def decode(raw: bytes, *, cut: bool = False) -> tuple[str, str]:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16"), "caption read as UTF-16"
     try:
-        return raw.decode("utf-8-sig"), ""
+        return raw.removeprefix(codecs.BOM_UTF8).decode(), ""  # as "utf-8-sig", which is not done in C
     except UnicodeDecodeError:
         return raw.decode("cp1252"), "caption is not UTF-8, read as Latin-1 (Windows-1252)"

@@ -86,7 +86,7 @@ class CaptionReader:
             found = Caption(text=caption_of(settings.default)[0], source="--default_caption")
         if found is None:
             return Fate(path=display(sound.name), fate="no caption", detail=self._advice(sound, missed))
-        is_plain = found.source == display(sound.caption_name) and sound.is_plain
+        is_plain = bool(sound.caption_name) and found.source == display(sound.caption_name) and sound.is_plain
         remarks = ("" if is_plain else f"caption from {found.source}", found.remark, missed)
         remark = "; ".join(filter(None, remarks))
         return found if remark == found.remark else replace(found, remark=remark)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.data.audio import AudioFacts
-from trainer.data.audio_facts import inspect_all
+from trainer.data.audio_facts import Stamp, inspect_all, stamp_of
 from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import Caption, CaptionReader
@@ -134,7 +134,8 @@ def look(
     fates += reader.fates()
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
     learnt = inspect_all(
-        [candidate.path for candidate in candidates], facts_folder, rehash=rehash, show_progress=show_progress
+        [candidate.path for candidate in candidates], facts_folder, rehash=rehash, show_progress=show_progress,
+        seen={candidate.path: candidate.stamp for candidate in candidates if candidate.stamp},
     )
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
@@ -158,13 +159,15 @@ def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
 class _Candidate:
     """A regular sound file, or a row of a table, whose caption, or its absence, is in order.
 
-    path  the reference to its sound (trainer/data/places.py), by os.fsdecode: of a file its absolute path
+    path   the reference to its sound (trainer/data/places.py), by os.fsdecode: of a file its absolute path
+    stamp  size and modification time of a file; of a row None
     """
 
     name: str
     path: str
     size_bytes: int
     caption: Caption
+    stamp: Stamp | None = None
 
 
 def check_folder(root: str) -> None:
@@ -217,7 +220,8 @@ def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | F
     caption = reader.caption_of(sound)
     if isinstance(caption, Fate):
         return caption
-    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption)
+    stamp = stamp_of(status)
+    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, stamp=stamp)
 
 
 def _is_annexed(path: str) -> bool:
