@@ -151,7 +151,7 @@ def check(request: Request) -> int:
         report.write(folders, settings_of_report, request.report_folder, load_tokenizer=load_tokenizer)
     except OSError as error:
         raise StorageError(f"the page {page} cannot be written ({error.strerror}): give another --report") from error
-    print(fates.summary(all_fates))
+    print(fates.summary(all_fates, rest=f"named in {request.report_folder / fates.REPORT}"))
     print(findings_in_words(request.report_folder / report.FIGURES))
     print(f"the page with all of it: {page}")
     return exit_code_of(folders, strict=request.strict)

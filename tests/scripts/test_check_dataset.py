@@ -50,9 +50,13 @@ def test_a_file_left_out_is_a_failure_with_strict_alone(music: Path) -> None:
     assert check_dataset.main([str(music), "--strict"]) == EXIT_DONE
 
 
-def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path) -> None:
+def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (music / "arcade_meadow.txt").unlink()
+    for number in range(12):
+        shutil.copy(music / "arcade_meadow.wav", music / f"{number}.wav")
     assert check_dataset.main([str(music), "--report", "elsewhere"]) == EXIT_DATA
+    said = capsys.readouterr().out
+    assert "and 3 more, named in elsewhere/dataset.csv\n" in said and "python scripts/caption.py" in said
     assert "No clip can be trained on" in (music.parent / "elsewhere/dataset.html").read_text()
     assert check_dataset.main([str(music), "--no_label", "1"]) == EXIT_DONE
 

@@ -17,7 +17,7 @@ from trainer.data import cache, manifest, music_fields, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.captions import LINE, first_caption, texts_of, with_placeholder
-from trainer.data.fates import Fate, display, summary
+from trainer.data.fates import BY_CHECKING, IN_THE_REPORT, Fate, display, summary
 from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
@@ -121,9 +121,9 @@ class Dataset:
         """How many clips are trained on."""
         return len(self.train.captions)
 
-    def describe(self) -> str:
-        """What became of the files, for the console."""
-        return "\n".join(filter(None, (summary(self.fates), unknown_words.message(self.unread), self.remark)))
+    def describe(self, rest: str = IN_THE_REPORT) -> str:
+        """What became of the files, for the console; `rest` is where the others are named."""
+        return "\n".join(filter(None, (summary(self.fates, rest=rest), unknown_words.message(self.unread), self.remark)))
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -246,7 +246,7 @@ def _encoded(
         new_fates[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(new_fates.get(fate.path, fate) for fate in scanned.fates)
     if not has_frames.any():
-        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
+        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates, rest=BY_CHECKING)}")
     clips = _rows(clips, has_frames)
     folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
     return _with_unknown_words(settings, source, peers, clips, folder_now)
