@@ -101,6 +101,19 @@ def test_rows_of_a_table_are_on_the_page_without_links_and_play_from_excerpts(mu
     assert set(page.data["excerpts"]) == {"0.wav", "1.wav", "2.wav"}
 
 
+def test_a_prepared_folder_is_refused_with_what_to_look_at(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("prepared.json", "clips.parquet"):
+        (music / name).write_text("{}")
+    assert check_dataset.main([str(music)]) == EXIT_USAGE
+    assert "is a prepared folder" in (said := capsys.readouterr().err) and "look at the folder of music" in said
+
+
+def test_help_fits_a_terminal_and_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset.main(["--help"]) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 120 and "--caption_template" in said and "dataset_path" not in said
+
+
 def test_a_data_set_of_the_hub_is_refused_with_both_readings(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_dataset.main(["user/name"]) == EXIT_USAGE
     said = capsys.readouterr().err

@@ -123,7 +123,8 @@ class Dataset:
 
     def describe(self, rest: str = IN_THE_REPORT) -> str:
         """What became of the files, for the console; `rest` is where the others are named."""
-        return "\n".join(filter(None, (summary(self.fates, rest=rest), unknown_words.message(self.unread), self.remark)))
+        files = summary(self.fates, rest=rest)
+        return "\n".join(filter(None, (files, unknown_words.message(self.unread), self.remark)))
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.data.caption_files import LIKE_LYRICS
 from trainer.report.figures import LONGEST_TOKENS
 from trainer.report.rows import Row
 
@@ -55,6 +56,9 @@ RULES: tuple[_Rule, ...] = (
     ("near", "harms", "Same sound as another clip",
      "They are trained on twice. Equal sound at another gain, rate or format was found: keep the best of each group.",
      lambda row: row.near is not None and not row.leak),
+    ("sung", "harms", "Captions that look like lyrics",
+     "They are used as they are. Name lyrics song.lyrics.txt, and write what the music is into song.caption.txt.",
+     lambda row: LIKE_LYRICS in row.detail),
     ("long", "harms", f"Captions of more than {LONGEST_TOKENS} tokens",
      "T5 was trained on shorter texts: shorten them.",
      lambda row: (row.tokens or 0) > LONGEST_TOKENS),
