@@ -13,6 +13,10 @@ from trainer.report.rows import Row
 MODEL_RATE_HZ = 32_000
 CLIPPED_SHARE, SILENT_SHARE, QUIET_LUFS, EDGE_SECONDS, FEW_WORDS = 0.001, 0.5, -35.0, 2.0, 2
 SHOWN = 5
+MANY = (
+    ". Of many files: python scripts/caption.py drafts captions from tags and names, --caption_template makes them of"
+    " these, --default_caption gives all the same"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,6 @@ def _left_out(rows: Sequence[Row]) -> list[Finding]:
     for fate, group in by_fate.items():
         severity = "look" if fate in ("duplicate", "no audio") else "loses"
         if fate not in ("used", "ignored"):
-            advice = f"For example {group[0].path}: {group[0].detail}"
+            advice = f"For example {group[0].path}: {group[0].detail}{MANY if fate == 'no caption' else ''}"
             found += _finding(f"fate:{fate}", severity, f"Left out: {fate}", advice, group)
     return found
