@@ -20,6 +20,7 @@ from captioning.record import Record
 
 from trainer.data import caption_template
 from trainer.data.audio import AudioFault
+from trainer.data.caption_files import LYRICS_ALONE
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import CaptionReader
 from trainer.data.fates import Fate, display
@@ -89,7 +90,7 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
         for sound, captioned in sounds_of(root):
             target = target_of(root, sound.name)
             mine = record.is_unchanged_draft(target)
-            if not (mine and flags.overwrite) and (captioned or has_caption(root, sound.name, sound.caption_name)):
+            if not (mine and flags.overwrite) and captioned:
                 counts[CAPTIONED] += 1
                 continue
             try:
@@ -112,7 +113,7 @@ def draft_all(flags: argparse.Namespace) -> Counter[str]:
 
 
 def sounds_of(root: Path) -> Iterator[tuple[Sound, bool]]:
-    """The sound files below `root` that the trainer reads, and whether it finds a caption for each, or a broken one.
+    """The sound files below `root` that the trainer reads, and whether each has a caption, or a broken one.
 
     What else looks like sound is named.
     """
@@ -121,7 +122,11 @@ def sounds_of(root: Path) -> Iterator[tuple[Sound, bool]]:
     for item in found:
         if isinstance(item, Sound):
             caption = reader.caption_of(item)
-            yield item, not (isinstance(caption, Fate) and caption.fate == "no caption")
+            if isinstance(caption, Fate) and LYRICS_ALONE in caption.detail:
+                yield item, os.path.lexists(target_of(root, item.name))
+                continue
+            has_none = isinstance(caption, Fate) and caption.fate == "no caption"
+            yield item, not has_none or has_caption(root, item.name, item.caption_name)
         elif isinstance(item, Fate) and item.fate in ("unsupported format", "unreadable"):
             print(f"{item.path}\n    skipped: {item.detail}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,8 @@ figures) and dataset.html (a page that shows them and plays the sounds). Nothing
   --strict         exit code {EXIT_FAILED} where any sound file is left out
   --config FILE    the file of flags of a run
 
-and of launch.py's flags, which mean the same here: {{flags}}.
+and of launch.py's flags (docs/flags.md), which mean the same here:
+{{flags}}.
 
 Exit codes: 0 fine, {EXIT_DATA} no clip can be trained on, {EXIT_FAILED} with --strict, 2 a flag that cannot work,
 4 a folder that cannot be written."""
@@ -63,7 +65,9 @@ class Request:
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     if any(argument in ("--help", "-h") for argument in argv):
-        print(HELP.format(flags=", ".join(f"--{name}" for name in sorted(_allowed()))))
+        names = ", ".join(f"--{name}" for name in sorted(_allowed() - {"dataset_path"}))
+        flags = textwrap.fill(names, 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        print(HELP.format(flags=flags))
         return EXIT_DONE
     try:
         return check(read_request(argv))
@@ -133,8 +137,14 @@ def _outside(report_folder: Path, texts: dict[str, str]) -> str:
 def check(request: Request) -> int:
     """Scan, write the three files and say what is there; returns the exit code."""
     from trainer import wiring
+    from trainer.data import prepared
 
     config = request.config
+    if prepared.is_prepared(Path(config.dataset_path)):
+        raise ConfigError(
+            f"{config.dataset_path} is a prepared folder, which holds no sound files: look at the folder of music that"
+            " it was made of"
+        )
     folders = [_scanned(config, Path(config.dataset_path), wiring.table_settings(config))]
     if config.validation_folder is not None:
         folders.append(_scanned(config, Path(config.validation_folder), wiring.validation_tables(config)))
@@ -151,7 +161,7 @@ def check(request: Request) -> int:
         report.write(folders, settings_of_report, request.report_folder, load_tokenizer=load_tokenizer)
     except OSError as error:
         raise StorageError(f"the page {page} cannot be written ({error.strerror}): give another --report") from error
-    print(fates.summary(all_fates))
+    print(fates.summary(all_fates, rest=f"named in {request.report_folder / fates.REPORT}"))
     print(findings_in_words(request.report_folder / report.FIGURES))
     print(f"the page with all of it: {page}")
     return exit_code_of(folders, strict=request.strict)

@@ -109,6 +109,7 @@ def config_of(flags: argparse.Namespace) -> Config:
 def prepare(flags: argparse.Namespace, config: Config) -> None:
     """Encode the music into the cache, and write what a run needs of it into --output."""
     from trainer.data import dataset, prepared, prepared_writing
+    from trainer.data.fates import BY_CHECKING
     from trainer.data.manifest import check_folder
     from trainer.data.prepared_upload import push
     from trainer.evaluation.generation import device_of
@@ -124,7 +125,7 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     source, wanted, device = open_model(config.model_id), data_settings(config), device_of(config.device)
     prepared_writing.reuse(output, wanted, source)
     data = dataset.prepare(wanted, source, device)
-    print(data.describe())
+    print(data.describe(rest=BY_CHECKING))
     written = prepared_writing.write(output, data, wanted, source, anonymous=flags.anonymous)
     about = written.prepared.about
     print(

@@ -330,6 +330,14 @@ def test_no_usable_clip_is_an_error_that_counts_and_says_what_to_do(tmp_path: Pa
         assert phrase in str(caught.value)
 
 
+def test_where_no_clip_is_left_no_report_is_named_that_is_not_written(tmp_path: Path) -> None:
+    for seed in range(12):
+        write_clip(tmp_path / "data" / f"{seed}.wav", seed=seed)
+    with pytest.raises(DataError, match=r"and 2 more, named by python scripts/check_dataset\.py") as caught:
+        scan(tmp_path / "data")
+    assert "dataset.csv" not in str(caught.value)
+
+
 def test_an_empty_folder_is_an_error_that_says_what_to_put_there(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=r"no files.*\.wav.*\.txt"):

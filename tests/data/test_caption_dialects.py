@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data.caption_dialects import Part, caption_part
-from trainer.data.caption_files import CaptionFault, caption_of
+from trainer.data.caption_files import LIKE_LYRICS, CaptionFault, caption_of
 
 SIDE_STEP = "caption: Slow piano: sad,\n  and wide\ngenre: ambient\nbpm: 90\nlyrics:\n[Verse]\nla la\n\n[Chorus]\nlo lo"
 AI_TOOLKIT = "<CAPTION>\nslow piano\n</CAPTION>\n<LYRICS>\n[Verse]\nla\n[Chorus]\nlo\n</LYRICS>\n<BPM>90</BPM>"
@@ -74,6 +74,19 @@ def test_lyrics_alone_are_refused_with_what_to_do(text: str) -> None:
     with pytest.raises(CaptionFault, match=r"is lyrics and no caption.*\.caption\.txt") as caught:
         caption_of(text)
     assert caught.value.fate == "caption unreadable"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [
+        ("la la\nlo lo\n\nli li\nlu lu", True), ("la\nlo\nli", False), ("Genre: rock\nMood: dark\nBPM\nKey", False),
+        ("- slow\n- dark\n- piano\n- rain", False), ("\n".join(["long " * 13] * 5), False),
+    ],
+)  # fmt: skip
+def test_short_lines_of_words_are_told_as_a_song_s_and_still_used(text: str, is_told: bool) -> None:
+    caption, remark = caption_of(text)
+    assert caption == " ".join(text.split()) and (LIKE_LYRICS in remark) == is_told
+    assert LIKE_LYRICS not in caption_of(text, lines=True)[1]
 
 
 def test_each_line_of_the_caption_part_alone_is_a_caption() -> None:

@@ -113,6 +113,74 @@ def test_a_plain_folder_has_its_captions_and_fates_as_before(tmp_path: Path) -> 
     assert rows_of(found) == {"a.wav": ("slow rock", "a.txt"), "b.wav": (None, "b.wav.txt")}
 
 
+def test_where_a_text_is_lyrics_the_next_source_is_asked_and_the_report_says_so(tmp_path: Path) -> None:
+    table = "File,BPM,Key,Caption\n" + "".join(f"{name}.wav,90,C,slow\n" for name in "abcd")
+    sung = "we ride tonight\nall the way\n\nwe ride again\nuntil the day\n"
+    folder = folder_of(
+        tmp_path,
+        {"a.wav": None, "a.txt": LYRICS, "b.wav": None, "b.txt": "[Instrumental]\n", "c.wav": None, "c.txt": sung,
+         "d.wav": None, "d.txt": "its own\ncaption", "e.wav": None, "e.txt": LYRICS,
+         "e.json": json.dumps({"caption": "fast"}), "f.wav": None, "f.txt": sung, "g.wav": None, "g.txt": LYRICS,
+         "key_bpm.csv": table},
+    )  # fmt: skip
+    found, captions = fates_of(scan(folder)), {name: caption for name, (caption, _) in rows_of(scan(folder)).items()}
+    assert {name: captions.get(f"{name}.wav") for name in "abcdeg"} == {
+        "a": "slow", "b": "slow", "c": "slow", "d": "its own caption", "e": "fast", "g": None
+    }
+    assert found["a.wav"].detail == "caption from key_bpm.csv line 2; a.txt is lyrics, and not read"
+    assert found["c.wav"].detail == "caption from key_bpm.csv line 4; c.txt looks like lyrics, and is not read"
+    assert found["e.wav"].detail.startswith("caption from e.json; e.txt is lyrics, and not read")
+    assert captions["f.wav"] == " ".join(sung.split()) and "look like lyrics" in found["f.wav"].detail
+    assert found["g.wav"].fate == "caption unreadable" and "g.txt is lyrics" in found["g.wav"].detail
+    last = scan(folder, default="last")
+    assert rows_of(last)["g.wav"][0] == "last" and "g.txt is lyrics, and not read" in fates_of(last)["g.wav"].detail
+    assert rows_of(scan(folder, sources=("text",)))["c.wav"][0] == " ".join(sung.split())
+
+
+def test_a_text_of_another_program_beside_a_sound_is_told_the_name_that_is_read(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path,
+        {"a.wav": None, "a_prompt.txt": "slow", "a_lyrics.txt": "la la", "a-caption.txt": "slow", "b.wav": None,
+         "b.txt": "fast", "caption.txt": "for all", "c_lyrics.wav": None, "c_lyrics.txt": "about lyrics"},
+    )  # fmt: skip
+    found = fates_of(scan(folder))
+    for name in ("a_prompt.txt", "a-caption.txt"):
+        assert found[name].fate == "ignored" and found[name].detail.endswith("it is named a.caption.txt")
+    assert (found["a_lyrics.txt"].fate, found["a.wav"].fate) == ("ignored", "no caption")
+    assert "not trained on" in found["a_lyrics.txt"].detail
+    assert found["caption.txt"].fate == "no audio" and "--default_caption" in found["caption.txt"].detail
+    assert rows_of(scan(folder))["c_lyrics.wav"] == ("about lyrics", "c_lyrics.txt")
+
+
+def test_a_table_that_does_not_say_of_which_files_its_captions_are_says_what_it_lacks(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path,
+        {"a.wav": None, "a.txt": "a", "b.wav": None, "metadata.csv": "filename,description\nb.wav,slow\n",
+         "sub/c.wav": None, "sub/captions.csv": "ytid,caption\nc,slow\n", "sub/tempo.csv": "ytid,tempo\nc,90\n"},
+    )  # fmt: skip
+    found = fates_of(scan(folder))
+    lacks = "has no column file_name (its columns: filename, description)"
+    assert found["metadata.csv"].fate == "ignored"
+    assert found["metadata.csv"].detail.startswith(f"{lacks}: call the one that names the files so")
+    assert found["b.wav"].fate == "no caption"
+    assert found["b.wav"].detail.startswith(f"metadata.csv {lacks}: write b.txt")
+    assert found["sub/captions.csv"].detail.startswith("has no column file_name (its columns: ytid, caption)")
+    assert found["sub/c.wav"].detail.startswith("sub/captions.csv has no column file_name")
+    assert found["sub/tempo.csv"].detail == "neither a sound nor a caption"
+
+
+def test_a_row_without_the_folder_of_its_file_is_told_the_name_to_write(tmp_path: Path) -> None:
+    rows = "file_name,text\nb.wav,slow\nc.wav,fast\nd.wav,loud\n"
+    sounds = dict.fromkeys(["a.wav", "set/x/B.wav", "set/x/c.wav", "set/y/c.wav", "d.wav"])
+    folder = folder_of(tmp_path, {**sounds, "a.txt": "a", "set/metadata.csv": rows})
+    found = fates_of(scan(folder))
+    one, of_two, outside = (found[f"set/metadata.csv line {line}"] for line in (2, 3, 4))
+    assert {fate.fate for fate in (one, of_two, outside)} == {"no audio"}
+    assert one.detail == "names b.wav, which is not there: write x/B.wav, which is there"
+    for fate in (of_two, outside):
+        assert fate.detail.endswith("which is not there: add the file, or remove the row")
+
+
 def test_lyrics_are_never_a_caption(tmp_path: Path) -> None:
     folder = folder_of(
         tmp_path,

@@ -388,6 +388,19 @@ def test_the_summary_counts_all_and_shows_each_kind_left_out_before_a_second_of_
     assert shown[0] == "  short 0.wav: too short: use a longer take"
 
 
+def test_the_summary_shows_what_is_no_music_once_where_music_is_left_out_and_how_to_caption_it_without_a_text_each():
+    rows = [Fate(path=f"{number}.jpg", fate="ignored") for number in range(30)]
+    rows += [Fate(path=f"{number:02}.mp3", fate="no caption", detail="write it") for number in range(30)]
+    lines = summary(rows, rest="named elsewhere").splitlines()
+    shown = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and ": " in line]
+    assert shown == ["00.mp3", "0.jpg", *(f"{number:02}.mp3" for number in range(1, 9))]
+    assert "  and 50 more, named elsewhere" in lines
+    for way in ("scripts/caption.py", "--caption_template", "--default_caption", "--no_label 1"):
+        assert any(way in line for line in lines)
+        assert way not in summary(rows[:30])  # nothing there lacks a caption
+    assert len([line for line in summary(rows[:30]).splitlines() if ".jpg" in line]) == 10
+
+
 def test_importing_the_manifest_and_scanning_loads_no_torch(tmp_path: Path) -> None:
     write_clip(tmp_path / "data" / "a.wav", "a")
     program = (

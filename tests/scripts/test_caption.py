@@ -14,6 +14,7 @@ import soundfile
 from captioning.tempo_and_key import RATE_HZ
 
 from scripts.caption import main
+from tests.audio_files import write_clip
 from tests.scripts.test_tempo_and_key import loop
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,12 @@ def test_what_cannot_be_done_is_refused_with_its_exit_code(
     said = capsys.readouterr().err
     assert "{gendre}" in said and "missing cannot be opened" in said and "laion/clap-htsat-unfused" in said
     assert texts(folder) == {"known.txt": "my own words"}
+
+
+def test_a_sound_with_nothing_but_lyrics_beside_it_gets_a_draft(tmp_path: Path) -> None:
+    write_clip(tmp_path / "slow river.wav").with_suffix(".txt").write_text("[Verse]\nla la\n[Chorus]\nlo lo\n")
+    assert main([str(tmp_path)]) == 0
+    assert texts(tmp_path)["slow river.caption.txt"].strip() == "slow river"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

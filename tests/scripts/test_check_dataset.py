@@ -50,9 +50,15 @@ def test_a_file_left_out_is_a_failure_with_strict_alone(music: Path) -> None:
     assert check_dataset.main([str(music), "--strict"]) == EXIT_DONE
 
 
-def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path) -> None:
+def test_a_folder_without_a_clip_has_exit_code_3_and_a_page(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (music / "arcade_meadow.txt").unlink()
+    for number in range(12):
+        shutil.copy(music / "arcade_meadow.wav", music / f"{number}.wav")
     assert check_dataset.main([str(music), "--report", "elsewhere"]) == EXIT_DATA
+    said = capsys.readouterr().out
+    findings = json.loads((music.parent / "elsewhere/dataset.json").read_bytes())["mend_first"]
+    assert ["scripts/caption.py" in one["advice"] for one in findings if one["key"] == "fate:no caption"] == [True]
+    assert "and 3 more, named in elsewhere/dataset.csv\n" in said and "python scripts/caption.py" in said
     assert "No clip can be trained on" in (music.parent / "elsewhere/dataset.html").read_text()
     assert check_dataset.main([str(music), "--no_label", "1"]) == EXIT_DONE
 
@@ -95,6 +101,19 @@ def test_rows_of_a_table_are_on_the_page_without_links_and_play_from_excerpts(mu
     assert [row["link"] for row in rows] == [""] * 3 and values["figures"]["captions"]["sources"] == {"x.parquet": 3}
     page = Page((music.parent / "dataset_report/dataset.html").read_text())
     assert set(page.data["excerpts"]) == {"0.wav", "1.wav", "2.wav"}
+
+
+def test_a_prepared_folder_is_refused_with_what_to_look_at(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("prepared.json", "clips.parquet"):
+        (music / name).write_text("{}")
+    assert check_dataset.main([str(music)]) == EXIT_USAGE
+    assert "is a prepared folder" in (said := capsys.readouterr().err) and "look at the folder of music" in said
+
+
+def test_help_fits_a_terminal_and_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset.main(["--help"]) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 120 and "--caption_template" in said and "dataset_path" not in said
 
 
 def test_a_data_set_of_the_hub_is_refused_with_both_readings(music: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,8 +30,10 @@ _MARKER = re.compile(
     rf"^[^\S\n]*(?:\[\s*{_SECTIONS}\b[^\]\n]*\]|\(?{_SECTIONS}(?:\s*\d+)?\)?\s*:)[^\S\n]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_NO_LYRICS = re.compile(r"\s*\[instrumental\]\s*", re.IGNORECASE)  # what ACE-Step has in a file of lyrics then
 _TIMED_LINE = re.compile(r"^\s*\[\d{1,3}:\d\d(?:[.:]\d{1,3})?\]", re.MULTILINE)  # of .lrc files
 _FEWEST_MARKERS = 2
+_FEWEST_VERSES, _LONGEST_VERSE = 4, 60  # lines, and characters of each
 
 # Side-Step (ACE-Step 1.5): a field's name at the start of a line. A line without one goes on with the field before.
 _FIELD = re.compile(
@@ -58,10 +60,18 @@ def caption_part(text: str) -> Part:
 
 
 def is_lyrics(text: str) -> bool:
-    """Whether a text has the marks of lyrics on several of its lines."""
+    """Whether a text has the marks of lyrics on several of its lines, or says that there are none ([Instrumental])."""
     if "\n" not in text.strip():  # nearly every caption is one line
-        return False
+        return _NO_LYRICS.fullmatch(text) is not None
     return any(len(pattern.findall(text)) >= _FEWEST_MARKERS for pattern in (_MARKER, _TIMED_LINE))
+
+
+def is_like_lyrics(text: str) -> bool:
+    """Whether a text looks like a song's without having its marks: several lines, all short and of words alone."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < _FEWEST_VERSES or max(map(len, lines)) > _LONGEST_VERSE:
+        return False
+    return not any(":" in line or line.startswith(("-", "*", "#")) for line in lines)  # a list of what is known
 
 
 def _of_elements(text: str) -> Part | None:

@@ -8,12 +8,17 @@ import re
 import stat
 from typing import Literal
 
-from trainer.data.caption_dialects import caption_part
+from trainer.data.caption_dialects import caption_part, is_like_lyrics
 from trainer.data.captions import LINE
 from trainer.data.text_content import why_no_caption
 
 CAPTION_CHARACTERS = 2_000
 CAPTION_BYTES = 1 << 20  # a longer file is no caption, and is not read to its end
+LYRICS_ALONE = "is lyrics and no caption, and lyrics are not trained on"
+LIKE_LYRICS = (
+    "its short lines look like lyrics and are read as one caption: name lyrics song.lyrics.txt; --caption_lines 1"
+    " reads each line as a caption"
+)
 # No text holds these control characters; 9 to 13 and 133 are white space.
 CONTROLS = frozenset(map(chr, (*range(9), *range(14, 32), *range(127, 160)))) - {"\x85"}
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -27,6 +32,14 @@ class CaptionFault(Exception):
         super().__init__(detail)
         self.fate: Literal["caption unreadable", "caption too long"] = fate
         self.detail = detail
+
+    def of(self, place: str) -> CaptionFault:
+        """The same fault, of the same class, with the name of what is wrong before its detail."""
+        return type(self)(self.fate, f"{place} {self.detail}")
+
+
+class LyricsFault(CaptionFault):
+    """A text that is lyrics and no caption; its sound may have a caption elsewhere."""
 
 
 def read_caption(path: str, *, lines: bool = False) -> tuple[str | None, str]:
@@ -95,9 +108,9 @@ def caption_of(text: str, *, lines: bool = False) -> tuple[str | None, str]:
         raise CaptionFault("caption unreadable", "holds halves of characters (surrogates): write it anew")
     part = caption_part(text)
     if part.text is None:
-        raise CaptionFault(
-            "caption unreadable", "is lyrics and no caption, and lyrics are not trained on: write a caption into a"
-            " file of the same name that ends in .caption.txt"
+        raise LyricsFault(
+            "caption unreadable", f"{LYRICS_ALONE}: write a caption into a file of the same name that ends in"
+            " .caption.txt"
         )
     pieces = part.text.splitlines() if lines else [part.text]
     captions = [" ".join(piece.split()) for piece in pieces]
@@ -105,7 +118,8 @@ def caption_of(text: str, *, lines: bool = False) -> tuple[str | None, str]:
     if longest > CAPTION_CHARACTERS:
         detail = f"has {longest:,} characters: shorten it to {CAPTION_CHARACTERS:,} at most"
         raise CaptionFault("caption too long", detail)
-    return LINE.join(filter(None, captions)) or None, part.remark
+    remarks = part.remark, "" if lines or not is_like_lyrics(part.text) else LIKE_LYRICS
+    return LINE.join(filter(None, captions)) or None, "; ".join(filter(None, remarks))
 
 
 def decode(raw: bytes, *, cut: bool = False) -> tuple[str, str]:

@@ -30,12 +30,12 @@ class _Index:
     """A metadata file that was read: its rows by the sound's name below the root.
 
     fault     why it could not be read, or ""
-    is_table  whether it holds captions at all
+    lacks     what is said of a sound that has no row in it; "" for a file that nobody takes for captions
     """
 
     rows: dict[str, Found] = field(default_factory=dict)
     fault: str = ""
-    is_table: bool = False
+    lacks: str = ""
 
 
 class MetadataIndex:
@@ -51,6 +51,7 @@ class MetadataIndex:
         self._loose: dict[str, str] = {}
         for name in sorted(sounds, reverse=True):
             self._loose[loose(name)] = name
+        self._by_file_name: dict[str, list[str]] | None = None  # made where a row names what is not there
         self._read: dict[str, _Index] = {}
         self._fates: list[Fate] = []
 
@@ -67,10 +68,10 @@ class MetadataIndex:
                     raise CaptionFault("caption unreadable", f"{display(file.name)} {index.fault}")
         return None
 
-    def nearest(self, name: str) -> str:
-        """The nearest metadata file in which a row of this sound may stand; "" for none."""
+    def lacking(self, name: str) -> str:
+        """What the nearest metadata file lacks, as in "metadata.csv has no caption for it"; "" for none."""
         files = [file for folder in self._folders(name) for file in self._files[folder]]
-        return next((file.name for file in files if self._index(file).is_table), "")
+        return next((f"{display(file.name)} {lacks}" for file in files if (lacks := self._index(file).lacks)), "")
 
     def fates(self) -> list[Fate]:
         """What became of the metadata files, and of rows that are no caption of a sound."""
@@ -97,9 +98,9 @@ class MetadataIndex:
                 raise CaptionFault("caption unreadable", f"is {file.elsewhere}")
             table = read_table(os.path.join(self._root, file.name), self._column)
         except NoMetadataError as error:
-            detail = str(error) if file.is_metadata else file.unread
-            self._fates.append(Fate(path=shown, fate="ignored", detail=detail))
-            return _Index()
+            is_meant = file.is_metadata or error.has_captions
+            self._fates.append(Fate(path=shown, fate="ignored", detail=str(error) if is_meant else file.unread))
+            return _Index(lacks=error.reason if is_meant else "")
         except CaptionFault as fault:
             if not file.is_metadata:
                 self._fates.append(Fate(path=shown, fate="ignored", detail=file.unread))
@@ -110,7 +111,7 @@ class MetadataIndex:
         return self._rows(file, table)
 
     def _rows(self, file: MetadataFile, table: Table) -> _Index:
-        shown, index = display(file.name), _Index(is_table=True)
+        shown, index = display(file.name), _Index(lacks="has no caption for it")
         for place, why in table.faults:
             self._fates.append(Fate(path=f"{shown} {place}", fate="caption unreadable", detail=why))
         for row in table.rows:
@@ -136,11 +137,24 @@ class MetadataIndex:
         if name is None:
             if any(_is_there(os.path.join(self._root, one)) for one in names):
                 return None  # it has a fate of its own
-            return "no audio", f"names {shown}, which is not there: add the file, or remove the row"
+            there = self._below(folder, names[-1])
+            advice = f"write {there}, which is there" if there else "add the file, or remove the row"
+            return "no audio", f"names {shown}, which is not there: {advice}"
         first = index.rows.setdefault(name, found)
         if first is not found:
             return "ignored", f"names {shown} again: {first.place} counts"
         return None
+
+    def _below(self, folder: str, name: str) -> str:
+        """The one sound below `folder` that has the file name of `name`, relative to it; "" for none or several."""
+        if self._by_file_name is None:
+            self._by_file_name = {}
+            for sound in sorted(self._sounds):
+                self._by_file_name.setdefault(loose(posixpath.basename(sound)), []).append(sound)
+        found = self._by_file_name.get(loose(posixpath.basename(name)), [])
+        prefix = f"{folder}/" if folder else ""
+        below = [sound.removeprefix(prefix) for sound in found if sound.startswith(prefix)]
+        return display(below[0]) if len(below) == 1 else ""
 
 
 def _leads_out(name: str) -> bool:

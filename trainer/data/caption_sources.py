@@ -1,18 +1,18 @@
 """The caption of each sound of a folder: from the first of several sources that has one for it.
 
 A source that is there and cannot be read is the fate of its sound. No other source is then asked: what a person wrote
-would be replaced in silence.
+would be replaced in silence. A text of lyrics is no caption, and the next source is asked.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.data import caption_template, music_fields
 from trainer.data.audio_fault import AudioFault
-from trainer.data.caption_files import CaptionFault, caption_of, read_caption
+from trainer.data.caption_files import LIKE_LYRICS, LYRICS_ALONE, CaptionFault, LyricsFault, caption_of, read_caption
 from trainer.data.caption_metadata import MetadataIndex
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, display
@@ -121,15 +121,39 @@ class CaptionReader:
         return [*self._metadata.fates(), *(Fate(path=display(name), fate="ignored", detail=NEITHER) for name in unread)]
 
     def _first(self, sound: Sound) -> tuple[Caption | None, str]:
-        """The caption of the first source that has one, and a remark where metadata was looked through in vain."""
-        missed = ""
-        for source in self._settings.sources:
-            found = self._of(source, sound)
+        """The caption of the first source that has one, and a remark on what was passed over.
+
+        Raises CaptionFault, of lyrics where these are all that there is.
+        """
+        missed, lyrics = "", None
+        sources = self._settings.sources
+        for place, source in enumerate(sources):
+            try:
+                found = self._of(source, sound)
+            except LyricsFault as fault:
+                missed, lyrics = f"{_place_of(fault)} is lyrics, and not read", fault
+                continue
+            if found is not None and LIKE_LYRICS in found.remark and (other := self._written(sound, sources[place:])):
+                return other, f"{found.source} looks like lyrics, and is not read"
             if found is not None:
                 return found, missed
-            if source == "metadata" and (name := self._metadata.nearest(sound.name)):
-                missed = f"{display(name)} has no caption for it"
+            if source == "metadata":
+                missed = "; ".join(filter(None, (missed, self._metadata.lacking(sound.name))))
+        if lyrics is not None and self._settings.default is None:
+            raise lyrics
         return None, missed
+
+    def _written(self, sound: Sound, sources: Sequence[str]) -> Caption | None:
+        """What a table or a .json file says of a sound whose text may be lyrics, as ACE-Step has its lyrics and table;
+        None where none of them can be read as a caption."""
+        for source in ("metadata", "json"):
+            try:
+                found = self._of(source, sound) if source in sources[1:] else None
+            except CaptionFault:
+                continue
+            if found is not None and found.text is not None:
+                return found
+        return None
 
     def _of(self, source: str, sound: Sound) -> Caption | None:
         """What one source has for the sound; None for nothing. Raises CaptionFault, with the name of what is wrong."""
@@ -153,7 +177,7 @@ class CaptionReader:
             path = os.path.join(self._root, sound.caption_name)
             text, remark = read_caption(path, lines=self._settings.lines)
         except CaptionFault as fault:
-            raise CaptionFault(fault.fate, f"{shown} {fault.detail}") from fault
+            raise fault.of(shown) from fault
         return Caption(text=text, source=shown, remark=remark)
 
     def _of_metadata(self, sound: Sound) -> Caption | None:
@@ -165,7 +189,7 @@ class CaptionReader:
         try:
             row = described(found.row.values, keys, lines=self._settings.lines, tags=column is None)
         except CaptionFault as fault:
-            raise CaptionFault(fault.fate, f"{found.place} {fault.detail}") from fault
+            raise fault.of(found.place) from fault
         return self._with_fields(row, found.place)
 
     def _of_json(self, sound: Sound) -> Caption | None:
@@ -176,14 +200,14 @@ class CaptionReader:
         try:
             found = read_json(os.path.join(self._root, sound.json_name), lines=self._settings.lines)
         except CaptionFault as fault:
-            raise CaptionFault(fault.fate, f"{shown} {fault.detail}") from fault
+            raise fault.of(shown) from fault
         return self._with_fields(found, shown)
 
     def _of_row(self, row: TableRow) -> Caption:
         try:
             text, remark = caption_of(row.caption or "", lines=self._settings.lines)
         except CaptionFault as fault:
-            raise CaptionFault(fault.fate, f"its caption {fault.detail}") from fault
+            raise fault.of("its caption") from fault
         return Caption(text=text, source=row.place, remark=remark if text else "empty caption: trained without text")
 
     def _filled(self, name: str, reference: bytes) -> Caption | None:
@@ -198,7 +222,7 @@ class CaptionReader:
         try:
             return Caption(text=caption_of(text)[0], source="--caption_template") if text else None
         except CaptionFault as fault:
-            raise CaptionFault(fault.fate, f"its caption from --caption_template {fault.detail}") from fault
+            raise fault.of("its caption from --caption_template") from fault
 
     def _with_fields(self, found: Described, source: str) -> Caption | None:
         """A caption with what is merged into it; one of fields alone counts only where they are merged."""
@@ -215,6 +239,10 @@ class CaptionReader:
         if not write and not missed:
             write = f"none is in --captions {','.join(sources)}: name another source, or "
         return f"{missed + ': ' if missed else ''}{write}train without text: --no_label 1"
+
+
+def _place_of(fault: LyricsFault) -> str:
+    return fault.detail.partition(f" {LYRICS_ALONE}")[0]
 
 
 def _tags_at(reference: bytes) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from trainer.data import cache, manifest, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
-from trainer.data.fates import Fate, display, summary
+from trainer.data.fates import BY_CHECKING, IN_THE_REPORT, Fate, display, summary
 from trainer.data.inventory import ScannedFolder
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
@@ -133,9 +133,10 @@ class Dataset:
         """How many clips are trained on."""
         return len(self.train.captions)
 
-    def describe(self) -> str:
-        """What became of the files, for the console."""
-        return "\n".join(filter(None, (summary(self.fates), unknown_words.message(self.unread), self.remark)))
+    def describe(self, rest: str = IN_THE_REPORT) -> str:
+        """What became of the files, for the console; `rest` is where the others are named."""
+        files = summary(self.fates, rest=rest)
+        return "\n".join(filter(None, (files, unknown_words.message(self.unread), self.remark)))
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -259,7 +260,7 @@ def _encoded(
         new_fates[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(new_fates.get(fate.path, fate) for fate in scanned.fates)
     if not has_frames.any():
-        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates)}")
+        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates, rest=BY_CHECKING)}")
     clips = _rows(clips, has_frames)
     folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
     return _with_unknown_words(settings, source, peers, clips, folder_now)

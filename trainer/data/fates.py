@@ -23,6 +23,14 @@ FateKind = Literal[
 FATE_KINDS: tuple[FateKind, ...] = get_args(FateKind)
 REPORT = "dataset.csv"
 EXAMPLES = 10  # files left out that a summary shows
+IN_THE_REPORT = f"named in {REPORT} of the output folder"
+BY_CHECKING = "named by python scripts/check_dataset.py"  # where no report is written
+# Said once, where files have no caption: the ways that need no text file for each.
+HOW_TO_CAPTION = """\
+For files without a caption, the first that suits:
+  python scripts/caption.py DIR drafts them, from tags, names, tempo and key, for you to mend
+  --caption_template "{genre}, {title}, {folder}" makes them of tags and names
+  --default_caption "slow rock" is one for all that have none; --no_label 1 trains without any"""
 NOWHERE = ("not there", "")  # fate and detail of a file that a report does not have
 
 
@@ -44,8 +52,11 @@ class Fate:
         return replace(self, detail="; ".join(filter(None, (self.detail, remark)))) if remark else self
 
 
-def summary(fates: Iterable[Fate]) -> str:
-    """How many files had each kind of fate, and those left out with what to do: of every kind one, and ten in all."""
+def summary(fates: Iterable[Fate], *, rest: str = IN_THE_REPORT) -> str:
+    """How many files had each kind of fate, and those left out with what to do: of every kind one, and ten in all.
+
+    rest  where the others are named
+    """
     by_kind: dict[FateKind, list[Fate]] = {kind: [] for kind in FATE_KINDS}
     for fate in fates:
         by_kind[fate.fate].append(fate)
@@ -53,14 +64,19 @@ def summary(fates: Iterable[Fate]) -> str:
     if not lines:
         return "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
     groups = [group for kind, group in by_kind.items() if kind != "used"]
-    # The first of every kind, then the second of every kind, and so on.
-    examples = [group[turn] for turn in range(EXAMPLES) for group in groups if turn < len(group)]
+    # The first of every kind, then the second of every kind, and so on; of what is no music, more than one only where
+    # nothing else is left out.
+    turns = [(turn, group) for turn in range(EXAMPLES) for group in groups if turn < len(group)]
+    turns.sort(key=lambda one: one[0] > 0 and one[1] is by_kind["ignored"])
+    examples = [group[turn] for turn, group in turns]
     shown = examples[: max(EXAMPLES, sum(map(bool, groups)))]
     if shown:
         lines.append("Left out:")
         lines += [f"  {fate.path}: {fate.fate}: {fate.detail}" for fate in shown]
     if more := sum(map(len, groups)) - len(shown):
-        lines.append(f"  and {more:,} more, named in {REPORT} of the output folder")
+        lines.append(f"  and {more:,} more, {rest}")
+    if by_kind["no caption"]:
+        lines.append(HOW_TO_CAPTION)
     return "\n".join(lines)
 
 

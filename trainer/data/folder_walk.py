@@ -40,6 +40,9 @@ GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hol
 NEITHER = "neither a sound nor a caption"
 # Of a song.txt that is its caption, the caption that is written for training, and lyrics, which are no caption.
 CAPTION_END, LYRICS_END = ".caption", ".lyrics"
+LYRICS_ENDS = (LYRICS_END, "_lyrics", "-lyrics")  # as in song_lyrics.txt, of the first ACE-Step
+# Names of captions beside a sound that are not read: song_prompt.txt, of the first ACE-Step, song-caption.txt.
+_OTHER_CAPTION = re.compile(r"(.+)(?:[_-](?:prompt|caption)|\.prompt)", re.IGNORECASE)
 METADATA_STEM, METADATA_SUFFIXES = "metadata", (".csv", ".jsonl", ".parquet")
 
 
@@ -212,9 +215,13 @@ def _fate_of_text(name: str, shown: str, owners: set[str], taken: set[str]) -> F
         return Fate(path=shown, fate="ignored", detail=detail)
     if own in owners or (own.endswith(CAPTION_END) and own.removesuffix(CAPTION_END) in owners):
         return Fate(path=shown, fate="ignored", detail="another caption file fits its sound better")
-    if own.endswith(LYRICS_END) and own.removesuffix(LYRICS_END) in owners:
+    if own.endswith(LYRICS_ENDS) and own[: -len(LYRICS_END)] in owners:
         return Fate(path=shown, fate="ignored", detail="lyrics: no caption, and not trained on")
-    return Fate(path=shown, fate="no audio", detail="no sound of this name beside it: add it")
+    if (match := _OTHER_CAPTION.fullmatch(stem(name))) and loose(match[1]) in owners:
+        detail = f"not read: to be the caption of the sound beside it, it is named {display(match[1])}.caption.txt"
+        return Fate(path=shown, fate="ignored", detail=detail)
+    advice = ", or give the text the name of its sound (of a whole folder: --default_caption)" if owners else ""
+    return Fate(path=shown, fate="no audio", detail=f"no sound of this name beside it: add it{advice}")
 
 
 def _captions(sounds: list[str], texts: list[str], *, plain_only: bool = False) -> dict[str, str]:

@@ -19,7 +19,7 @@ from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
-from trainer.data.fates import Fate, display, summary
+from trainer.data.fates import BY_CHECKING, Fate, display, summary
 from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
 from trainer.data.inventory import InspectedFile
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
@@ -87,9 +87,8 @@ def scan(
         captions=captions, treatment=treatment, tables=tables,
     )
     if not found.columns["path"]:
-        raise DataError(
-            f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{summary(found.fates)}"
-        )
+        what = summary(found.fates, rest=BY_CHECKING)  # no report is written of a folder without clips
+        raise DataError(f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{what}")
     return found
 
 

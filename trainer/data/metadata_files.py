@@ -31,7 +31,15 @@ OTHER_COLUMNS = ("key", "bpm", "genre", "moods", "mood", "keywords", "instrument
 
 
 class NoMetadataError(Exception):
-    """A file that holds no captions at all, as a table of other things; its clips may have captions elsewhere."""
+    """A file that holds no captions at all, as a table of other things; its clips may have captions elsewhere.
+
+    reason        what it lacks; the error's text has advice behind it
+    has_captions  whether it has a column of captions, and none that says of which files
+    """
+
+    def __init__(self, reason: str, advice: str = "", *, has_captions: bool = False):
+        super().__init__(f"{reason}: {advice}" if advice else reason)
+        self.reason, self.has_captions = reason, has_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +192,17 @@ def _parquet(path: str, column: str | None) -> Iterator[tuple[str, dict[str, Any
 def _check_columns(names: Iterable[str], column: str | None) -> None:
     """Raise NoMetadataError unless there are columns of file names and of captions."""
     known = list(names)
-    if not any(map(is_file_column, known)):
-        raise NoMetadataError("has no column file_name")
     captions = [*CAPTION_COLUMNS, "tags", "tag"] if column is None else [column.lower()]
+    if not any(map(is_file_column, known)):
+        shown = display(", ".join(known)[:200])
+        raise NoMetadataError(
+            f"has no column file_name (its columns: {shown})",
+            "call the one that names the files so, with their folders, as in sub/song.wav",
+            has_captions=bool(set(captions) & set(known)),
+        )
     if not set(captions) & set(known):
         asked = "none of the columns " + ", ".join(CAPTION_COLUMNS) if column is None else f"no column {column}"
-        raise NoMetadataError(f"has {asked}: --caption_column names the one that holds captions")
+        raise NoMetadataError(f"has {asked}", "--caption_column names the one that holds captions")
 
 
 @contextmanager

@@ -159,8 +159,8 @@ def _rows(
     table: TableFile, path: str, name: str, sound: str, text: str | None
 ) -> Iterator[TableRow | Fate]:
     size_bytes = os.stat(path).st_size
-    why_none = f"its column {text} is empty here" if text else (
-        f"{display(name)} has no column {', '.join(CAPTION_COLUMNS)}: name one with --caption_column"
+    why_none = f"its column {text} is empty here: fill it" if text else (
+        f"{display(name)} has no column {', '.join(CAPTION_COLUMNS)}: name the one with captions with --caption_column"
     )
     why_none += ", or train without text: --no_label 1"
     row = 0

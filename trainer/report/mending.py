@@ -6,12 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.data.caption_files import LIKE_LYRICS
 from trainer.report.figures import LONGEST_TOKENS
 from trainer.report.rows import Row
 
 MODEL_RATE_HZ = 32_000
 CLIPPED_SHARE, SILENT_SHARE, QUIET_LUFS, EDGE_SECONDS, FEW_WORDS = 0.001, 0.5, -35.0, 2.0, 2
 SHOWN = 5
+MANY = (
+    ". Of many files: python scripts/caption.py drafts captions from tags and names, --caption_template makes them of"
+    " these, --default_caption gives all the same"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,9 @@ RULES: tuple[_Rule, ...] = (
     ("near", "harms", "Same sound as another clip",
      "They are trained on twice. Equal sound at another gain, rate or format was found: keep the best of each group.",
      lambda row: row.near is not None and not row.leak),
+    ("sung", "harms", "Captions that look like lyrics",
+     "They are used as they are. Name lyrics song.lyrics.txt, and write what the music is into song.caption.txt.",
+     lambda row: LIKE_LYRICS in row.detail),
     ("long", "harms", f"Captions of more than {LONGEST_TOKENS} tokens",
      "T5 was trained on shorter texts: shorten them.",
      lambda row: (row.tokens or 0) > LONGEST_TOKENS),
@@ -114,6 +122,6 @@ def _left_out(rows: Sequence[Row]) -> list[Finding]:
     for fate, group in by_fate.items():
         severity = "look" if fate in ("duplicate", "no audio") else "loses"
         if fate not in ("used", "ignored"):
-            advice = f"For example {group[0].path}: {group[0].detail}"
+            advice = f"For example {group[0].path}: {group[0].detail}{MANY if fate == 'no caption' else ''}"
             found += _finding(f"fate:{fate}", severity, f"Left out: {fate}", advice, group)
     return found
