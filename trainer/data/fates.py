@@ -23,6 +23,7 @@ FateKind = Literal[
 FATE_KINDS: tuple[FateKind, ...] = get_args(FateKind)
 REPORT = "dataset.csv"
 EXAMPLES = 10  # files left out that a summary shows
+NO_FILES = "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
 NOWHERE = ("not there", "")  # fate and detail of a file that a report does not have
 
 
@@ -51,7 +52,7 @@ def summary(fates: Iterable[Fate]) -> str:
         by_kind[fate.fate].append(fate)
     lines = [f"{len(group):>9,}  {kind}" for kind, group in by_kind.items() if group]
     if not lines:
-        return "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
+        return NO_FILES
     groups = [group for kind, group in by_kind.items() if kind != "used"]
     # The first of every kind, then the second of every kind, and so on.
     examples = [group[turn] for turn in range(EXAMPLES) for group in groups if turn < len(group)]
@@ -61,6 +62,28 @@ def summary(fates: Iterable[Fate]) -> str:
         lines += [f"  {fate.path}: {fate.fate}: {fate.detail}" for fate in shown]
     if more := sum(map(len, groups)) - len(shown):
         lines.append(f"  and {more:,} more, named in {REPORT} of the output folder")
+    return "\n".join(lines)
+
+
+def reasons(fates: Iterable[Fate]) -> str:
+    """Why files are left out, the most frequent reason first and ignored files last, each with its number of files and
+    below it what to do about some of them: one for every reason, and ten in all. "" where none is left out."""
+    everything = list(fates)
+    if not everything:
+        return NO_FILES
+    groups: dict[FateKind, list[Fate]] = {}
+    for fate in everything:
+        if fate.fate != "used":
+            groups.setdefault(fate.fate, []).append(fate)
+    shown: dict[FateKind, int] = dict.fromkeys(groups, 1)
+    while sum(shown.values()) < EXAMPLES and (more := [kind for kind in groups if shown[kind] < len(groups[kind])]):
+        shown[min(more, key=shown.__getitem__)] += 1
+    lines = []
+    for kind, group in sorted(groups.items(), key=lambda item: (item[0] == "ignored", -len(item[1]))):
+        lines.append(f"{len(group):>9,}  {kind}")
+        lines += [f"             {fate.path}: {fate.detail}" for fate in group[: shown[kind]]]
+        if hidden := len(group) - shown[kind]:
+            lines.append(f"             and {hidden:,} more")
     return "\n".join(lines)
 
 

@@ -41,6 +41,8 @@ def write(
     from trainer.report.page import page_of  # jinja2, and then matplotlib
 
     rows = rows_of(folders, settings, report_folder, load_tokenizer() if load_tokenizer else None)
+    validates = settings.validation_share > 0 or len(folders) > 1
+    findings = mend_first(rows, no_label=settings.captions.no_label, validates=validates)
     report = {
         "format": FORMAT,
         "version": VERSION,
@@ -48,7 +50,7 @@ def write(
         "folders": [display(folder.root) for folder in folders],
         "model": settings.model,
         "figures": figures_of(rows, has_tokens=load_tokenizer is not None),
-        "mend_first": [finding.to_dict() for finding in mend_first(rows, no_label=settings.captions.no_label)],
+        "mend_first": [finding.to_dict() for finding in findings],
         "files": [vars(row) for row in rows],
     }
     excerpts: Mapping[str, str] = {}
