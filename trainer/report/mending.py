@@ -63,7 +63,7 @@ RULES: tuple[_Rule, ...] = (
      lambda row: row.same_caption > 1),
     ("quiet", "look", f"Quieter than {QUIET_LUFS:g} LUFS",
      "The model learns to be quiet: raise their gain, unless they are meant so.",
-     lambda row: bool(row.use) and (row.loudness_lufs or 0) < QUIET_LUFS),
+     lambda row: bool(row.use) and _heard_lufs(row) < QUIET_LUFS),
     ("edges", "look", f"More than {EDGE_SECONDS:g} s of silence at the start or the end",
      "Cut it off, unless it belongs to the music.",
      lambda row: bool(row.use) and max(row.lead_seconds or 0, row.tail_seconds or 0) > EDGE_SECONDS),
@@ -94,6 +94,11 @@ def marks_of(row: Row) -> list[str]:
     """The keys of the findings that `row` belongs to."""
     marks = [key for key, _, _, _, test in RULES if row.use and test(row)]
     return [*marks, "untold"] if row.use and row.caption is None else marks
+
+
+def _heard_lufs(row: Row) -> float:
+    """How loud a clip is as it is trained on; 0 where that is not known."""
+    return (row.loudness_lufs if row.treated_lufs is None else row.treated_lufs) or 0.0
 
 
 def _finding(key: str, severity: str, title: str, advice: str, rows: Sequence[Row]) -> list[Finding]:

@@ -20,6 +20,8 @@ from trainer.report.settings import ReportSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trainer.report.excerpts import Sample
+
 FIGURES, PAGE = "dataset.json", "dataset.html"
 FORMAT, VERSION = "musicgen-trainer dataset report", 1  # raised where a reader of dataset.json must be changed
 HEAD_BYTES = 400  # in which the digest stands
@@ -53,7 +55,7 @@ def write(
         "mend_first": [finding.to_dict() for finding in findings],
         "files": [vars(row) for row in rows],
     }
-    excerpts: Mapping[str, str] = {}
+    excerpts: Mapping[str, Sample] = {}
     if settings.embed:
         excerpts = _excerpts(folders, rows)
     report_folder.mkdir(parents=True, exist_ok=True)
@@ -86,12 +88,12 @@ def _digest_there(report_folder: Path) -> str:
     return found[1].decode() if found else ""
 
 
-def _excerpts(folders: Sequence[ScannedFolder], rows: Sequence[Row]) -> dict[str, str]:
+def _excerpts(folders: Sequence[ScannedFolder], rows: Sequence[Row]) -> dict[str, Sample]:
     """Excerpts by the path that a row shows."""
     from trainer.report.excerpts import excerpts_of
 
     made = excerpts_of(folders)
-    names: dict[str, str] = {}
+    names: dict[str, Sample] = {}
     for number, folder in enumerate(folders):
         prefix = f"{display(folder.root)}/" if number else ""
         names |= {prefix + one.path: made[one.reference] for one in folder.inspected if one.reference in made}
