@@ -118,7 +118,7 @@ def _no_clips(rows: Sequence[Row], validates: bool) -> list[Finding]:
         if VALIDATION in uses:
             advice = f"All that can be used validates: give --validation a smaller share, or add clips; {below}"
         found.append(("No clip can be trained on", advice))
-    if validates and VALIDATION not in uses:
+    elif validates and VALIDATION not in uses:
         advice = f"Give --validation a larger share, another --seed, or a folder of clips; {below}"
         found.append(("No clip to validate on", advice))
     return [

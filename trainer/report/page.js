@@ -10,16 +10,16 @@
   const columns = [
     { name: "path", title: "File" },
     { name: "fate", title: "Fate", text: (row) => (row.use === "validation" ? "used to validate" : row.fate) },
+    { name: "detail", title: "Remark" },
+    { name: "caption", title: "Caption" },
     { name: "seconds", title: "Length", number: true, text: (row) => seconds(row.seconds) },
     { name: "sample_rate_hz", title: "Rate", number: true, text: (row) => rate(row.sample_rate_hz) },
     { name: "channels", title: "Channels", number: true, text: (row) => row.channels ?? "" },
     { name: "format", title: "Format" },
     { name: "loudness_lufs", title: "Loudness", number: true, text: (row) => lufs(row.loudness_lufs) },
-    { name: "treated_lufs", title: "With --loudness", number: true, text: (row) => lufs(row.treated_lufs) },
+    { name: "treated_lufs", title: "Treated", number: true, text: (row) => lufs(row.treated_lufs) },
     { name: "near", title: "Equal sounds", number: true, text: (row) => (row.near === null ? "" : "group " + row.near) },
-    { name: "caption", title: "Caption" },
-    { name: "source", title: "From" },
-    { name: "detail", title: "Remark" },
+    { name: "source", title: "Caption from" },
   ].filter((column) => column.name === "path" || rows.some((row) => row[column.name] !== null && row[column.name] !== ""));
 
   const byId = (id) => document.getElementById(id);
