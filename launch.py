@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, StorageError, TrainerError
+from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, DataError, StorageError, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.console import Console
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from trainer.data.dataset import Dataset
     from trainer.data.hub_dataset import HubDataset
+    from trainer.data.inventory import ScannedFolder, UnusableDataError
     from trainer.engine import Ranks
     from trainer.exports.init_from import StartingPoint
     from trainer.model.source import Source
@@ -248,10 +248,14 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
     from trainer.data import dataset, fates
+    from trainer.data.inventory import UnusableDataError
     from trainer.run.output_dir import HUB_DATASETS, check_same_run
 
     settings = wiring.data_settings(config, parts.hub.get("dataset"), parts.hub.get("validation"))
-    data = dataset.prepare(settings, parts.source, device, ranks)
+    try:
+        data = dataset.prepare(settings, parts.source, device, ranks)
+    except UnusableDataError as error:
+        raise shown_on_page(error, config, parts, ranks) from error
     ranks.say(data.describe())
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
@@ -276,25 +280,40 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         if parts.hub:
             parts.folder.write_json(HUB_DATASETS, {name: asdict(found) for name, found in parts.hub.items()})
         fates.write_report(data.fates, parts.folder.report)
-        report_dataset(config, parts, data)
+        if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
+            report_dataset(config, parts, data.folders)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
 
 
-def report_dataset(config: Config, parts: Parts, data: Dataset) -> None:
-    """Write the page that shows the dataset, unless it is there already. A page that cannot be written ends no run.
+def shown_on_page(error: UnusableDataError, config: Config, parts: Parts, ranks: Ranks) -> TrainerError:
+    """The error with the name of the page that shows the dataset, which is written on the first process."""
+    from trainer.data import fates
+    from trainer.data.inventory import fates_of
 
-    Of a prepared folder there is none: its sounds are not there to be shown.
-    """
-    if not all(folder.inspected for folder in data.folders):
-        return
+    if not ranks.is_first:
+        ranks.wait("the page of a dataset that cannot be used")  # the first process ends the run once it is written
+    if not error.folders:
+        return error
+    page = report_dataset(config, parts, error.folders)
+    if parts.checkpoint is None:  # else the report says what the checkpoint was trained on, and stays
+        fates.write_report(fates_of(error.folders), parts.folder.report)
+        page = page or parts.folder.report
+    return error if page is None else DataError(f"{error}\nWhat became of every file, and what to do: {page}")
+
+
+def report_dataset(config: Config, parts: Parts, folders: Sequence[ScannedFolder]) -> Path | None:
+    """Write the page that shows the dataset, unless it is there already; returns it. A page that cannot be written ends
+    no run: None then."""
     from trainer import wiring
     from trainer.report import report
 
     try:
         settings = wiring.report_settings(config)
-        report.write(data.folders, settings, parts.folder.root, load_tokenizer=parts.source.load_tokenizer)
+        report.write(folders, settings, parts.folder.root, load_tokenizer=parts.source.load_tokenizer)
     except (OSError, StorageError, ImportError) as error:
         print(f"warning: {report.PAGE} could not be written: {error}")
+        return None
+    return parts.folder.root / report.PAGE
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:

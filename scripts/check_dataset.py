@@ -6,18 +6,28 @@ python scripts/check_dataset.py my_music --validation 0.1 --embed --report repor
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
     from trainer.data import fates, manifest
-    from trainer.data.inventory import ScannedFolder
-    from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_FAILED, ConfigError, ModelError, StorageError, TrainerError
+    from trainer.data.inventory import ScannedFolder, fates_of
+    from trainer.errors import (
+        EXIT_DATA,
+        EXIT_DONE,
+        EXIT_FAILED,
+        ConfigError,
+        DataError,
+        ModelError,
+        StorageError,
+        TrainerError,
+    )
     from trainer.flags import command_line
     from trainer.flags.config import Config, parse
     from trainer.flags.flag import settings
@@ -48,8 +58,8 @@ figures) and dataset.html (a page that shows them and plays the sounds). Nothing
 and of launch.py's flags (docs/flags.md), which mean the same here:
 {{flags}}.
 
-Exit codes: 0 fine, {EXIT_DATA} no clip can be trained on, {EXIT_FAILED} with --strict, 2 a flag that cannot work,
-4 a folder that cannot be written."""
+Exit codes: 0 fine, {EXIT_DATA} no clip to train on or, with --validation, none to validate on (the page is written
+and says why), {EXIT_FAILED} with --strict, 2 a flag that cannot work, 4 a folder that cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +145,10 @@ def _outside(report_folder: Path, texts: dict[str, str]) -> str:
 
 
 def check(request: Request) -> int:
-    """Scan, write the three files and say what is there; returns the exit code."""
+    """Scan, write the three files and say what is there; returns the exit code.
+
+    Raises DataError, once they are written, where there is no clip to train on, or none to validate on.
+    """
     from trainer import wiring
     from trainer.data import prepared
 
@@ -150,41 +163,35 @@ def check(request: Request) -> int:
         folders.append(_scanned(config, Path(config.validation_folder), wiring.validation_tables(config)))
     settings_of_report = wiring.report_settings(config, embed=request.embed)
     load_tokenizer = None if config.no_label else tokenizer_at_hand(config.model_id)
-    all_fates = [
-        replace(fate, path=f"{fates.display(folder.root)}/{fate.path}") if number else fate
-        for number, folder in enumerate(folders)
-        for fate in folder.fates
-    ]
+    all_fates = fates_of(folders)
     fates.write_report(all_fates, request.report_folder / fates.REPORT)
     page = request.report_folder / report.PAGE
     try:
         report.write(folders, settings_of_report, request.report_folder, load_tokenizer=load_tokenizer)
     except OSError as error:
         raise StorageError(f"the page {page} cannot be written ({error.strerror}): give another --report") from error
+    values: dict[str, Any] = json.loads((request.report_folder / report.FIGURES).read_bytes())
+    ends_run = [f"{one['title']}. {one['advice']}" for one in values["mend_first"] if not one["key"]]
+    if ends_run:
+        lines = (*ends_run, fates.reasons(all_fates), f"What became of every file, and what to do: {page}")
+        raise DataError("\n".join(filter(None, lines)))
     print(fates.summary(all_fates, rest=f"named in {request.report_folder / fates.REPORT}"))
-    print(findings_in_words(request.report_folder / report.FIGURES))
+    print(findings_in_words(values))
     print(f"the page with all of it: {page}")
-    return exit_code_of(folders, strict=request.strict)
+    return exit_code_of(all_fates, strict=request.strict)
 
 
-def exit_code_of(folders: Sequence[ScannedFolder], *, strict: bool) -> int:
-    """EXIT_DATA where a folder has no clip; with `strict` EXIT_FAILED where a sound file is left out."""
-    if not all(any(fate.fate == "used" for fate in folder.fates) for folder in folders):
-        print("error: no clip can be trained on", file=sys.stderr)
-        return EXIT_DATA
-    harmless = ("used", "ignored")
-    left_out = sum(fate.fate not in harmless for folder in folders for fate in folder.fates)
+def exit_code_of(all_fates: Sequence[fates.Fate], *, strict: bool) -> int:
+    """With `strict` EXIT_FAILED where a sound file is left out."""
+    left_out = sum(fate.fate not in ("used", "ignored") for fate in all_fates)
     if strict and left_out:
         print(f"error: {left_out:,} file(s) are left out (--strict)", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE
 
 
-def findings_in_words(path: Path) -> str:
-    """What to mend first, in five lines at most, from dataset.json."""
-    import json
-
-    values: dict[str, Any] = json.loads(path.read_bytes())
+def findings_in_words(values: Mapping[str, Any]) -> str:
+    """What to mend first, in five lines at most, of what dataset.json holds."""
     figures, found = values["figures"], values["mend_first"]
     lines = [f"{figures['clips']:,} clips, {figures['hours']:.2f} hours"]
     others = [one for one in found if one["key"] and not one["key"].startswith("fate:")]  # those stand above already

@@ -19,6 +19,7 @@ class Format:
     lossless  whether the samples come back as they were, rounded to 16 bits
     lag       of the decoded sound behind the original, where the format does not say how much was put before it
     padding   the most samples that are put behind the sound, where the format does not say how many
+    options   of FFmpeg's muxer
     """
 
     suffix: str
@@ -29,8 +30,12 @@ class Format:
     rate_hz: int = 44_100
     lag: int = 0
     padding: int = 0
+    options: tuple[tuple[str, str], ...] = ()
 
 
+IN_FRAGMENTS = (("movflags", "delay_moov+frag_keyframe"), ("frag_duration", "300000"))
+# The head is written first, and so does not say how much the encoder puts before the sound: 1,024 samples are kept.
+HEAD_FIRST = (("movflags", "frag_keyframe+empty_moov"), ("frag_duration", "300000"))
 FORMATS = {
     "wav": Format(".wav", "WAV", "PCM_16", lossless=True),
     "w64": Format(".w64", "W64", "PCM_16", lossless=True),
@@ -45,6 +50,8 @@ FORMATS = {
     "mp3": Format(".mp3", "MP3", "MPEG_LAYER_III"),
     "m4a": Format(".m4a", "ipod", "aac", ffmpeg=True),
     "mp4": Format(".mp4", "mp4", "aac", ffmpeg=True),
+    "mp4 in fragments": Format(".mp4", "mp4", "aac", ffmpeg=True, options=IN_FRAGMENTS),
+    "mp4 in fragments, head first": Format(".mp4", "mp4", "aac", ffmpeg=True, lag=1_024, options=HEAD_FIRST),
     "alac": Format(".m4a", "ipod", "alac", ffmpeg=True, lossless=True),
     "webm": Format(".webm", "webm", "libopus", ffmpeg=True, rate_hz=48_000),
     "mka": Format(".mka", "matroska", "aac", ffmpeg=True, padding=1_024),
@@ -79,7 +86,7 @@ def encoded(format: Format, samples: np.ndarray, rate_hz: int | None = None) -> 
 
 def _encode(file: io.BytesIO, format: Format, samples: np.ndarray, rate_hz: int) -> None:
     layout = LAYOUTS[samples.shape[1]]
-    with av.open(file, "w", format=format.form) as container:
+    with av.open(file, "w", format=format.form, options=dict(format.options)) as container:
         stream = container.add_stream(format.coding, rate=rate_hz)
         context = stream.codec_context
         numbers = [one.name for one in context.codec.audio_formats]

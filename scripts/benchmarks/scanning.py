@@ -16,7 +16,10 @@ from benchmarks.turns import resident_bytes
 from benchmarks.whole_runs import launch
 from trainer.data import cache, manifest
 from trainer.data.arrow_store import KEY
+from trainer.data.inventory import ScannedFolder
 from trainer.model.source import open_model
+from trainer.report import report
+from trainer.report.settings import ReportSettings
 
 FILE_RATE_HZ, FILE_SECONDS = 8_000, 0.6
 VIEWS, FRAMES = 4, 29  # codes of each file: what EnCodec would give in its shortest view
@@ -35,12 +38,24 @@ def scan(settings: Settings) -> list[Row]:
             before = resident_bytes()
             seconds, contents = _timed(lambda: _contents(folder))
             rows.append(_row(what, settings.files, seconds) | {"grown_mib": (resident_bytes() - before) / 2**20})
+        rows.append(_page(folder, settings.files))
         _fill(folder / "cache", contents)
         flags = ["--model_id", "debug", "--max_steps", "1", "--segment_seconds", "1"]
         for what in ("start, its scan cold", "start on a full cache"):
             lines, started = launch(folder, what.split()[-1], flags, cache="cache")
             rows.append(_row(what, settings.files, lines[0]["time"] - started))
         return rows
+
+
+def _page(folder: Path, files: int) -> Row:
+    """The page of the folder, as check_dataset.py writes it once the sounds are known."""
+    data, to = folder / "data", folder / "report"
+    found = manifest.scan(data, min_seconds=0.5, facts_folder=folder / "facts")
+    scanned = ScannedFolder(root=str(data), fates=found.fates, inspected=found.inspected)
+    since = time.perf_counter()
+    report.write([scanned], ReportSettings(), to, load_tokenizer=None)
+    seconds = time.perf_counter() - since
+    return _row("the page", files, seconds) | {"html_mib": (to / report.PAGE).stat().st_size / 2**20}
 
 
 def _row(what: str, files: int, seconds: float) -> Row:

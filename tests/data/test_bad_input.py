@@ -204,7 +204,9 @@ def test_hidden_and_system_files_are_ignored_and_hidden_folders_skipped_whole(tm
     for name in (*hidden, "__MACOSX/a.wav", "__MACOSX/b/c.wav", "sub/.git/a.wav"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(APPLE_DOUBLE)
-    found = {one.path: one.fate for one in scan_with_good(folder).fates}
+    fates = scan_with_good(folder).fates
+    found = {one.path: one.fate for one in fates}
+    assert all(("AppleDouble" in one.detail) == ("._" in one.path) for one in fates)
     assert found == {"good.wav": "used"} | dict.fromkeys([*hidden, "__MACOSX", "sub/.git"], "ignored")
 
 
@@ -274,6 +276,22 @@ def test_what_a_sync_tool_keeps_elsewhere_is_named_with_its_cause(tmp_path: Path
     assert "song.txt is kept in iCloud" in by_path["song.wav"].detail
     assert "note.gdoc holds a link to a Google document" in by_path["note.wav"].detail
     assert {one.path: one.fate for one in scan(folder, no_label=True).fates}["song.wav"] == "used"
+
+
+def test_a_placeholder_with_the_size_of_its_file_is_not_here_and_is_read_once_it_was_fetched(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    goods = {name: write_clip(folder / name, "x", seed=at) for at, name in enumerate(("a.wav", "b.wav"))}
+    whole = {name: (path.read_bytes(), path.stat()) for name, path in goods.items()}
+    for name, path in goods.items():
+        path.write_bytes(b"")
+        os.truncate(path, whole[name][1].st_size)
+        os.utime(path, ns=(whole[name][1].st_mtime_ns,) * 2)
+    with pytest.raises(DataError, match=r"none of its bytes are on this disk.*download it first"):
+        scan(folder)
+    for name, path in goods.items():  # as a sync tool fetches it: size and date stay
+        path.write_bytes(whole[name][0])
+        os.utime(path, ns=(whole[name][1].st_mtime_ns,) * 2)
+    assert {one.path: one.fate for one in scan(folder).fates} == {"a.wav": "used", "b.wav": "used"}
 
 
 def test_a_file_that_git_annex_has_not_fetched_says_how_to_fetch_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from dataclasses import replace
@@ -160,6 +161,28 @@ def test_a_folder_without_a_clip_has_a_page(tmp_path: Path) -> None:
     written([folder], tmp_path)
     first = json.loads((tmp_path / report.FIGURES).read_bytes())["mend_first"][0]
     assert first["title"] == "No clip can be trained on"
+
+
+def test_loudness_is_that_of_the_files_and_beside_it_what_the_flag_makes_of_it(tmp_path: Path) -> None:
+    folder = folder_of({"quiet.wav": "one", "peaking.wav": "two", "brief.wav": "three"})
+    levels = [
+        replace(folder.inspected[0].facts.levels, peak=0.1, loudness_lufs=-40.0),
+        replace(folder.inspected[1].facts.levels, peak=0.5, loudness_lufs=-20.0),  # 6 dB below full scale
+        replace(folder.inspected[2].facts.levels, loudness_lufs=None),
+    ]
+    files = zip(folder.inspected, levels, strict=True)
+    inspected = tuple(replace(one, facts=replace(one.facts, levels=found)) for one, found in files)
+    folder = replace(folder, inspected=inspected)
+    page = written([folder], tmp_path)
+    assert {row["treated_lufs"] for row in page.rows} == {None} and "--loudness" not in page.text.split("<script>")[0]
+    assert "quiet" in page.rows[0]["marks"]
+    page = written([folder], tmp_path, ReportSettings(treatment=Treatment(loudness_lufs=-30.0)))
+    assert [row["loudness_lufs"] for row in page.rows] == [-40.0, -20.0, None]
+    assert page.rows[0]["treated_lufs"] == pytest.approx(-30.0, abs=1e-4) and page.rows[2]["treated_lufs"] is None
+    assert "quiet" not in page.rows[0]["marks"] and "median loudness before --loudness" in page.text
+    assert float(page.figures["treated_lufs/median"]) == pytest.approx(-30.0, abs=1e-3)
+    page = written([folder], tmp_path, ReportSettings(treatment=Treatment(loudness_lufs=-6.0)))
+    assert page.rows[1]["treated_lufs"] == pytest.approx(-20 + 20 * math.log10(2), abs=1e-4)  # no further than the peak
 
 
 def test_lengths_are_those_that_are_left_and_captions_have_what_is_merged_into_them(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ FaultKind = Literal[
 ]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
-FAILED_READS = (errno.EIO, errno.EINVAL, errno.ETIMEDOUT, errno.ENODATA, errno.EOPNOTSUPP)  # what such files give
-ONLINE_ONLY = "If OneDrive, Dropbox, Google Drive or iCloud keeps it online only, have it kept on this machine"
+# What reading a file gives that a sync tool keeps online only; EDEADLK on macOS, where it may not be fetched.
+FAILED_READS = (errno.EIO, errno.EINVAL, errno.ETIMEDOUT, errno.ENODATA, errno.EOPNOTSUPP, errno.EDEADLK)
+ONLINE_ONLY = "If OneDrive, Dropbox, Google Drive or iCloud keeps it online only, download it first"
 COPY_AGAIN = "copy or export it again"
 
 
@@ -30,6 +31,11 @@ def unreadable(error: OSError) -> AudioFault:
     reason = error.strerror or str(error)
     detail = f"cannot be opened or read ({reason}): check the link, rights and disk. {ONLINE_ONLY}"
     return AudioFault("unreadable", detail if error.errno in FAILED_READS else detail.removesuffix(f". {ONLINE_ONLY}"))
+
+
+def not_here() -> AudioFault:
+    """The fault of a file that has a size and no bytes: what a sync tool shows in place of one that it keeps online."""
+    return AudioFault("unreadable", f"none of its bytes are on this disk. {ONLINE_ONLY}; else copy it again")
 
 
 def damaged(seconds: float, reason: str) -> AudioFault:

@@ -16,8 +16,8 @@ import torch
 from trainer.data import cache, manifest, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
-from trainer.data.fates import BY_CHECKING, IN_THE_REPORT, Fate, display, summary
-from trainer.data.inventory import ScannedFolder
+from trainer.data.fates import IN_THE_REPORT, Fate, display, reasons, summary
+from trainer.data.inventory import ScannedFolder, UnusableDataError, check_split, shows_too
 from trainer.data.manifest import Columns
 from trainer.data.peers import Alone, Peers
 from trainer.data.places import forget_tables
@@ -26,7 +26,7 @@ from trainer.data.prompts import Prompts
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError
 from trainer.model.source import Source, load_codec
 from trainer.spec.shapes import segment_frames
 from trainer.spec.trainable import Placeholder, Selection
@@ -145,7 +145,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     The first process scans and the others read the table that it wrote; each encodes its share. EnCodec and T5 are
     loaded only where something is missing, and have left the device on return.
 
-    Raises DataError where no clip is left to train on, or none to validate on though a share was asked for;
+    Raises UnusableDataError where no clip is left to train on, or none to validate on though that was asked for;
     StorageError where the cache cannot be written; ConfigError where a machine's copy of a folder differs in a file
     that it has to encode.
     """
@@ -155,14 +155,17 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
-    _check_split(settings, _count(train), _count(held_out))
+    # A prepared folder has no sounds that a report could show.
+    shown = () if settings.folder in settings.prepared else (scanned,)
+    check_split(settings.validation_share, _count(train), _count(held_out), shown)
     if settings.validation_folder is not None:
         folder = settings.validation_folder
-        held_out, other, other_unread = _encoded(settings, source, device, peers, folder, settings.validation_tables)
-        unread += other_unread
+        with shows_too(shown):
+            held_out, other, more = _encoded(settings, source, device, peers, folder, settings.validation_tables)
+        unread += more
         folders.append(other)
-        shown = display(folder)  # the names alone may be those of the dataset
-        fates = (*fates, *(replace(fate, path=f"{shown}/{fate.path}") for fate in other.fates))
+        name = display(folder)  # the files' names alone may be those of the dataset
+        fates = (*fates, *(replace(fate, path=f"{name}/{fate.path}") for fate in other.fates))
     prompts = settings.prompts
     texts = prompts.drawn(train)
     captions = [*prompts.first(train), *prompts.first(held_out)]
@@ -192,16 +195,6 @@ def _with_prepared(settings: DataSettings, source: Source, peers: Peers) -> Data
     if settings.rehash and len(found) == len(folders):
         raise ConfigError("--rehash 1 has no effect with a prepared folder, which holds no sound files: remove it")
     return replace(settings, prepared=found)
-
-
-def _check_split(settings: DataSettings, train: int, held_out: int) -> None:
-    if train == 0:
-        raise DataError(f"--validation {settings.validation_share:g} leaves no clip to train on: use a smaller share")
-    if settings.validation_share > 0 and held_out == 0:
-        raise DataError(
-            f"--validation {settings.validation_share:g} chose none of the {train} clips, since each is chosen by"
-            " itself, with that probability: use a larger share, another --seed, or a folder of clips to validate on"
-        )
 
 
 def _encoded(
@@ -259,10 +252,10 @@ def _encoded(
         detail = f"{seconds:.3f} s, less than a frame of the codec: raise --min_seconds"
         new_fates[path] = Fate(path=path, fate="too short", detail=detail)
     fates = tuple(new_fates.get(fate.path, fate) for fate in scanned.fates)
-    if not has_frames.any():
-        raise DataError(f"no file of {display(folder)} could be encoded:\n{summary(fates, rest=BY_CHECKING)}")
-    clips = _rows(clips, has_frames)
     folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=scanned.inspected)
+    if not has_frames.any():
+        raise UnusableDataError(f"no file of {display(folder)} could be encoded:\n{reasons(fates)}", [folder_now])
+    clips = _rows(clips, has_frames)
     return _with_unknown_words(settings, source, peers, clips, folder_now)
 
 

@@ -31,6 +31,7 @@ For files without a caption, the first that suits:
   python scripts/caption.py DIR drafts them, from tags, names, tempo and key, for you to mend
   --caption_template "{genre}, {title}, {folder}" makes them of tags and names
   --default_caption "slow rock" is one for all that have none; --no_label 1 trains without any"""
+NO_FILES = "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
 NOWHERE = ("not there", "")  # fate and detail of a file that a report does not have
 
 
@@ -62,7 +63,7 @@ def summary(fates: Iterable[Fate], *, rest: str = IN_THE_REPORT) -> str:
         by_kind[fate.fate].append(fate)
     lines = [f"{len(group):>9,}  {kind}" for kind, group in by_kind.items() if group]
     if not lines:
-        return "       no files: put sounds there (.wav, .mp3 ...), each with a .txt caption of the same name beside it"
+        return NO_FILES
     groups = [group for kind, group in by_kind.items() if kind != "used"]
     # The first of every kind, then the second of every kind, and so on; of what is no music, more than one only where
     # nothing else is left out.
@@ -76,6 +77,30 @@ def summary(fates: Iterable[Fate], *, rest: str = IN_THE_REPORT) -> str:
     if more := sum(map(len, groups)) - len(shown):
         lines.append(f"  and {more:,} more, {rest}")
     if by_kind["no caption"]:
+        lines.append(HOW_TO_CAPTION)
+    return "\n".join(lines)
+
+
+def reasons(fates: Iterable[Fate]) -> str:
+    """Why files are left out, the most frequent reason first and ignored files last, each with its number of files and
+    below it what to do about some of them: one for every reason, and ten in all. "" where none is left out."""
+    everything = list(fates)
+    if not everything:
+        return NO_FILES
+    groups: dict[FateKind, list[Fate]] = {}
+    for fate in everything:
+        if fate.fate != "used":
+            groups.setdefault(fate.fate, []).append(fate)
+    shown: dict[FateKind, int] = dict.fromkeys(groups, 1)
+    while sum(shown.values()) < EXAMPLES and (more := [kind for kind in groups if shown[kind] < len(groups[kind])]):
+        shown[min(more, key=shown.__getitem__)] += 1
+    lines = []
+    for kind, group in sorted(groups.items(), key=lambda item: (item[0] == "ignored", -len(item[1]))):
+        lines.append(f"{len(group):>9,}  {kind}")
+        lines += [f"             {fate.path}: {fate.detail}" for fate in group[: shown[kind]]]
+        if hidden := len(group) - shown[kind]:
+            lines.append(f"             and {hidden:,} more")
+    if "no caption" in groups:
         lines.append(HOW_TO_CAPTION)
     return "\n".join(lines)
 

@@ -65,6 +65,7 @@ class FfmpegDecoder:
         self._packer: Any = None
         self._container, self._stream = container, stream
         self._has_tables = kind.demuxer in WITH_TABLES
+        self._first_pts: int | None = None  # of a packet, in the stream's time base
         self._rest = self._frames()
         self._first = first = next(self._rest, None)
         self.format: str = context.codec.canonical_name.upper()
@@ -72,7 +73,9 @@ class FfmpegDecoder:
         self.channels: int = first.layout.nb_channels if first else 1
         self.declared_frames: int | None = None
         if kind.demuxer in COUNTED and stream.duration and stream.time_base:
-            self.declared_frames = round(stream.duration * stream.time_base * self.rate_hz)
+            # Of an mp4 in fragments, which has no table of its frames, FFmpeg counts what an edit list leaves out.
+            left_out = 0 if stream.frames else max(0, -(self._first_pts or 0))
+            self.declared_frames = round((stream.duration - left_out) * stream.time_base * self.rate_hz)
         self.spare_frames = round(SPARE_SECONDS * self.rate_hz)
         self.is_exact = True
         self.remark = ""
@@ -119,6 +122,8 @@ class FfmpegDecoder:
         failed, seconds = None, 0.0
         try:
             for packet in self._container.demux(self._stream):
+                if self._first_pts is None:
+                    self._first_pts = packet.pts
                 if failed and packet.size:
                     raise damaged(seconds, _reason(failed)) from failed
                 try:

@@ -37,6 +37,7 @@ _PLACEHOLDER_ENDS = tuple(end for _, ends, _ in PLACEHOLDERS for end in ends)
 GOOGLE_DOCUMENTS = (".gdoc", ".gsheet", ".gslides")  # of Google Drive: they hold a link and no text
 
 
+RESOURCE = "what macOS keeps beside a file on other disks (AppleDouble): no sound or caption itself"
 NEITHER = "neither a sound nor a caption"
 # Of a song.txt that is its caption, the caption that is written for training, and lyrics, which are no caption.
 CAPTION_END, LYRICS_END = ".caption", ".lyrics"
@@ -189,7 +190,8 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
             kind: FateKind = "ignored" if _suffix(real) == ".txt" else "unreadable"
             yield Fate(path=shown, fate=kind, detail=f"{display(real)} is {why}")
         elif _is_junk(name):
-            yield Fate(path=shown, fate="ignored", detail="hidden or system file")
+            detail = RESOURCE if name.startswith("._") else "hidden or system file"
+            yield Fate(path=shown, fate="ignored", detail=detail)
         elif suffix == ".txt":
             yield _fate_of_text(name, shown, owners, taken)
         elif (suffix == ".csv" or is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):

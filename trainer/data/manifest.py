@@ -19,9 +19,9 @@ from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
-from trainer.data.fates import BY_CHECKING, Fate, display, summary
+from trainer.data.fates import Fate, display, reasons
 from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
-from trainer.data.inventory import InspectedFile
+from trainer.data.inventory import InspectedFile, ScannedFolder, UnusableDataError
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
@@ -81,14 +81,17 @@ def scan(
     folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
     captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS, tables: TableSettings = ALL_TABLES,
 ) -> Manifest:
-    """What `look` finds. Raises DataError if there is no clip to train on."""
+    """What `look` finds. Raises UnusableDataError if there is no clip to train on."""
     found = look(
         folder, min_seconds=min_seconds, facts_folder=facts_folder, rehash=rehash, show_progress=show_progress,
         captions=captions, treatment=treatment, tables=tables,
     )
     if not found.columns["path"]:
-        what = summary(found.fates, rest=BY_CHECKING)  # no report is written of a folder without clips
-        raise DataError(f"the dataset folder {display(os.path.abspath(folder))} holds no clip to train on:\n{what}")
+        root = os.path.abspath(folder)
+        raise UnusableDataError(
+            f"the dataset folder {display(root)} holds no clip that can be used:\n{reasons(found.fates)}",
+            [ScannedFolder(root=root, fates=found.fates, inspected=found.inspected)],
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -11,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.data.audio_fault import ONLINE_ONLY, AudioFault, unreadable
+from trainer.data.audio_fault import ONLINE_ONLY, AudioFault, not_here, unreadable
 
 
 @contextmanager
 def raw_file(sound: Path | bytes) -> Iterator[io.FileIO]:
     """The open file, unbuffered and at its start; raises AudioFault for what is no regular file, empty, or cannot be
-    opened. Bytes become a file without a name, in memory where the system can do that."""
+    opened. Bytes become a file without a name, in memory where the system can do that.
+
+    An AudioFault that is raised while it is open becomes `not_here` where none of its bytes are on the disk.
+    """
     try:
         if isinstance(sound, bytes):
             file = _file_of(sound)
@@ -31,7 +35,14 @@ def raw_file(sound: Path | bytes) -> Iterator[io.FileIO]:
     with file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioFault("unreadable", f"zero bytes: copy or export it again. {ONLINE_ONLY}")
-        yield file
+        try:
+            yield file
+        except AudioFault:
+            # Asked only of a file that is no sound: some file systems keep a small one without a block of its own.
+            if os.fstat(file.fileno()).st_blocks == 0:
+                # As if the system had failed: it may be fetched without a change of its size and date.
+                raise not_here() from OSError(errno.ENODATA, "no bytes")
+            raise
 
 
 class FileView(io.RawIOBase):

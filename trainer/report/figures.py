@@ -28,6 +28,7 @@ def figures_of(rows: Sequence[Row], *, has_tokens: bool) -> dict[str, Any]:
         "channels": _counts(row.channels for row in clips),
         "formats": _counts(row.format for row in clips),
         "loudness_lufs": _spread(row.loudness_lufs for row in clips),
+        "treated_lufs": _spread(row.treated_lufs for row in clips),
         "peak": _spread(row.peak for row in clips),
         "clipped_clips": _how_many(clips, lambda row: (row.clipped_share or 0) > 0),
         "silent_share": _silent_share(clips),

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.data.caption_files import LIKE_LYRICS
 from trainer.report.figures import LONGEST_TOKENS
-from trainer.report.rows import Row
+from trainer.report.rows import TRAINING, VALIDATION, Row
 
 MODEL_RATE_HZ = 32_000
 CLIPPED_SHARE, SILENT_SHARE, QUIET_LUFS, EDGE_SECONDS, FEW_WORDS = 0.001, 0.5, -35.0, 2.0, 2
@@ -23,7 +23,7 @@ MANY = (
 class Finding:
     """One thing to mend.
 
-    key       by which the page's table shows its files
+    key       by which the page's table shows its files; "" for what ends a run before it begins: no clips
     severity  "loses" (music is not trained on, or what is measured is wrong), "harms" (the model learns worse) or
               "look" (it may be meant so)
     """
@@ -71,7 +71,7 @@ RULES: tuple[_Rule, ...] = (
      lambda row: row.same_caption > 1),
     ("quiet", "look", f"Quieter than {QUIET_LUFS:g} LUFS",
      "The model learns to be quiet: raise their gain, unless they are meant so.",
-     lambda row: bool(row.use) and (row.loudness_lufs or 0) < QUIET_LUFS),
+     lambda row: bool(row.use) and _heard_lufs(row) < QUIET_LUFS),
     ("edges", "look", f"More than {EDGE_SECONDS:g} s of silence at the start or the end",
      "Cut it off, unless it belongs to the music.",
      lambda row: bool(row.use) and max(row.lead_seconds or 0, row.tail_seconds or 0) > EDGE_SECONDS),
@@ -81,9 +81,12 @@ RULES: tuple[_Rule, ...] = (
 )  # fmt: skip
 
 
-def mend_first(rows: Sequence[Row], *, no_label: bool) -> list[Finding]:
-    """The findings, the costliest first; empty where nothing needs to be mended."""
-    found = [] if any(row.use for row in rows) else [_nothing_used(rows)]
+def mend_first(rows: Sequence[Row], *, no_label: bool, validates: bool = False) -> list[Finding]:
+    """The findings, the costliest first; empty where nothing needs to be mended.
+
+    validates  whether the run is to validate, on a share of the clips or on a folder of them
+    """
+    found = _no_clips(rows, validates)
     found += _left_out(rows)
     for key, severity, title, advice, test in RULES:
         found += _finding(key, severity, title, advice, [row for row in rows if row.use and test(row)])
@@ -101,6 +104,11 @@ def marks_of(row: Row) -> list[str]:
     return [*marks, "untold"] if row.use and row.caption is None else marks
 
 
+def _heard_lufs(row: Row) -> float:
+    """How loud a clip is as it is trained on; 0 where that is not known."""
+    return (row.loudness_lufs if row.treated_lufs is None else row.treated_lufs) or 0.0
+
+
 def _finding(key: str, severity: str, title: str, advice: str, rows: Sequence[Row]) -> list[Finding]:
     if not rows:
         return []
@@ -108,10 +116,23 @@ def _finding(key: str, severity: str, title: str, advice: str, rows: Sequence[Ro
     return [Finding(key=key, severity=severity, title=title, advice=advice, clips=len(rows), first=first)]
 
 
-def _nothing_used(rows: Sequence[Row]) -> Finding:
-    advice = "Put sound files with their captions there; what became of each file that is there stands below."
-    title = "No clip can be trained on"
-    return Finding(key="", severity="loses", title=title, advice=advice, clips=len(rows), first=())
+def _no_clips(rows: Sequence[Row], validates: bool) -> list[Finding]:
+    """What ends a run before it begins: no clips on one side."""
+    uses = {row.use for row in rows}
+    below = "what became of each file that is there stands below."
+    found = []
+    if TRAINING not in uses:
+        advice = f"Put sound files with their captions there; {below}"
+        if VALIDATION in uses:
+            advice = f"All that can be used validates: give --validation a smaller share, or add clips; {below}"
+        found.append(("No clip can be trained on", advice))
+    elif validates and VALIDATION not in uses:
+        advice = f"Give --validation a larger share, another --seed, or a folder of clips; {below}"
+        found.append(("No clip to validate on", advice))
+    return [
+        Finding(key="", severity="loses", title=title, advice=advice, clips=len(rows), first=())
+        for title, advice in found
+    ]
 
 
 def _left_out(rows: Sequence[Row]) -> list[Finding]:

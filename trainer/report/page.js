@@ -6,19 +6,20 @@
   const rate = (hz) => (hz === null ? "" : (hz / 1000).toLocaleString("en", { maximumFractionDigits: 3 }) + " kHz");
   const seconds = (s) => (s === null ? "" : s < 60 ? s.toFixed(2) + " s"
     : Math.floor(s / 60) + ":" + String(Math.floor(s % 60)).padStart(2, "0"));
+  const lufs = (loudness) => (loudness === null ? "" : loudness.toFixed(1) + " LUFS");
   const columns = [
     { name: "path", title: "File" },
     { name: "fate", title: "Fate", text: (row) => (row.use === "validation" ? "used to validate" : row.fate) },
+    { name: "detail", title: "Remark" },
+    { name: "caption", title: "Caption" },
     { name: "seconds", title: "Length", number: true, text: (row) => seconds(row.seconds) },
     { name: "sample_rate_hz", title: "Rate", number: true, text: (row) => rate(row.sample_rate_hz) },
     { name: "channels", title: "Channels", number: true, text: (row) => row.channels ?? "" },
     { name: "format", title: "Format" },
-    { name: "loudness_lufs", title: "Loudness", number: true,
-      text: (row) => (row.loudness_lufs === null ? "" : row.loudness_lufs.toFixed(1) + " LUFS") },
+    { name: "loudness_lufs", title: "Loudness", number: true, text: (row) => lufs(row.loudness_lufs) },
+    { name: "treated_lufs", title: "Treated", number: true, text: (row) => lufs(row.treated_lufs) },
     { name: "near", title: "Equal sounds", number: true, text: (row) => (row.near === null ? "" : "group " + row.near) },
-    { name: "caption", title: "Caption" },
-    { name: "source", title: "From" },
-    { name: "detail", title: "Remark" },
+    { name: "source", title: "Caption from" },
   ].filter((column) => column.name === "path" || rows.some((row) => row[column.name] !== null && row[column.name] !== ""));
 
   const byId = (id) => document.getElementById(id);
@@ -106,9 +107,9 @@
     playing = row;
     byId("player").hidden = false;
     const excerpt = data.excerpts[row.path];
-    audio.src = excerpt ? "data:audio/mpeg;base64," + excerpt : row.link;
+    audio.src = excerpt ? "data:audio/mpeg;base64," + excerpt[1] : row.link;
     byId("playing").replaceChildren(element("bdi", row.path), document.createTextNode(
-      (excerpt ? " (excerpt)" : "") + (row.caption ? ": " : "")), element("bdi", row.caption ?? ""));
+      (excerpt ? " (excerpt from " + seconds(excerpt[0]) + " on)" : "") + (row.caption ? ": " : "")), element("bdi", row.caption ?? ""));
     audio.play().catch(() => {}); // what fails is told by the element's error event
     for (const other of body.children) other.className = Number(other.dataset.at) === row.at ? "now" : "";
   }

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
@@ -21,22 +21,25 @@ from trainer.report.mending import marks_of
 from trainer.report.plots import histogram
 from trainer.report.rows import Row
 
+if TYPE_CHECKING:
+    from trainer.report.excerpts import Sample
+
 HERE = Path(__file__).parent
 # What the table's program reads of each row, in this order. page.js has the same names.
 COLUMNS = (
     *("path", "fate", "detail", "use", "link", "unplayed", "format", "seconds", "sample_rate_hz", "channels"),
-    *("loudness_lufs", "caption", "source", "unknown", "near"),
+    *("loudness_lufs", "treated_lufs", "caption", "source", "unknown", "near"),
 )
 FEW = 12  # rows of a table of counts that are shown
 
 
-def page_of(report: Mapping[str, Any], rows: Sequence[Row], excerpts: Mapping[str, str]) -> str:
-    """The page as text. excerpts: base64 of an mp3 file by the path of a row."""
+def page_of(report: Mapping[str, Any], rows: Sequence[Row], excerpts: Mapping[str, Sample]) -> str:
+    """The page as text. excerpts: by the path of a row."""
     program = (HERE / "page.js").read_text(encoding="utf-8")
     data = {
         "columns": [*COLUMNS, "marks"],
         "rows": [[*(getattr(row, name) for name in COLUMNS), marks_of(row)] for row in rows],
-        "excerpts": excerpts,
+        "excerpts": {path: [sample.start_seconds, sample.mp3] for path, sample in excerpts.items()},
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -73,7 +76,7 @@ def _plots(clips: Sequence[Row]) -> list[tuple[str, Markup]]:
     made = [
         ("Length of the clips", histogram(
             [row.seconds for row in clips if row.seconds], label="seconds", name="lengths", logarithmic=True)),
-        ("Loudness", histogram(loudness, label="LUFS", name="loudness")),
+        ("Loudness of the files as they are", histogram(loudness, label="LUFS", name="loudness")),
         ("Words in captions", histogram(words, label="words", name="words")),
     ]  # fmt: skip
     return [(title, Markup(svg)) for title, svg in made if svg]

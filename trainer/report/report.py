@@ -20,6 +20,8 @@ from trainer.report.settings import ReportSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trainer.report.excerpts import Sample
+
 FIGURES, PAGE = "dataset.json", "dataset.html"
 FORMAT, VERSION = "musicgen-trainer dataset report", 1  # raised where a reader of dataset.json must be changed
 HEAD_BYTES = 400  # in which the digest stands
@@ -41,6 +43,8 @@ def write(
     from trainer.report.page import page_of  # jinja2, and then matplotlib
 
     rows = rows_of(folders, settings, report_folder, load_tokenizer() if load_tokenizer else None)
+    validates = settings.validation_share > 0 or len(folders) > 1
+    findings = mend_first(rows, no_label=settings.captions.no_label, validates=validates)
     report = {
         "format": FORMAT,
         "version": VERSION,
@@ -48,10 +52,10 @@ def write(
         "folders": [display(folder.root) for folder in folders],
         "model": settings.model,
         "figures": figures_of(rows, has_tokens=load_tokenizer is not None),
-        "mend_first": [finding.to_dict() for finding in mend_first(rows, no_label=settings.captions.no_label)],
+        "mend_first": [finding.to_dict() for finding in findings],
         "files": [vars(row) for row in rows],
     }
-    excerpts: Mapping[str, str] = {}
+    excerpts: Mapping[str, Sample] = {}
     if settings.embed:
         excerpts = _excerpts(folders, rows)
     report_folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +66,11 @@ def write(
 
 
 def _digest(folders: Sequence[ScannedFolder], settings: ReportSettings, *, has_tokenizer: bool) -> str:
-    """Of all that the report depends on: equal contents have equal facts."""
+    """Of all that the report depends on: equal contents have equal facts. The page's own files are among it, so that a
+    newer version writes its page."""
     digest = hashlib.blake2b(repr((VERSION, settings, has_tokenizer)).encode(), digest_size=16)
+    for name in ("page.html", "page.css", "page.js"):
+        digest.update((Path(__file__).parent / name).read_bytes())
     for folder in folders:
         fates = [(fate.path, fate.fate, fate.detail) for fate in folder.fates]
         files = [
@@ -84,12 +91,12 @@ def _digest_there(report_folder: Path) -> str:
     return found[1].decode() if found else ""
 
 
-def _excerpts(folders: Sequence[ScannedFolder], rows: Sequence[Row]) -> dict[str, str]:
+def _excerpts(folders: Sequence[ScannedFolder], rows: Sequence[Row]) -> dict[str, Sample]:
     """Excerpts by the path that a row shows."""
     from trainer.report.excerpts import excerpts_of
 
     made = excerpts_of(folders)
-    names: dict[str, str] = {}
+    names: dict[str, Sample] = {}
     for number, folder in enumerate(folders):
         prefix = f"{display(folder.root)}/" if number else ""
         names |= {prefix + one.path: made[one.reference] for one in folder.inspected if one.reference in made}

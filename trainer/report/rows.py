@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,8 @@ class Row:
     near                number of its group of near-duplicates
     leak                whether that group has clips to train and to validate on
     seconds             of what is trained on: without silence at both ends under --trim_silence 1
-    peak, ..., loudness_lufs  of the whole file, as trainer/data/levels.py has them
+    peak, ..., loudness_lufs  of the whole file as it is, as trainer/data/levels.py has them
+    treated_lufs        what --loudness makes of loudness_lufs; None without that flag
     caption             with all that may be merged into it
     same_caption        how many clips have its caption
     """
@@ -59,6 +61,7 @@ class Row:
     lead_seconds: float | None = None
     tail_seconds: float | None = None
     loudness_lufs: float | None = None
+    treated_lufs: float | None = None
     caption: str | None = None
     source: str = ""
     words: int | None = None
@@ -116,6 +119,9 @@ def _decoded(row: Row, one: InspectedFile, settings: ReportSettings) -> Row:
     """The row with what was found in the sound, and its caption."""
     facts = one.facts
     excerpt, _ = settings.treatment.excerpt_of(facts)
+    found, treated = facts.levels.loudness_lufs, None
+    if settings.treatment.loudness_lufs is not None and found is not None:
+        treated = found + 20 * math.log10(excerpt.gain)
     return replace(
         row,
         caption=_longest_text(one),
@@ -123,6 +129,7 @@ def _decoded(row: Row, one: InspectedFile, settings: ReportSettings) -> Row:
         seconds=excerpt.frames / facts.sample_rate_hz,
         sample_rate_hz=facts.sample_rate_hz,
         channels=facts.channels,
+        treated_lufs=treated,
         **vars(facts.levels),
     )
 
