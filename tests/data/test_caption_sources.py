@@ -18,9 +18,10 @@ from trainer.data import manifest
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.caption_sources import check_texts
 from trainer.data.fates import Fate
+from trainer.data.inventory import UnusableDataError
 from trainer.data.manifest import Manifest
 from trainer.data.music_fields import MergeRates
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError
 
 LYRICS = "[Verse]\nla la\n[Chorus]\nlo lo\n"
 
@@ -61,9 +62,8 @@ def fates_or_error(folder: Path, name: str, **settings: Any) -> str:
     """Fate and detail of a file, as the table or the refusal shows them."""
     try:
         one = fates_of(scan(folder, **settings))[name]
-    except DataError as error:
-        (line,) = [line.strip() for line in str(error).splitlines() if line.strip().startswith(f"{name}: ")]
-        return line.removeprefix(f"{name}: ")
+    except UnusableDataError as error:
+        (one,) = (fate for folder in error.folders for fate in folder.fates if fate.path == name)
     return f"{one.fate}: {one.detail}"
 
 
