@@ -225,13 +225,27 @@ def is_prepared(folder: Path) -> bool:
 
 
 def are_prepared(names: Iterable[str]) -> bool:
-    """Whether files of these names, as a hub lists those of a repository, make a prepared folder."""
-    return {MARKER, TABLE} <= set(names)
+    """The same of files of these names, as a hub lists those of a repository."""
+    there = set(names)
+    return [MARKER in there, TABLE in there, any(name.startswith(f"{CODES}/") for name in there)].count(True) >= 2
 
 
 def open_prepared(folder: Path) -> Prepared:
     """The prepared folder `folder`, all files of which are there. Raises DataError where it is damaged."""
     check_folder(str(folder))
+    about = read_about(folder)
+    for name, size in about.files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
+        if found != size:
+            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
+    return Prepared(folder=folder, about=about)
+
+
+def read_about(folder: Path) -> About:
+    """What prepared.json says. Raises DataError where it cannot be read, or is of another version."""
     try:
         said = json.loads((folder / MARKER).read_bytes())
     except FileNotFoundError as error:
@@ -245,15 +259,7 @@ def open_prepared(folder: Path) -> Prepared:
             f"the prepared folder {display(folder)} is of version {said.get('version')!r}, and this program reads"
             f" {VERSION}: use the program that made it, or make it again with scripts/prepare_dataset.py"
         )
-    about = _about(folder, said)
-    for name, size in about.files.items():
-        try:
-            found = (folder / name).stat().st_size
-        except OSError as error:
-            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
-        if found != size:
-            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
-    return Prepared(folder=folder, about=about)
+    return _about(folder, said)
 
 
 def find(folders: Iterable[Path], peers: Peers) -> dict[Path, Prepared]:
