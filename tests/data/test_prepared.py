@@ -22,8 +22,9 @@ from tests.audio_files import write_clip
 from trainer.data import cache, dataset, prepared, prepared_writing
 from trainer.data.order import Row
 from trainer.errors import ConfigError, DataError, TrainerError
-from trainer.flags.config import Config
+from trainer.flags.config import Config, parse
 from trainer.model.source import Source, open_model
+from trainer.preflight import check_folders
 from trainer.wiring import data_settings
 
 CPU = torch.device("cpu")
@@ -210,6 +211,39 @@ def test_it_validates_a_folder_of_music_and_the_other_way_round(made, moved, tmp
 def test_what_the_folder_lacks_is_refused_by_name(moved, tmp_path, no_models, flags, words):
     with pytest.raises((ConfigError, DataError), match=words):
         opened(moved, tmp_path / "cache", **flags)
+
+
+MADE = ("--model_id", "debug", "--code_views", "2")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--audio_column", "audio"),
+        ("--dataset_config", "clips"),
+        ("--dataset_split", "test"),
+        ("--validation", "other", "--validation_split", "test"),
+        ("--validation", "tables", "--validation_split", "dev", "--dataset_split", "test"),
+    ],
+)
+def test_flags_that_choose_among_tables_have_no_effect_on_a_prepared_folder_and_are_refused(
+    moved, tmp_path, monkeypatch, flags
+):
+    monkeypatch.chdir(moved.parent)
+    shutil.copytree("moved", "other")
+    Path("tables").mkdir()
+    named = "other" if flags[1] == "other" else "moved"
+    with pytest.raises(ConfigError, match=f"{flags[-2]} {flags[-1]} has no effect on the prepared folder {named}, all"):
+        check_folders(parse(["--dataset", "moved", *MADE, *flags])[0])
+
+
+def test_flags_that_choose_among_tables_act_where_only_one_of_two_folders_is_prepared(moved, monkeypatch):
+    monkeypatch.chdir(moved.parent)
+    Path("tables").mkdir()
+    chosen = ("--dataset_split", "test", "--dataset_config", "x", "--audio_column", "audio")
+    for one, other in (("moved", "tables"), ("tables", "moved")):
+        check_folders(parse(["--dataset", one, "--validation", other, *MADE, *chosen])[0])
+    check_folders(parse(["--dataset", "moved", "--validation", "tables", *MADE, "--validation_split", "test"])[0])
 
 
 def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_made_anew(moved, tmp_path):
@@ -461,8 +495,7 @@ REFUSALS = {
     "--public has no effect without --push_to_hub": ("data", "--output", "new", "--public"),
     "Did you mean --anonymous": ("data", "--output", "new", "--anonimous"),
     "cannot be opened": ("absent", "--output", "new"),
-    "this program fetches nothing": ("user/music", "--output", "new"),
-    "--dataset_revision has no effect": ("data", "--output", "new", "--dataset_revision", "main"),
+    "has no effect: --dataset data is here": ("data", "--output", "new", "--dataset_revision", "v1"),
 }
 
 
@@ -480,6 +513,7 @@ def test_what_cannot_be_prepared_is_refused(made, tmp_path, monkeypatch, capsys,
 
 def test_training_is_advised_without_the_flags_of_the_tables_that_were_read():
     typed = ["tables", "--output", "made", "--audio_column", "sound", "--dataset_split", "train", "--code_views", "2"]
+    typed += ["--dataset_revision", "v1"]
     advice = prepare_dataset.command(prepare_dataset.read_flags(typed))
     assert advice == "python launch.py --dataset made --code_views 2"
 
