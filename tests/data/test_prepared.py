@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import prepare_dataset
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import soundfile
 import torch
@@ -256,6 +257,35 @@ def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_
     edit(moved, codebooks=4, codec=source().codec_identity(), text_encoder="0" * 32)
     opened(moved, tmp_path / "cache")
     assert list((tmp_path / "cache/text").glob("*/*.arrow"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"validation": "0.5", "seed": 3}])
+def test_without_captions_equal_samples_in_two_formats_are_the_one_clip_that_they_are_in_the_folder(tmp_path, flags):
+    """Each pair has two captions, so that it is two clips until captions are left out."""
+    for seed in range(6):
+        write_clip(tmp_path / f"data/{seed}.wav", f"slow {seed}", seed=seed, seconds=0.6)
+        sound, rate = soundfile.read(tmp_path / f"data/{seed}.wav", dtype="int16")
+        soundfile.write(tmp_path / f"data/other {seed}.flac", sound, rate, subtype="PCM_16")
+        (tmp_path / f"data/other {seed}.txt").write_text(f"fast {seed}")
+    make(tmp_path / "data", tmp_path / "prepared")
+    first = opened(tmp_path / "data", tmp_path / "cache", no_label=True, **flags)
+    second = opened(tmp_path / "prepared", tmp_path / "none", no_label=True, **flags)
+    assert opened(tmp_path / "prepared", tmp_path / "none").clips == 12
+    assert first.clips + (0 if first.validation is None else len(first.validation.names)) == 6
+    assert (first.digest, first.train.names, first.seconds) == (second.digest, second.train.names, second.seconds)
+    assert sorted((fate.path, fate.fate) for fate in first.fates if fate.fate != "ignored") == sorted(
+        (fate.path, fate.fate) for fate in second.fates
+    )
+    for one, other in zip(batches(first), batches(second), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_folder_of_an_earlier_version_without_digests_of_samples_gives_the_clips_that_it_gave(moved, tmp_path):
+    table = parquet.read_table(moved / "clips.parquet").drop_columns(["sound"])
+    parquet.write_table(table, moved / "clips.parquet")
+    edit(moved, files=sizes(moved))
+    assert opened(moved, tmp_path / "cache").clips == 7
+    assert opened(moved, tmp_path / "cache", no_label=True).clips == 6
 
 
 def test_a_folder_without_captions_asks_for_no_label(tmp_path, capsys):
