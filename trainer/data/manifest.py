@@ -114,7 +114,7 @@ def look(
     check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
-    of_tables = scan_tables(root, tables)
+    of_tables = scan_tables(root, tables, with_fields=captions.merge.on)
     found = _files(root, of_tables, tables)
     reader = CaptionReader(root, found, captions)
     for item in (*of_tables.items, *found):
