@@ -207,11 +207,13 @@ def find_on_hub(
 ) -> Mapping[str, HubDataset]:
     """The data sets that are the hub's, as one process was told of them; a resumed run keeps its commits."""
     from trainer import wiring
+    from trainer.preflight import check_prepared
     from trainer.run.output_dir import HUB_DATASETS
 
     found: dict[str, HubDataset] = {}
     if ranks.is_first:
         found = wiring.find_hub_datasets(config, {} if checkpoint is None else folder.read_json(HUB_DATASETS))
+        check_prepared(config, found)
     ranks.wait("asking the hub")
     found = ranks.gather(found)[0]
     for dataset in found.values():

@@ -32,22 +32,24 @@ try:
     from trainer.flags.config import Config, parse
     from trainer.flags.flag import settings
     from trainer.flags.paths import expanded
+    from trainer.preflight import check_folders, prepared_ones
     from trainer.report import report
     from trainer.run.console import Console
-    from trainer.spec.dataset_path import is_hub_id, not_here
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trainer.data.hub_dataset import HubDataset
     from trainer.data.table_scan import TableSettings
 
 REPORT_FOLDER = "dataset_report"
 OTHER_FLAGS = ("model_id", "seed")  # of launch.py, besides the data flags, on which the report depends
 HELP = f"""python scripts/check_dataset.py DIR [flags]
 
-Reads a folder of music as launch.py would, and writes dataset.csv (what became of each file), dataset.json (all
+Reads the music as launch.py would (DIR is what --dataset takes: a folder, a table, or user/name for a data set of the
+Hugging Face hub, which is fetched), and writes dataset.csv (what became of each file), dataset.json (all
 figures) and dataset.html (a page that shows them and plays the sounds). Nothing is trained, and no model is fetched.
 
   --report FOLDER  where the three files go (default: {REPORT_FOLDER}); outside of DIR
@@ -110,7 +112,6 @@ def read_request(argv: Sequence[str]) -> Request:
         raise ConfigError(f"--{useless[0]} has no effect here, where nothing is trained: {advice}. All flags: --help")
     report_folder = Path(expanded(folder))
     config, _ = parse([*rest, "--output_dir", _outside(report_folder, texts)])
-    _refuse_hub_ids(config)
     _outside(report_folder, {"dataset_path": config.dataset_path})
     return Request(
         config=config, report_folder=report_folder, embed=switches["--embed"], strict=switches["--strict"]
@@ -120,17 +121,13 @@ def read_request(argv: Sequence[str]) -> Request:
 def _allowed() -> set[str]:
     """Flags of launch.py on which a report depends."""
     of_data = {one.name for one in settings(Config).values() if one.flag.group == "data"}
-    return (of_data | set(OTHER_FLAGS)) - {"dataset_revision"}
+    return of_data | set(OTHER_FLAGS)
 
 
-def _refuse_hub_ids(config: Config) -> None:
-    """Raise ConfigError for what is no path here, and has the form of a data set of the hub."""
-    for path in (config.dataset_path, config.validation_folder):
-        if path is not None and is_hub_id(path):
-            raise ConfigError(
-                f"{path} cannot be looked at: {not_here(path)}; and from the Hugging Face hub this program fetches"
-                f" nothing. For its data set give the folder that `hf download {path} --repo-type dataset` prints"
-            )
+def _refuse_prepared(config: Config, hub: Mapping[str, HubDataset]) -> None:
+    """Raise ConfigError for a prepared folder, here or by what was found on the hub."""
+    for path in prepared_ones(config, hub).values():
+        raise ConfigError(f"{path} is a prepared folder, which holds no sounds to look at: give the music itself")
 
 
 def _outside(report_folder: Path, texts: dict[str, str]) -> str:
@@ -150,17 +147,16 @@ def check(request: Request) -> int:
     Raises DataError, once they are written, where there is no clip to train on, or none to validate on.
     """
     from trainer import wiring
-    from trainer.data import prepared
 
     config = request.config
-    if prepared.is_prepared(Path(config.dataset_path)):
-        raise ConfigError(
-            f"{config.dataset_path} is a prepared folder, which holds no sound files: look at the folder of music that"
-            " it was made of"
-        )
-    folders = [_scanned(config, Path(config.dataset_path), wiring.table_settings(config))]
-    if config.validation_folder is not None:
-        folders.append(_scanned(config, Path(config.validation_folder), wiring.validation_tables(config)))
+    _refuse_prepared(config, {})
+    check_folders(config)
+    hub = wiring.find_hub_datasets(config, {})
+    _refuse_prepared(config, hub)
+    data = wiring.fetched_data(config, hub)
+    folders = [_scanned(config, data.folder, data.tables)]
+    if data.validation_folder is not None:
+        folders.append(_scanned(config, data.validation_folder, data.validation_tables))
     settings_of_report = wiring.report_settings(config, embed=request.embed)
     load_tokenizer = None if config.no_label else tokenizer_at_hand(config.model_id)
     all_fates = fates_of(folders)

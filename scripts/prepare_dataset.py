@@ -1,6 +1,7 @@
 """Encode a data set once, into a folder that trains anywhere without the sound files.
 
 python scripts/prepare_dataset.py my_music --output prepared
+python scripts/prepare_dataset.py user/name --output prepared    (a data set of the Hugging Face hub)
 python launch.py --dataset prepared
 
 Run again with the same --output after a change of the music: what is there is not encoded again.
@@ -12,26 +13,32 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 try:
     from trainer.errors import EXIT_DONE, ConfigError, TrainerError
     from trainer.flags.config import Config, parse
     from trainer.flags.flag import Setting, did_you_mean, settings
     from trainer.flags.paths import expanded
+    from trainer.preflight import check_folders, prepared_ones
     from trainer.run.console import Console
-    from trainer.spec.dataset_path import is_hub_id, not_here
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
+
+if TYPE_CHECKING:
+    from trainer.data.hub_dataset import HubDataset
 
 # Flags of launch.py that decide what is encoded: those of its section data, and these of others.
 ALSO_TAKEN = ("model_id", "seed", "device")
 # In that section, but of training alone.
-NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation", "validation_split", "dataset_revision")
-# Of this machine, or of tables that the prepared folder replaces: not for the training on it.
-OF_HERE = ("cache_dir", "rehash", "device", "dataset_config", "dataset_split", "audio_column")
+NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation", "validation_split")
+# Of this machine, or of what the prepared folder replaces: not for the training on it.
+OF_HERE = (
+    *("cache_dir", "rehash", "device"),
+    *("dataset_config", "dataset_split", "dataset_revision", "audio_column"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +73,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=expanded, metavar="DIR", help="the music, as for --dataset of launch.py")
+    parser.add_argument("folder", type=expanded, metavar="DIR", help="the music: what --dataset of launch.py takes")
     parser.add_argument("--output", type=expanded, required=True, help="the folder to make, or to bring up to date")
     parser.add_argument("--anonymous", action="store_true", help="put numbers in place of the names of the files")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="then upload it as a private data set of the hub")
@@ -94,11 +101,6 @@ def config_of(flags: argparse.Namespace) -> Config:
     """What launch.py makes of the same flags; raises ConfigError for what it refuses."""
     given = {setting.name: getattr(flags, setting.name) for setting in taken()}
     texts = [f"--{name}={text}" for name, text in given.items() if text is not None]
-    if is_hub_id(flags.folder):
-        raise ConfigError(
-            f"{flags.folder} cannot be prepared: {not_here(flags.folder)}; and from the Hugging Face hub this program"
-            f" fetches nothing. Give the folder that `hf download {flags.folder} --repo-type dataset` prints"
-        )
     config, _ = parse([f"--dataset_path={flags.folder}", *texts])
     folder, output = Path(flags.folder).resolve(), Path(flags.output).resolve()
     if output.is_relative_to(folder) or folder.is_relative_to(output):
@@ -108,21 +110,21 @@ def config_of(flags: argparse.Namespace) -> Config:
 
 def prepare(flags: argparse.Namespace, config: Config) -> None:
     """Encode the music into the cache, and write what a run needs of it into --output."""
-    from trainer.data import dataset, prepared, prepared_writing
+    from trainer.data import dataset, prepared_writing
     from trainer.data.fates import BY_CHECKING
-    from trainer.data.manifest import check_folder
     from trainer.data.prepared_upload import push
     from trainer.evaluation.generation import device_of
     from trainer.model.source import open_model, quiet_libraries
-    from trainer.wiring import data_settings
+    from trainer.wiring import fetched_data, find_hub_datasets
 
-    folder, output = Path(flags.folder), Path(flags.output)
-    check_folder(str(folder))
-    if prepared.is_prepared(folder):
-        raise ConfigError(f"{flags.folder} is a prepared folder already: give the folder of music")
+    output = Path(flags.output)
+    refuse_prepared(config, {})
+    check_folders(config)
     prepared_writing.check_place(output)
     quiet_libraries()
-    source, wanted, device = open_model(config.model_id), data_settings(config), device_of(config.device)
+    hub = find_hub_datasets(config, {})
+    refuse_prepared(config, hub)
+    source, device, wanted = open_model(config.model_id), device_of(config.device), fetched_data(config, hub)
     prepared_writing.reuse(output, wanted, source)
     data = dataset.prepare(wanted, source, device)
     print(data.describe(rest=BY_CHECKING))
@@ -135,6 +137,12 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     print(f"to train on it, here or elsewhere: {command(flags)}")
     if flags.push_to_hub is not None:
         print(f"uploaded: {push(written.prepared, flags.push_to_hub, private=not flags.public)}")
+
+
+def refuse_prepared(config: Config, hub: Mapping[str, HubDataset]) -> None:
+    """Raise ConfigError where what is to be prepared is so already, here or by what was found on the hub."""
+    if prepared_ones(config, hub):
+        raise ConfigError(f"{config.dataset_path} is a prepared folder already: give the music that it was made of")
 
 
 def command(flags: argparse.Namespace) -> str:

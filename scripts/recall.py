@@ -57,23 +57,20 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) -> list[Recall]:
     """The recall of the run's first clips by name. Raises TrainerErrors."""
-    from trainer.data import dataset, hub_dataset
+    from trainer.data import dataset
     from trainer.evaluation import recall
     from trainer.evaluation.generation import device_of
     from trainer.exports.saved_models import open_saved
     from trainer.model.source import quiet_libraries
     from trainer.run.output_dir import HUB_DATASETS, OutputDir
-    from trainer.wiring import data_settings, find_hub_datasets
+    from trainer.wiring import fetched_data, find_hub_datasets
 
     quiet_libraries()
     config = config_of(run)
     device = device_of(device_name)
     base, trained = before_training(config), open_saved(str(run))
     hub = find_hub_datasets(config, OutputDir(root=run).read_json(HUB_DATASETS))
-    for name, found in hub.items():
-        hub_dataset.fetch(found, f"--{name}")
-    settings = data_settings(config, hub.get("dataset"), hub.get("validation"))
-    data = dataset.prepare(settings, base, device)
+    data = dataset.prepare(fetched_data(config, hub), base, device)
     return recall.measure(data, base, trained, device, most_clips=most_clips, wav=None if wav is None else Path(wav))
 
 

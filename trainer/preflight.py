@@ -6,11 +6,14 @@ What takes minutes or gigabytes comes later: a mistake in a flag or a folder mus
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.data.caption_sources import check_texts
+from trainer.data.hub_dataset import HubDataset, folder_of
 from trainer.data.manifest import check_folder
-from trainer.data.prepared import is_prepared, open_prepared
+from trainer.data.prepared import Prepared, is_prepared, open_prepared, read_about
+from trainer.data.split_files import TRAIN
 from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config
 from trainer.plan.dry_run import plan_of_shape
@@ -53,15 +56,59 @@ def check_folders(config: Config) -> None:
             f"--dataset_revision {config.dataset_revision} has no effect: --dataset {config.dataset_path} is here, and"
             " only data sets of the hub have revisions. Remove it"
         )
-    _check_prepared(config)
+    check_prepared(config)
 
 
-def _check_prepared(config: Config) -> None:
-    """Raise what a prepared folder is refused for, whatever the model."""
-    for folder in filter(None, (config.dataset_path, config.validation_folder)):
-        if is_prepared(Path(folder)):
-            flags = config.to_dict() | {"captions": ",".join(config.caption_sources)}
-            open_prepared(Path(folder)).check_flags(flags)
+def check_prepared(config: Config, hub: Mapping[str, HubDataset] | None = None) -> None:
+    """Raise what a prepared folder is refused for, whatever the model.
+
+    hub  what was found on the hub, by dataset and validation; none of it need be fetched yet
+    """
+    hub = hub or {}
+    flags = config.to_dict() | {"captions": ",".join(config.caption_sources)}
+    prepared = prepared_ones(config, hub)
+    for name, path in prepared.items():
+        if name in hub:
+            folder = folder_of(hub[name])
+            Prepared(folder=folder, about=read_about(folder)).check_flags(flags)
+        else:
+            open_prepared(Path(path)).check_flags(flags)
+    _refuse_flags_of_tables(config, prepared)
+
+
+def prepared_ones(config: Config, hub: Mapping[str, HubDataset]) -> dict[str, str]:
+    """Which of what --dataset and --validation name is a prepared folder, as it was typed, by dataset and validation;
+    of data sets of the hub, of those in `hub`."""
+    named = {"dataset": config.dataset_path, "validation": config.validation_folder}
+    return {
+        name: path for name, path in named.items()
+        if path is not None and (hub[name].is_prepared if name in hub else is_prepared(Path(path)))
+    }  # fmt: skip
+
+
+def _refuse_flags_of_tables(config: Config, prepared: Mapping[str, str]) -> None:
+    """Raise ConfigError for a flag that would choose among tables, where it has nothing but prepared folders to choose
+    from. What is on the hub, and was not yet asked for, may be tables."""
+    validation = config.validation_folder is not None and "validation" not in prepared
+    of_split = validation and config.validation_split is None
+    # By flag: its value, that of a flag that was not given, and whether it acts on what is validated on.
+    flags: dict[str, tuple[str | None, str | None, bool]] = {
+        "dataset_config": (config.dataset_config, None, validation),
+        "dataset_split": (config.dataset_split, TRAIN, of_split),
+        "audio_column": (config.audio_column, None, validation),
+    }
+    for name, (value, default, acts) in flags.items():
+        if "dataset" in prepared and value != default and not acts:
+            raise ConfigError(_no_effect(name, value, prepared["dataset"]))
+    if "validation" in prepared and config.validation_split is not None:
+        raise ConfigError(_no_effect("validation_split", config.validation_split, prepared["validation"]))
+
+
+def _no_effect(name: str, value: str | None, path: str) -> str:
+    return (
+        f"--{name} {value} has no effect on the prepared folder {path}, all clips of which are used: it has no splits,"
+        " no configurations and no columns of sounds. Remove it"
+    )
 
 
 def _refuse_missing_packages(config: Config) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.dataset import DataSettings
-from trainer.data.hub_dataset import HubDataset, find_dataset, folder_of
+from trainer.data.hub_dataset import HubDataset, fetch, find_dataset, folder_of
 from trainer.data.music_fields import MergeRates
 from trainer.data.order import Order
 from trainer.data.table_scan import TableSettings
@@ -105,6 +105,15 @@ def data_settings(
         seed=config.seed,
         rehash=config.rehash,
     )
+
+
+def fetched_data(config: Config, hub: Mapping[str, HubDataset]) -> DataSettings:
+    """`data_settings`, once what was found on the hub is fetched, and said on the console. For a program that is one
+    process: of several, one fetches (launch.py)."""
+    for name, found in hub.items():
+        print(found.describe())
+        fetch(found, f"--{name}")
+    return data_settings(config, hub.get("dataset"), hub.get("validation"))
 
 
 def caption_settings(config: Config) -> CaptionSettings:

@@ -37,6 +37,7 @@ def manifest_of(clips: int) -> Manifest:
             "first_frame": [2**40 + clip for clip in range(clips)],
             "frames": [2**41 + clip for clip in range(clips)],
             "gain": [1 + clip / 7 for clip in range(clips)],
+            "sound": [f"{2**64 + clip:032x}" for clip in range(clips)],
             "caption_source": [f"{clip}.txt" for clip in range(clips)],
             "caption_fields": ["" if clip % 3 else '[["bpm", "90.0"]]' for clip in range(clips)],
         },

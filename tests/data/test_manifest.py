@@ -57,13 +57,14 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
         "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
         "sample_rate_hz": "int32", "channels": "int32", "content": "string",
         "caption_source": "string", "caption_fields": "string",
-        "first_frame": "int64", "frames": "int64", "gain": "float64",
+        "first_frame": "int64", "frames": "int64", "gain": "float64", "sound": "string",
     }
     rows = {row["path"]: row for row in clips}
+    of_a = audio.inspect(tmp_path / "data" / "a.wav")
     assert rows["a.wav"] == {
         "path": "a.wav", "path_bytes": os.fsencode(tmp_path / "data" / "a.wav"), "caption": "calm piano",
         "size_bytes": (tmp_path / "data" / "a.wav").stat().st_size, "seconds": 1.5, "sample_rate_hz": 8_000,
-        "channels": 1, "content": audio.inspect(tmp_path / "data" / "a.wav").content,
+        "channels": 1, "content": of_a.content, "sound": of_a.sound,
         "first_frame": 0, "frames": 12_000, "gain": 1.0,
         "caption_source": "a.txt", "caption_fields": "",
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import prepare_dataset
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import soundfile
 import torch
@@ -22,8 +23,9 @@ from tests.audio_files import write_clip
 from trainer.data import cache, dataset, prepared, prepared_writing
 from trainer.data.order import Row
 from trainer.errors import ConfigError, DataError, TrainerError
-from trainer.flags.config import Config
+from trainer.flags.config import Config, parse
 from trainer.model.source import Source, open_model
+from trainer.preflight import check_folders
 from trainer.wiring import data_settings
 
 CPU = torch.device("cpu")
@@ -212,6 +214,39 @@ def test_what_the_folder_lacks_is_refused_by_name(moved, tmp_path, no_models, fl
         opened(moved, tmp_path / "cache", **flags)
 
 
+MADE = ("--model_id", "debug", "--code_views", "2")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--audio_column", "audio"),
+        ("--dataset_config", "clips"),
+        ("--dataset_split", "test"),
+        ("--validation", "other", "--validation_split", "test"),
+        ("--validation", "tables", "--validation_split", "dev", "--dataset_split", "test"),
+    ],
+)
+def test_flags_that_choose_among_tables_have_no_effect_on_a_prepared_folder_and_are_refused(
+    moved, tmp_path, monkeypatch, flags
+):
+    monkeypatch.chdir(moved.parent)
+    shutil.copytree("moved", "other")
+    Path("tables").mkdir()
+    named = "other" if flags[1] == "other" else "moved"
+    with pytest.raises(ConfigError, match=f"{flags[-2]} {flags[-1]} has no effect on the prepared folder {named}, all"):
+        check_folders(parse(["--dataset", "moved", *MADE, *flags])[0])
+
+
+def test_flags_that_choose_among_tables_act_where_only_one_of_two_folders_is_prepared(moved, monkeypatch):
+    monkeypatch.chdir(moved.parent)
+    Path("tables").mkdir()
+    chosen = ("--dataset_split", "test", "--dataset_config", "x", "--audio_column", "audio")
+    for one, other in (("moved", "tables"), ("tables", "moved")):
+        check_folders(parse(["--dataset", one, "--validation", other, *MADE, *chosen])[0])
+    check_folders(parse(["--dataset", "moved", "--validation", "tables", *MADE, "--validation_split", "test"])[0])
+
+
 def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_made_anew(moved, tmp_path):
     edit(moved, codec="0" * 32)
     with pytest.raises(ConfigError, match="lacks codes of the EnCodec of --model_id debug"):
@@ -222,6 +257,35 @@ def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_
     edit(moved, codebooks=4, codec=source().codec_identity(), text_encoder="0" * 32)
     opened(moved, tmp_path / "cache")
     assert list((tmp_path / "cache/text").glob("*/*.arrow"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"validation": "0.5", "seed": 3}])
+def test_without_captions_equal_samples_in_two_formats_are_the_one_clip_that_they_are_in_the_folder(tmp_path, flags):
+    """Each pair has two captions, so that it is two clips until captions are left out."""
+    for seed in range(6):
+        write_clip(tmp_path / f"data/{seed}.wav", f"slow {seed}", seed=seed, seconds=0.6)
+        sound, rate = soundfile.read(tmp_path / f"data/{seed}.wav", dtype="int16")
+        soundfile.write(tmp_path / f"data/other {seed}.flac", sound, rate, subtype="PCM_16")
+        (tmp_path / f"data/other {seed}.txt").write_text(f"fast {seed}")
+    make(tmp_path / "data", tmp_path / "prepared")
+    first = opened(tmp_path / "data", tmp_path / "cache", no_label=True, **flags)
+    second = opened(tmp_path / "prepared", tmp_path / "none", no_label=True, **flags)
+    assert opened(tmp_path / "prepared", tmp_path / "none").clips == 12
+    assert first.clips + (0 if first.validation is None else len(first.validation.names)) == 6
+    assert (first.digest, first.train.names, first.seconds) == (second.digest, second.train.names, second.seconds)
+    assert sorted((fate.path, fate.fate) for fate in first.fates if fate.fate != "ignored") == sorted(
+        (fate.path, fate.fate) for fate in second.fates
+    )
+    for one, other in zip(batches(first), batches(second), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_folder_of_an_earlier_version_without_digests_of_samples_gives_the_clips_that_it_gave(moved, tmp_path):
+    table = parquet.read_table(moved / "clips.parquet").drop_columns(["sound"])
+    parquet.write_table(table, moved / "clips.parquet")
+    edit(moved, files=sizes(moved))
+    assert opened(moved, tmp_path / "cache").clips == 7
+    assert opened(moved, tmp_path / "cache", no_label=True).clips == 6
 
 
 def test_a_folder_without_captions_asks_for_no_label(tmp_path, capsys):
@@ -461,8 +525,7 @@ REFUSALS = {
     "--public has no effect without --push_to_hub": ("data", "--output", "new", "--public"),
     "Did you mean --anonymous": ("data", "--output", "new", "--anonimous"),
     "cannot be opened": ("absent", "--output", "new"),
-    "this program fetches nothing": ("user/music", "--output", "new"),
-    "--dataset_revision has no effect": ("data", "--output", "new", "--dataset_revision", "main"),
+    "has no effect: --dataset data is here": ("data", "--output", "new", "--dataset_revision", "v1"),
 }
 
 
@@ -480,6 +543,7 @@ def test_what_cannot_be_prepared_is_refused(made, tmp_path, monkeypatch, capsys,
 
 def test_training_is_advised_without_the_flags_of_the_tables_that_were_read():
     typed = ["tables", "--output", "made", "--audio_column", "sound", "--dataset_split", "train", "--code_views", "2"]
+    typed += ["--dataset_revision", "v1"]
     advice = prepare_dataset.command(prepare_dataset.read_flags(typed))
     assert advice == "python launch.py --dataset made --code_views 2"
 

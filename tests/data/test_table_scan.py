@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -24,13 +25,15 @@ from trainer.data import manifest, places, table_file
 from trainer.data.audio_fault import AudioFault
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.manifest import Manifest
+from trainer.data.music_fields import MergeRates
 from trainer.data.table_scan import TableSettings
 from trainer.errors import ConfigError, DataError
 
 
 def scan(folder: Path, cache: Path | None = None, **how: Any) -> Manifest:
     flags = {"min_seconds": 0.1, "show_progress": False}
-    captions = CaptionSettings(no_label=how.pop("no_label", False), column=how.get("caption_column"))
+    merge = MergeRates(merge=how.pop("merge", 0.0))
+    captions = CaptionSettings(no_label=how.pop("no_label", False), column=how.get("caption_column"), merge=merge)
     tables = TableSettings(**{name: how.pop(name) for name in list(how) if name in TableSettings.__dataclass_fields__})
     cache = cache or folder.parent / "facts"
     everything = flags | how
@@ -115,6 +118,37 @@ def test_rows_that_name_files_are_these_files(tmp_path: Path) -> None:
     (folder / "t/a.parquet").unlink()
     write_parquet(folder / "t/b.parquet", pa.table({"where": [f"{seed}.wav" for seed in range(3)], "text": texts}))
     assert scan(folder, audio_column="where").columns["path_bytes"] == expected["path_bytes"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_what_columns_say_of_the_music_is_merged_as_what_json_files_say_of_it(tmp_path: Path, form: str) -> None:
+    said: list[dict[str, Any]] = [
+        {"text": "slow", "BPM": 90, "genre": "Rock", "moods": ["calm", "dark"]},
+        {"text": None, "BPM": 120, "genre": None, "moods": None},
+        {"text": "plain", "BPM": None, "genre": "None", "moods": []},
+        {"text": None, "BPM": None, "genre": None, "moods": None},
+    ]
+    folder = as_files(tmp_path / "files", range(len(said)))
+    for seed, values in enumerate(said):
+        (folder / f"{seed}.txt").unlink()
+        (folder / f"{seed}.json").write_text(json.dumps(values))
+    rows = [{"audio": {"bytes": sound_bytes(seed), "path": f"{seed}.wav"}} | said[seed] for seed in range(len(said))]
+    kinds = {"audio": AUDIO, "text": pa.string(), "BPM": pa.int64(), "genre": pa.string(),
+             "moods": pa.list_(pa.string())}  # fmt: skip
+    table = pa.Table.from_pylist(rows, pa.schema({**kinds, "key": pa.timestamp("ns")}))
+    path = write_parquet(tmp_path / "rows/x.parquet", table)
+    if form == "arrow":
+        path.unlink()
+        with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+    files, found = scan(folder, merge=0.25), scan(tmp_path / "rows", merge=0.25)
+    for column in ("path", "content", "caption", "caption_fields"):
+        assert found.columns[column] == files.columns[column]
+    by_path = dict(zip(found.columns["path"], found.columns["caption_fields"], strict=True))
+    assert {path: bool(fields) for path, fields in by_path.items()} == {"0.wav": True, "1.wav": True, "2.wav": False}
+    assert fates(found)["3.wav"] == "no caption"
+    plain = scan(tmp_path / "rows").columns  # without --merge_metadata nothing of it counts
+    assert set(plain["caption"]) == {"slow", "plain"} and set(plain["caption_fields"]) == {""}
 
 
 def test_a_table_without_sounds_names_its_columns_and_a_wrong_column_is_refused(tmp_path: Path) -> None:
@@ -240,7 +274,7 @@ CELLS = {
     "number": (pa.int32(), lambda value: 3),
     "map": (pa.struct([("bytes", pa.list_(pa.int8())), ("path", pa.int8())]), lambda value: None),
 }  # fmt: skip
-NAMES = st.sampled_from(["audio", "text", "caption", "x.y", "", "audio.bytes", "a\nb", "ü"])
+NAMES = st.sampled_from(["genre", "bpm", "audio", "text", "caption", "x.y", "", "audio.bytes", "a\nb", "ü"])
 
 
 def odd_tables(given_data: Any, folder: Path) -> None:
@@ -267,7 +301,7 @@ def odd_tables(given_data: Any, folder: Path) -> None:
         content = content[: given_data.draw(st.integers(0, len(content)))]
     path.write_bytes(content)
     try:
-        found = scan(folder, folder.parent / "facts", rehash=True)
+        found = scan(folder, folder.parent / "facts", rehash=True, merge=given_data.draw(st.sampled_from([0.0, 0.5])))
     except ConfigError as error:
         assert "odd" in str(error)
     else:

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import check_dataset
+import huggingface_hub.constants as constants
 import pytest
 
+from tests.data.hub_server import asked_by_this_process
 from tests.data.table_files import rows_of, write_parquet
 from tests.report.pages import Page
 from trainer.errors import EXIT_DATA, EXIT_DONE, EXIT_FAILED, EXIT_STORAGE, EXIT_USAGE
@@ -103,22 +105,53 @@ def test_rows_of_a_table_are_on_the_page_without_links_and_play_from_excerpts(mu
     assert set(page.data["excerpts"]) == {"0.wav", "1.wav", "2.wav"}
 
 
-def test_a_prepared_folder_is_refused_with_what_to_look_at(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("prepared.json", "clips.parquet"):
-        (music / name).write_text("{}")
-    assert check_dataset.main([str(music)]) == EXIT_USAGE
-    assert "is a prepared folder" in (said := capsys.readouterr().err) and "look at the folder of music" in said
-
-
 def test_help_fits_a_terminal_and_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_dataset.main(["--help"]) == EXIT_DONE
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 120 and "--caption_template" in said and "dataset_path" not in said
 
 
-def test_a_data_set_of_the_hub_is_refused_with_both_readings(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_dataset.main(["user/name"]) == EXIT_USAGE
+def test_a_data_set_of_the_hub_is_looked_at_as_the_same_files_in_a_folder_are(
+    music: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(music / "rows/data/train-00000-of-00001.parquet", rows_of(range(3)))
+    write_parquet(music / "rows/data/test-00000-of-00001.parquet", rows_of([7]))
+    assert check_dataset.main([str(music / "rows"), "--report", "local"]) == EXIT_DONE
+    with asked_by_this_process(music.parent / "hub_cache", monkeypatch) as hub:
+        hub.add("user/name", music / "rows", "a" * 40, branch="v1")
+        typed = ["user/name", "--dataset_revision", "v1", "--report", "of_hub"]
+        assert check_dataset.main(typed) == EXIT_DONE
+        assert check_dataset.main([*typed[:-1], "other", "--dataset_split", "test"]) == EXIT_DONE
+    assert f"data set user/name of the hub, commit {'a' * 40}: 1 file(s)" in capsys.readouterr().out
+    names = ("local", "of_hub", "other")
+    local, of_hub, other = (json.loads(Path(name, "dataset.json").read_bytes()) for name in names)
+    of_split = {"fates", "files"}  # the table of the other split is not fetched, and in the folder it is ignored
+    figures = [{name: of[name] for name in of.keys() - of_split} for of in (local["figures"], of_hub["figures"])]
+    assert figures[0] == figures[1] and figures[0]["clips"] == 3
+    used = [{row["path"]: row["caption"] for row in one["files"] if row["fate"] == "used"} for one in (local, of_hub)]
+    assert used[0] == used[1] and len(used[0]) == 3
+    assert [row["path"] for row in other["files"]] == ["7.wav"]
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_refused_with_both_readings(
+    music: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with asked_by_this_process(music.parent / "hub_cache", monkeypatch):
+        assert check_dataset.main(["user/name"]) == EXIT_DATA
     said = capsys.readouterr().err
-    assert f"there is no folder user/name in {music.parent}" in said
-    assert "hf download user/name --repo-type dataset" in said
+    assert f"there is no folder user/name in {music.parent}; and the hub has no data set of this name" in said
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert check_dataset.main(["user/name"]) == EXIT_DATA
+    assert f"there is no folder user/name in {music.parent}; and HF_HUB_OFFLINE is set" in capsys.readouterr().err
     assert check_dataset.main([str(music), "--dataset_revision", "v1"]) == EXIT_USAGE
+    assert "--dataset_revision v1 has no effect" in capsys.readouterr().err
+
+
+def test_a_prepared_folder_has_no_sounds_to_look_at(
+    music: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("prepared.json", "clips.parquet", "codes/part-00000.arrow"):
+        (music / name).parent.mkdir(exist_ok=True)
+        (music / name).write_text("{}")
+    assert check_dataset.main([str(music)]) == EXIT_USAGE
+    assert f"{music} is a prepared folder, which holds no sounds to look at" in capsys.readouterr().err

@@ -100,8 +100,8 @@ class CaptionReader:
             return Caption(text=self._given, source="--caption", remark="caption from --caption")
         try:
             for source in settings.sources:
-                if source == "metadata" and row.caption is not None:
-                    return self._of_row(row)
+                if source == "metadata" and (found := self._of_row(row)):
+                    return found
                 if source == "template" and (found := self._filled(row.own_path, os.fsencode(row.reference))):
                     return replace(found, remark=f"caption from {found.source}")
         except CaptionFault as fault:
@@ -203,12 +203,17 @@ class CaptionReader:
             raise fault.of(shown) from fault
         return self._with_fields(found, shown)
 
-    def _of_row(self, row: TableRow) -> Caption:
+    def _of_row(self, row: TableRow) -> Caption | None:
+        fields = music_fields.as_text(row.fields)  # which were read only if they are merged
+        if row.caption is None and not fields:
+            return None
         try:
             text, remark = caption_of(row.caption or "", lines=self._settings.lines)
         except CaptionFault as fault:
             raise fault.of("its caption") from fault
-        return Caption(text=text, source=row.place, remark=remark if text else "empty caption: trained without text")
+        if text is None and not fields:
+            remark = "empty caption: trained without text"
+        return Caption(text=text, source=row.place, remark=remark, fields=fields)
 
     def _filled(self, name: str, reference: bytes) -> Caption | None:
         """The template with the tags of a sound, and what its name says."""

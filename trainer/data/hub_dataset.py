@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub: which of their files a run needs, and having these in the hub's own cache.
 
-What is fetched is a folder like any other: of tables, or of sound files with captions beside them.
+What is fetched is a folder like any other: of tables, of sound files with captions beside them, or a prepared one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from trainer.atomic import write_whole
 from trainer.data.folder_walk import is_metadata
+from trainer.data.prepared import MARKER, About, are_prepared, read_about
 from trainer.data.sound_kind import SOUND_SUFFIXES
 from trainer.data.split_files import Configuration, configurations_of, files_of_split, missing_shards
 from trainer.data.table_file import SUFFIXES
@@ -50,6 +51,11 @@ class HubDataset:
     files: tuple[str, ...]
     size_bytes: int
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether they are a prepared folder."""
+        return are_prepared(self.files)
+
     def describe(self) -> str:
         """For the console."""
         return (
@@ -64,8 +70,9 @@ def find_dataset(repo: str, *, revision: str | None, config: str | None, split: 
     revision  a branch, a tag or a commit; None is main
     flag      which one named the data set, for messages
 
-    Under HF_HUB_OFFLINE=1 it is looked for in the hub's cache. Raises DataError where it cannot be found or asked for,
-    ConfigError where it has no such configuration or split.
+    Of a prepared folder all is chosen that its prepared.json lists. Under HF_HUB_OFFLINE=1 it is looked for in the
+    hub's cache. Raises DataError where it cannot be found or asked for, or is prepared and cannot be read; ConfigError
+    where it has no such configuration or split.
     """
     from huggingface_hub import constants
 
@@ -73,6 +80,14 @@ def find_dataset(repo: str, *, revision: str | None, config: str | None, split: 
         commit, sizes = _cached(repo, revision, flag)
     else:
         commit, sizes = _asking(repo, revision, flag, lambda: _listing(repo, revision))
+    if are_prepared(sizes):
+        if MARKER in sizes:
+            _asking(repo, revision, flag, lambda: _file(repo, commit, MARKER))
+        try:
+            chosen = _of_prepared(read_about(_snapshot(repo, commit)), repo, sizes)
+        except DataError as error:
+            raise DataError(f"{flag} {repo}: {error}") from None
+        return _found(repo, revision, commit, sizes, chosen)
     readme = ""
     if README in sizes:
         path = _asking(repo, revision, flag, lambda: _file(repo, commit, README))
@@ -87,13 +102,11 @@ def find_dataset(repo: str, *, revision: str | None, config: str | None, split: 
             f"{flag} {repo}: the data set holds neither .parquet files nor sound files for the split {split}, and"
             f" others are not read (its files: {kinds}). Download it and bring it into such a form"
         )
-    size_bytes = sum(sizes[name] for name in chosen)
-    found = HubDataset(repo=repo, revision=commit, asked=revision or BRANCH, files=chosen, size_bytes=size_bytes)
     if constants.HF_HUB_OFFLINE and (lacking := missing_shards(chosen)):
         raise DataError(
             f"{flag} {repo}: HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(lacking)} of it. {_how(repo)}"
         )
-    return found
+    return _found(repo, revision, commit, sizes, chosen)
 
 
 def fetch(found: HubDataset, flag: str) -> None:
@@ -145,10 +158,38 @@ def _remember_branch(found: HubDataset) -> None:
 
 def folder_of(found: HubDataset) -> Path:
     """The folder in the hub's cache in which the files lie, after `fetch` on this machine."""
+    return _snapshot(found.repo, found.revision)
+
+
+def _snapshot(repo: str, commit: str) -> Path:
     from huggingface_hub import constants, file_download
 
-    repo_folder = file_download.repo_folder_name(repo_id=found.repo, repo_type="dataset")
-    return Path(constants.HF_HUB_CACHE).absolute() / repo_folder / "snapshots" / found.revision
+    repo_folder = file_download.repo_folder_name(repo_id=repo, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE).absolute() / repo_folder / "snapshots" / commit
+
+
+def _found(
+    repo: str, revision: str | None, commit: str, sizes: Mapping[str, int], chosen: tuple[str, ...]
+) -> HubDataset:
+    size_bytes = sum(sizes[name] for name in chosen)
+    return HubDataset(repo=repo, revision=commit, asked=revision or BRANCH, files=chosen, size_bytes=size_bytes)
+
+
+def _of_prepared(about: About, repo: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The files of a prepared folder. Raises DataError where one is not there, or has another size."""
+    from huggingface_hub import constants
+
+    lacking = sorted(set(about.files) - sizes.keys())
+    if lacking and constants.HF_HUB_OFFLINE:
+        raise DataError(f"HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(lacking)} of it. {_how(repo)}")
+    wrong = [f"{name} has {sizes[name]:,} bytes and not {size:,}" for name, size in about.files.items()
+             if name in sizes and sizes[name] != size]  # fmt: skip
+    if lacking or wrong:
+        raise DataError(
+            f"the prepared data set is incomplete: {'it lacks ' * bool(lacking)}{_some(lacking or wrong)}. Push it"
+            " again with scripts/prepare_dataset.py --push_to_hub"
+        )
+    return tuple(sorted((MARKER, *about.files)))
 
 
 def _chosen(

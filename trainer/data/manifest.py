@@ -35,7 +35,7 @@ Columns = Mapping[str, Sequence[Any]]  # a table: columns of equal length by nam
 TYPES = {
     "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
     "sample_rate_hz": "int32", "channels": "int32", "content": "string", "caption_source": "string",
-    "caption_fields": "string", "first_frame": "int64", "frames": "int64", "gain": "float64",
+    "caption_fields": "string", "first_frame": "int64", "frames": "int64", "gain": "float64", "sound": "string",
 }
 
 
@@ -60,6 +60,7 @@ class Manifest:
     caption_source  string, what the caption is from: "ballad.txt", "metadata.csv line 3"; "" where none was read
     caption_fields  string, what is merged into the caption, as music_fields.as_text writes it; "" for nothing
     first_frame, frames, gain  int64, int64, float64: the Excerpt of the file that is encoded, at the file's rate
+    sound           string, the hex blake2b-128 of the decoded samples, by which equals are found (AudioFacts.sound)
 
     Rows are sorted by (content, caption, caption_fields), null first. No file's name, no folder and no order in which a
     disk lists its files changes that order, on which the numbers of a run depend.
@@ -115,7 +116,7 @@ def look(
     check_folder(root)
     fates: list[Fate] = []
     candidates: list[_Candidate] = []
-    of_tables = scan_tables(root, tables)
+    of_tables = scan_tables(root, tables, with_fields=captions.merge.on)
     found = _files(root, of_tables, tables)
     reader = CaptionReader(root, found, captions)
     for item in (*of_tables.items, *found):
@@ -323,6 +324,7 @@ def _columns(clips: Iterable[_Clip]) -> Columns:
         "first_frame": [clip.excerpt.first_frame for clip in ordered],
         "frames": [clip.excerpt.frames for clip in ordered],
         "gain": [clip.excerpt.gain for clip in ordered],
+        "sound": [clip.facts.sound for clip in ordered],
     }
 
 

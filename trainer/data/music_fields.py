@@ -20,6 +20,7 @@ import numpy as np
 Fields = tuple[tuple[str, str], ...]  # (name, value) in the order of NAMES
 
 NAMES = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # the order of audiocraft's MusicInfo
+OTHER_NAMES = {"instruments": "instrument", "mood": "moods"}  # as they stand in some files
 LONGEST_VALUE = 500  # characters; a longer one is no keyword
 
 
@@ -65,8 +66,8 @@ def fields_of(values: Mapping[str, Any]) -> Fields:
     Names are compared without regard to case. A value that is missing, empty or of another kind is left out.
     """
     lower = {str(name).strip().lower(): value for name, value in values.items()}
-    lower.setdefault("instrument", lower.get("instruments"))
-    lower.setdefault("moods", lower.get("mood"))
+    for other, name in OTHER_NAMES.items():
+        lower.setdefault(name, lower.get(other))
     read = {name: _value(name, lower.get(name)) for name in NAMES}
     return tuple((name, value) for name, value in read.items() if value)
 

@@ -127,18 +127,18 @@ class Prepared:
     def clips(self, *, no_label: bool, min_seconds: float) -> tuple[Columns, tuple[Fate, ...]]:
         """The table of clips with the columns and in the order of Manifest, and the fate of every clip.
 
-        `path_bytes` is empty: there is no sound file. With `no_label` clips of one content are one clip, of whose
-        names the first is kept, as in a folder of sounds. Raises DataError where the table is damaged, or no clip is
-        left.
+        `path_bytes` is empty: there is no sound file. With `no_label` clips of equal samples are one clip, and the same
+        one as in a folder of sounds: that of the first content, by the first of its names. Raises DataError where the
+        table is damaged, or no clip is left.
         """
-        rows = sorted(self._rows(), key=_place)
         without = {"caption": None, "caption_fields": "", "caption_source": ""} if no_label else {}
         fates: list[Fate] = []
         kept: list[dict[str, Any]] = []
         named: dict[tuple[str, str | None, str], str] = {}
-        for found in sorted(rows, key=lambda row: row["path"].encode()):
+        for found in sorted(self._rows(), key=lambda row: (row["content"], row["path"].encode())):
             row = {**found, **without}
-            equal = row["content"], row["caption"], row["caption_fields"]
+            # Folders that earlier versions made say nothing of samples.
+            equal = row["sound"] or row["content"], row["caption"], row["caption_fields"]
             if row["seconds"] < min_seconds:
                 detail = f"{row['seconds']:.2f} s, under the {min_seconds:g} s of --min_seconds"
                 fates.append(Fate(path=row["path"], fate="too short", detail=detail))
@@ -182,7 +182,7 @@ class Prepared:
         try:
             table = parquet.ParquetFile(self.folder / TABLE).read()  # not read_table, which imports pandas (pyarrow 26)
             table.validate(full=True)
-            for name in (*NEEDED, *{"caption_fields"}.intersection(table.column_names)):
+            for name in (*NEEDED, *{"caption_fields", "sound"}.intersection(table.column_names)):
                 if table.schema.field(name).type != pa.type_for_alias(TYPES[name]):
                     raise pa.ArrowInvalid(f"its column {name} is of type {table.schema.field(name).type}")
                 if name != "caption" and table.column(name).null_count:
@@ -225,13 +225,27 @@ def is_prepared(folder: Path) -> bool:
 
 
 def are_prepared(names: Iterable[str]) -> bool:
-    """Whether files of these names, as a hub lists those of a repository, make a prepared folder."""
-    return {MARKER, TABLE} <= set(names)
+    """The same of files of these names, as a hub lists those of a repository."""
+    there = set(names)
+    return [MARKER in there, TABLE in there, any(name.startswith(f"{CODES}/") for name in there)].count(True) >= 2
 
 
 def open_prepared(folder: Path) -> Prepared:
     """The prepared folder `folder`, all files of which are there. Raises DataError where it is damaged."""
     check_folder(str(folder))
+    about = read_about(folder)
+    for name, size in about.files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
+        if found != size:
+            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
+    return Prepared(folder=folder, about=about)
+
+
+def read_about(folder: Path) -> About:
+    """What prepared.json says. Raises DataError where it cannot be read, or is of another version."""
     try:
         said = json.loads((folder / MARKER).read_bytes())
     except FileNotFoundError as error:
@@ -245,15 +259,7 @@ def open_prepared(folder: Path) -> Prepared:
             f"the prepared folder {display(folder)} is of version {said.get('version')!r}, and this program reads"
             f" {VERSION}: use the program that made it, or make it again with scripts/prepare_dataset.py"
         )
-    about = _about(folder, said)
-    for name, size in about.files.items():
-        try:
-            found = (folder / name).stat().st_size
-        except OSError as error:
-            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
-        if found != size:
-            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
-    return Prepared(folder=folder, about=about)
+    return _about(folder, said)
 
 
 def find(folders: Iterable[Path], peers: Peers) -> dict[Path, Prepared]:

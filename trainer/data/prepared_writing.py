@@ -34,7 +34,7 @@ from trainer.model.source import Source
 
 PART_BYTES = 64 * 2**20
 # Of the table, what tells nothing of where the music lay and what its files were called.
-NAMELESS = ("content", "caption", "caption_fields", "seconds", "sample_rate_hz", "channels", "size_bytes")
+NAMELESS = ("content", "sound", "caption", "caption_fields", "seconds", "sample_rate_hz", "channels", "size_bytes")
 OURS = (MARKER, TABLE, CARD, CODES, TEXT)
 
 

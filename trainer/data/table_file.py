@@ -6,9 +6,9 @@ Not by datasets, which would decode by torchcodec and imports pandas.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -36,6 +36,10 @@ class TableFile(Protocol):
 
     def names_and_texts(self, group: int, sound: str, text: str | None) -> Iterator[tuple[str | None, str | None]]:
         """For each row of a group, the path in its sound's cell and its caption; no bytes of sounds are kept."""
+
+    def values(self, group: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """For each row of a group, what stands in these columns, which hold no sounds."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,14 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_field(kind: pa.DataType) -> bool:
+    """Whether cells of this type can hold a tempo, a genre or several moods: numbers, texts and lists of texts."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+        return is_text(kind)
+    return is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -139,6 +151,11 @@ class _Parquet:
         for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
             yield from _pairs(batch, sound if leaf else None, text)
 
+    def values(self, group: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Reads these columns alone."""
+        for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(names), use_threads=False):
+            yield from batch.select(names).to_pylist()
+
 
 class _Arrow:
     """An Arrow file or stream in a memory map, so that what is not asked for is not read from the disk."""
@@ -178,6 +195,13 @@ class _Arrow:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             piece = batch.slice(start, BATCH_ROWS)
             yield from _pairs(piece, sound if _has_path(kind) or is_text(kind) else None, text)
+
+    def values(self, group: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """From the map."""
+        batch = self._batches[group].select(names)
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield from batch.slice(start, BATCH_ROWS).to_pylist()
 
 
 def _has_path(kind: pa.DataType) -> bool:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 
 from trainer.data.fates import Fate, display
 from trainer.data.folder_walk import is_metadata
 from trainer.data.metadata_files import CAPTION_COLUMNS
+from trainer.data.music_fields import NAMES, OTHER_NAMES, Fields, fields_of
 from trainer.data.places import file_beside, no_sound, row_reference
 from trainer.data.split_files import TRAIN, configurations_of, files_of_split
-from trainer.data.table_file import SUFFIXES, TableFile, is_sound, is_text, open_table, sound_columns
+from trainer.data.table_file import SUFFIXES, TableFile, is_field, is_sound, is_text, open_table, sound_columns
 from trainer.errors import ConfigError
 
 README = "README.md"
@@ -55,6 +58,7 @@ class TableRow:
     own_path    the path that it gives its sound; "" for none
     caption     as it stands there; None for none
     why_none    where there is no caption: what can be done about it
+    fields      genre, bpm and so on, of the columns of these names, where they were asked for
     """
 
     name: str
@@ -64,6 +68,7 @@ class TableRow:
     own_path: str
     caption: str | None
     why_none: str = ""
+    fields: Fields = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +84,11 @@ def is_table(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and os.path.isfile(path)
 
 
-def scan_tables(root: str, settings: TableSettings) -> Tables:
+def scan_tables(root: str, settings: TableSettings, *, with_fields: bool = False) -> Tables:
     """The rows of all tables below `root`, or of the table that it is, which belong to the split; and the fates of
     tables that are not used.
+
+    with_fields  whether columns of genre, bpm and so on are read (trainer/data/music_fields.py)
 
     Raises ConfigError where the data set has no such configuration, split or column.
     """
@@ -97,7 +104,7 @@ def scan_tables(root: str, settings: TableSettings) -> Tables:
         for name in names if name not in set(chosen)
     ]
     for name in chosen:
-        items += _rows_or_fate(folder, name, settings)
+        items += _rows_or_fate(folder, name, settings, with_fields)
     return Tables(items=tuple(_with_unique_names(items)), names=frozenset(names))
 
 
@@ -131,7 +138,7 @@ def _of_split(root: str, names: Sequence[str], settings: TableSettings) -> tuple
     return files_of_split(names, settings.split, config=settings.config, configurations=configurations)
 
 
-def _rows_or_fate(folder: str, name: str, settings: TableSettings) -> list[TableRow | Fate]:
+def _rows_or_fate(folder: str, name: str, settings: TableSettings, with_fields: bool) -> list[TableRow | Fate]:
     """The rows of one table, or its own fate where it has none that can be used."""
     path, shown = os.path.join(folder, name), display(name)
     try:
@@ -141,7 +148,8 @@ def _rows_or_fate(folder: str, name: str, settings: TableSettings) -> list[Table
             columns = ", ".join(table.schema.names) or "none"
             detail = f"no column of it holds sounds (its columns: {columns}): name one with --audio_column"
             return [Fate(path=shown, fate="ignored", detail=detail)]
-        return list(_rows(table, path, name, sound, _text_column(table.schema, shown, settings)))
+        fields = [column for column in _field_columns(table.schema) if column != sound] if with_fields else []
+        return list(_rows(table, path, name, sound, _text_column(table.schema, shown, settings), fields))
     except OSError as error:
         if error.errno is None and not isinstance(error, pa.ArrowException):  # pyarrow's own, of a damaged file
             return [_damaged(shown, error)]
@@ -156,7 +164,7 @@ def _damaged(shown: str, error: Exception) -> Fate:
 
 
 def _rows(
-    table: TableFile, path: str, name: str, sound: str, text: str | None
+    table: TableFile, path: str, name: str, sound: str, text: str | None, fields: Sequence[str]
 ) -> Iterator[TableRow | Fate]:
     size_bytes = os.stat(path).st_size
     why_none = f"its column {text} is empty here: fill it" if text else (
@@ -166,11 +174,12 @@ def _rows(
     row = 0
     for group in range(len(table.group_rows)):
         by_path = table.has_no_bytes(group, sound)
-        for named, caption in table.names_and_texts(group, sound, text):
+        values: Iterator[Mapping[str, Any]] = table.values(group, fields) if fields else repeat({})
+        for (named, caption), of_row in zip(table.names_and_texts(group, sound, text), values, strict=False):
             item = TableRow(
                 name=named or f"{name} row {row}", reference=os.fsdecode(row_reference(path, row, sound)),
                 size_bytes=size_bytes, place=f"{display(name)} row {row}", own_path=named or "", caption=caption,
-                why_none=why_none,
+                why_none=why_none, fields=fields_of(of_row),
             )
             yield _beside(item, path, name, named, row) if by_path else replace(item, name=_both(name, named, row))
             row += 1
@@ -226,6 +235,15 @@ def _text_column(schema: pa.Schema, shown: str, settings: TableSettings) -> str 
         return wanted
     texts = {field.name for field in schema if is_text(field.type) and schema.names.count(field.name) == 1}
     return next((name for name in CAPTION_COLUMNS if name in texts), None)
+
+
+def _field_columns(schema: pa.Schema) -> list[str]:
+    """The columns that are named as music fields are."""
+    known = {*NAMES, *OTHER_NAMES}
+    return [
+        field.name for field in schema
+        if field.name.strip().lower() in known and is_field(field.type) and schema.names.count(field.name) == 1
+    ]  # fmt: skip
 
 
 def _require(schema: pa.Schema, shown: str, flag: str, column: str) -> None:

@@ -115,8 +115,8 @@ class DataFlags:
     merge_metadata: Annotated[
         float,
         data(
-            "Share of a caption's variants that get what a .json or metadata file says of genre, bpm, key, moods, "
-            "keywords and instrument; Meta trained with 0.25.",
+            "Share of a caption's variants that get what a .json or metadata file, or a table's row, says of genre, "
+            "bpm, key, moods, keywords and instrument; Meta trained with 0.25.",
             least=0,
             most=1,
         ),
