@@ -16,16 +16,18 @@ HOURS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {sound}, {real_time} [{elapsed}<{
 
 
 class HoursBar(tqdm):
-    """A bar of hours of sound, which says how many times as fast as the sound lasts they are done. It says minutes where
-    there is less than an hour, of which two digits would stand still for half a minute of sound."""
+    """A bar of hours of sound, which says how many times as fast as the sound lasts they are done.
+
+    It says minutes where there is less than an hour: its hundredths stand still for half a minute of sound.
+    """
 
     @property
     def format_dict(self) -> dict[str, Any]:
         """tqdm's values for the bar's text, `real_time`, and `sound`: how much of it is done."""
         values = super().format_dict
         rate = values["rate"] or (self.n - self.initial) / values["elapsed"] if values["elapsed"] else None
-        hours = self.total >= 1
-        sound = f"{self.n:.2f}/{self.total:.2f} h" if hours else f"{60 * self.n:.1f}/{60 * self.total:.1f} min"
+        total = self.total or 0
+        sound = f"{self.n:.2f}/{total:.2f} h" if total >= 1 else f"{60 * self.n:.1f}/{60 * total:.1f} min"
         return {**values, "sound": sound, "real_time": f"{3600 * rate:,.0f} x real time" if rate else "? x real time"}
 
 
