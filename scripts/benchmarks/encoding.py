@@ -6,9 +6,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from benchmarks.music import SAMPLE_RATE_HZ
 from benchmarks.parts import Settings
 from benchmarks.report import Row
 from trainer.data import audio, cache
+from trainer.data.arrow_store import Store
 from trainer.data.codec import encode_tracks, view_offsets
+from trainer.data.excerpt import Excerpt
 from trainer.model.debug_model import codec_config, set_codebooks
 from trainer.spec.encoding import encoding_pass
 
@@ -63,36 +66,66 @@ def random_codec(device: torch.device, *, filters: int = 64, width: int = 128) -
 
 def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> list[Row]:
     """The codec alone on sound in memory, then filling the cache from each of FORMATS, in turns, after one round that
-    is not counted. The codec alone has the same passes; nothing is decoded, resampled, checked or written for it."""
+    is not counted. The codec alone has the same passes; nothing is decoded, resampled, checked or written for it.
+
+    What else than EnCodec the files take is measured by itself too, in core seconds, which tell it where a clock
+    cannot: other work on the cores, or a codec whose own time varies by more than that.
+    """
     columns = {name: write_songs(folder / name, work, name) for name in FORMATS}
     tracks = [_decoded(path) for path in columns["wav"]["path_bytes"]]
-    seconds: dict[str, list[float]] = {name: [] for name in ("alone", *FORMATS)}
-    of_cores: dict[str, list[float]] = {name: [] for name in seconds}
-    for round_ in range(rounds + 1):
-        since, cores = time.perf_counter(), {"alone": -time.process_time()}
-        encode_from_memory(codec, tracks, work)
-        taken = {"alone": time.perf_counter() - since}
-        cores["alone"] += time.process_time()
-        for name, clips in columns.items():
+
+    def run(name: str, round_: int) -> None:
+        if name == "alone":
+            encode_from_memory(codec, tracks, work)
+        else:
             store = cache.code_store(folder / f"cache-{name}-{round_}", "benchmark", work.views)
-            since, cores[name] = time.perf_counter(), -time.process_time()
-            faults = cache.fill_codes(
-                store,
-                clips,
-                lambda: codec,
-                sample_rate_hz=SAMPLE_RATE_HZ,
-                views=work.views,
-                device=work.device,
-                show_progress=False,
-            )
-            taken[name] = time.perf_counter() - since
-            cores[name] += time.process_time()
-            assert not faults, faults
-        if round_:
-            for name, value in taken.items():
-                seconds[name].append(value)
-                of_cores[name].append(cores[name])
-    return [_row(work, name, seconds) | {"core_seconds": statistics.median(of_cores[name])} for name in seconds]
+            _fill(work, codec, store, columns[name])
+
+    names = ["alone", *FORMATS]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    of_cores: dict[str, list[float]] = {name: [] for name in names}
+    of_sound: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:  # each is the first in its turn
+            taken, cores = _timed(partial(run, name, round_))
+            _, sound = _timed(partial(_read, columns.get(name, {})))
+            if round_:
+                seconds[name].append(taken)
+                of_cores[name].append(cores)
+                of_sound[name].append(sound)
+    rows = []
+    for name in names:
+        cores, sound = statistics.median(of_cores[name]), statistics.median(of_sound[name])
+        rows.append(_row(work, name, seconds) | {"core_seconds": cores, "core_seconds_of_sound": sound})
+    return rows
+
+
+def _timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and of all cores together."""
+    since, cores = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - since, time.process_time() - cores
+
+
+def _fill(work: Work, codec: EncodecModel, store: Store, clips: dict[str, list]) -> None:
+    faults = cache.fill_codes(
+        store,
+        clips,
+        lambda: codec,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        views=work.views,
+        device=work.device,
+        show_progress=False,
+    )
+    assert not faults, faults
+
+
+def _read(clips: dict[str, list]) -> None:
+    """Decode, mix, resample and hash the files as `fill_codes` does, for nobody."""
+    for row, path in enumerate(clips.get("path_bytes", ())):
+        excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
+        for _ in cache.sound_blocks(path, clips["content"][row], SAMPLE_RATE_HZ, excerpt):
+            pass
 
 
 def encode_from_memory(

@@ -290,6 +290,20 @@ def test_the_bar_says_hours_and_how_many_times_as_fast_as_the_sound(monkeypatch:
         assert "50%" in line and "1.50/3.00 h, 90 x real time [01:00<01:00]" in line
         told = bar.format_dict["real_time"]
         assert told.endswith(" x real time") and float(told.split()[0].replace(",", "")) > 80
+    with progress.HoursBar(total=0.05, file=shown, bar_format=progress.HOURS_BAR) as bar:
+        bar.update(0.02)
+        assert "1.2/3.0 min, " in str(bar), "less than an hour: in minutes"
+
+
+def test_the_bar_moves_with_every_short_clip_and_ends_full(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[float] = []
+    monkeypatch.setattr(progress.HoursBar, "update", lambda bar, hours: done.append(hours))
+    clips = clips_of(folder)
+    fill(store, clips)
+    assert len(done) >= len(clips) and 0 < max(done) <= max(clips["seconds"][:]) / 3600
+    assert sum(done) == pytest.approx(sum(clips["seconds"][:]) / 3600, rel=1e-3)
 
 
 def keep_filling(cache_dir: Path, folder: Path) -> None:

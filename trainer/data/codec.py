@@ -6,12 +6,13 @@ on both sides of the window. Windows that are encoded independently give other c
 encoded too, because the LSTM remembers over longer times.
 
 A pass holds one window of each of several tracks, each with its own state. Its shape is always the same, so that what
-becomes of one track does not depend on those beside it.
+becomes of one track does not depend on those beside it. Ends of tracks share passes too, each row padded where its own
+audio ends; the shape follows from the length of the end alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -73,28 +74,37 @@ def encode_tracks(
     next_track  a track's key and blocks; None where there is none. It is asked again after each track that is given
     size        of a pass. With several windows, twice as many tracks are in hand: those that begin wait until they
                 fill a pass, because a track's first window is shorter than the others. Where fewer tracks are left,
-                a pass takes several windows of each, and the LSTM goes over them one after the other
+                a pass takes several windows of each, and the LSTM goes over them one after the other. What is left of
+                a track behind its last window waits for as many others of about its length
     """
     windowed = windowed_codec(codec, offsets, size)
     in_hand: list[Track[Key]] = []
     under_way: deque[UnderWay[Key]] = deque()
+    ends: defaultdict[tuple[Place, int], list[Track[Key]]] = defaultdict(list)
     most = 1 if size.windows == 1 else 2 * size.windows
     while True:
         while len(in_hand) < most and (coming := next_track()) is not None:
             in_hand.append(Track(key=coming[0], blocks=coming[1], windowed=windowed))
-        if not in_hand and not under_way:
+        if not (in_hand or under_way or any(ends.values())):
             return
+        is_last = not in_hand  # no more tracks come: ends wait for no others
         place, chosen = _choose(in_hand, size.windows)
         if chosen:
             under_way.append(windowed.launch(place, chosen))
         ended = [track for track in in_hand if track.ended]
         in_hand = [track for track in in_hand if not track.ended]
         for track in ended:
-            if track.fault is None:
+            if track.fault is not None:
+                yield track.key, track.fault
+            elif size.windows == 1:
                 under_way.append(windowed.launch_last(track))
             else:
-                yield track.key, track.fault
-        ahead = PASSES_AHEAD if codec.device.type == "cuda" and in_hand else 0
+                ends[track.place, windowed.end_frames(track)].append(track.waiting())
+        for (_, frames), tracks in ends.items():
+            while len(tracks) >= size.windows or (is_last and tracks):
+                under_way.append(windowed.launch_ends(frames, tracks[: size.windows]))
+                del tracks[: size.windows]
+        ahead = PASSES_AHEAD if codec.device.type == "cuda" and not is_last else 0
         while len(under_way) > ahead:
             for track in under_way.popleft().fetch():
                 yield track.key, track.codes()

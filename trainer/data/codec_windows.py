@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -24,6 +25,8 @@ from trainer.spec.encoding import EncodingPass
 # Frames of audio on each side of a window. With MusicGen's EnCodec a frame is 640 samples long, and the convolutions
 # depend on 482 samples before it and 466 after it.
 LEAST_CONTEXT_FRAMES = 2
+# Of a pass over ends of tracks. Fewer would save next to nothing: starting the pass takes as long.
+LEAST_END_FRAMES = 8
 
 Key = TypeVar("Key")
 
@@ -63,6 +66,11 @@ class State:
     lstm: tuple[Tensor, Tensor]
     outputs: Tensor
 
+    def copied(self) -> State:
+        """The same without the rest of the pass that it came out of, which it would hold in memory."""
+        hidden, cell = self.lstm
+        return State(lstm=(hidden.clone(), cell.clone()), outputs=self.outputs.clone())
+
     def of_view(self, view: int) -> State:
         """The state of one view alone, as a batch of 1."""
         hidden, cell = (part[:, view : view + 1].contiguous() for part in self.lstm)
@@ -89,7 +97,8 @@ class Track(Generic[Key]):
 
     held     audio that still is to be encoded, from `place.lead` frames before the next window on
     samples  of the track, as far as it was read
-    pieces   codes that came back: of each window (V, K, n), and of the end one (K, n) for each view
+    pieces   codes that came back: of each window (V, K, n), and of an end that shared a pass
+    end      codes of an end that was encoded by itself, (K, n) for each view
     """
 
     key: Key
@@ -122,6 +131,12 @@ class Track(Generic[Key]):
         self.held = self.held[(lead + windowed.frames - self.place.lead) * windowed.hop :]
         return audio
 
+    def waiting(self) -> Track[Key]:
+        """The same track, which holds no more memory than it needs until its end is encoded."""
+        self.held = self.held.copy()
+        self.state = None if self.state is None else self.state.copied()
+        return self
+
     def whole_frames(self, view: int) -> int:
         return max(0, (self.samples - self.windowed.offsets[view]) // self.windowed.hop)
 
@@ -140,26 +155,26 @@ class UnderWay(Generic[Key]):
     """Codes that were asked of the device, on their way into host memory.
 
     windows   for each call of the LSTM its codes (B, K, n) int16, and the tracks whose views they hold, in order
-    ended     the track that ends with `views`, its codes (1, K, n) by view
+    ended     the tracks that are complete with these codes
+    views     codes (1, K, n) by view, of the one track that ended by itself
     """
 
     windows: Sequence[tuple[Tensor, Sequence[Track[Key]]]] = ()
-    ended: Track[Key] | None = None
+    ended: Sequence[Track[Key]] = ()
     views: dict[int, Tensor] = field(default_factory=dict)
     arrived: torch.cuda.Event | None = None
 
-    def fetch(self) -> list[Track[Key]]:
-        """Wait for the codes and hand them to their tracks; the track that is complete with them, if one is."""
+    def fetch(self) -> Sequence[Track[Key]]:
+        """Wait for the codes and hand them to their tracks; those that are complete with them."""
         if self.arrived is not None:
             self.arrived.synchronize()
         for codes_BKT, tracks in self.windows:
             views = len(tracks[0].windowed.offsets)
             for number, track in enumerate(tracks):
                 track.pieces.append(codes_BKT[number * views : (number + 1) * views].numpy().copy())
-        if self.ended is None:
-            return []
-        self.ended.end.update({view: codes[0].numpy() for view, codes in self.views.items()})
-        return [self.ended]
+        for track in self.ended:
+            track.end.update({view: codes[0].numpy() for view, codes in self.views.items()})
+        return self.ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +236,7 @@ class Windowed:
             return UnderWay(windows=windows, arrived=_arrival(device))
 
     def launch_last(self, track: Track[Key]) -> UnderWay[Key]:
-        """Start on the end of a track, each view by itself, since the lengths differ."""
+        """Start on the end of a track by itself, one view after the other."""
         device, place = self.codec.device, track.place
         views: dict[int, Tensor] = {}
         with torch.inference_mode(), reproducible(device):
@@ -235,7 +250,38 @@ class Windowed:
                 state = None if track.state is None else track.state.of_view(view)
                 outputs, _ = self._outputs(features, state)
                 views[view] = _to_host(self._codes(outputs, place.emitted, max(outputs.shape[-1], place.emitted)))
-            return UnderWay(ended=track, views=views, arrived=_arrival(device))
+            return UnderWay(ended=[track], views=views, arrived=_arrival(device))
+
+    def end_frames(self, track: Track[Key]) -> int:
+        """Frames of audio that a pass over the end of this track and others has: a half, a quarter and so on of the
+        most, by the length of its own end alone, so that its codes do not depend on the others."""
+        frames, needed = -(-self.samples(track.place.lead) // self.hop), -(-len(track.held) // self.hop)
+        while frames // 2 >= max(needed, LEAST_END_FRAMES):
+            frames //= 2
+        return frames
+
+    def launch_ends(self, frames: int, tracks: Sequence[Track[Key]]) -> UnderWay[Key]:
+        """Start one pass over the ends of tracks that stand at one place, all of them with these `end_frames`.
+
+        Each row is padded where its own audio ends. A row without audio is full of zeros.
+        """
+        device, views, place = self.codec.device, len(self.offsets), tracks[0].place
+        pinned = device.type == "cuda"
+        held = torch.zeros((self.size.windows * views, 1, frames * self.hop), pin_memory=pinned)
+        lengths = torch.full((len(held),), held.shape[-1], pin_memory=pinned)
+        for row, (track, offset) in enumerate(product(tracks, self.offsets)):
+            audio = torch.from_numpy(track.held[offset:])
+            if len(audio):
+                held[row, 0, : len(audio)], lengths[row] = audio, len(audio)
+        with torch.inference_mode(), reproducible(device):
+            lengths_B = lengths.to(device, non_blocking=True)
+            audio_BDL = held.to(device, non_blocking=True).to(self.codec.dtype)
+            features = run(self.before, audio_BDL, ours=True, lengths_B=lengths_B)[..., place.lead :]
+            states = [track.state for track in tracks if track.state is not None]
+            outputs, _ = self._outputs(features, _joined(states, len(features)) if states else None)
+            lengths_B = -(-lengths_B // self.hop) - place.lead + place.kept
+            codes = self._codes(outputs, place.emitted, outputs.shape[-1], lengths_B)
+            return UnderWay(windows=[(_to_host(codes), tracks)], ended=tracks, arrived=_arrival(device))
 
     def _advance(self, tracks: Sequence[Track[Key]], place: Place, features_BDT: Tensor) -> Tensor:
         """The codes (B, K, n) for which all is known with this window of each track; the tracks get their states."""
@@ -255,9 +301,9 @@ class Windowed:
         outputs = hidden.permute(1, 2, 0) + features_BDT
         return outputs if state is None else torch.cat((state.outputs, outputs), dim=-1), lstm
 
-    def _codes(self, outputs_BDT: Tensor, start: int, end: int) -> Tensor:
-        """The codes (B, K, end - start) int16 of these frames of the outputs."""
-        embeddings = run(self.after, outputs_BDT)[..., start:end]
+    def _codes(self, outputs_BDT: Tensor, start: int, end: int, lengths_B: Tensor | None = None) -> Tensor:
+        """The codes (B, K, end - start) int16 of these frames of the outputs; `lengths_B` as `run` has it."""
+        embeddings = run(self.after, outputs_BDT, lengths_B=lengths_B)[..., start:end]
         codes = self.codec.quantizer.encode(embeddings, self.codec.config.target_bandwidths[0])
         return codes.transpose(0, 1).to(torch.int16)
 
@@ -317,6 +363,10 @@ def windowed_codec(codec: EncodecModel, offsets: Sequence[int], size: EncodingPa
         raise ModelError(
             "this EnCodec is causal, normalises or encodes in chunks: only EnCodec as MusicGen has it"
             " (facebook/encodec_32khz) can be encoded in windows"
+        )
+    if config.pad_mode != "reflect":
+        raise ModelError(
+            f"this EnCodec has pad_mode {config.pad_mode}: only reflect, as MusicGen has it, can be encoded in windows"
         )
     if config.norm_type != "weight_norm" or config.codebook_size > 2**15:
         raise ModelError(

@@ -12,18 +12,23 @@ from trainer.errors import StorageError
 
 SECONDS_SHOWN_FROM = 2.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
-HOURS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h, {real_time} [{elapsed}<{remaining}]"
+HOURS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {sound}, {real_time} [{elapsed}<{remaining}]"
 
 
 class HoursBar(tqdm):
-    """A bar of hours of sound, which says how many times as fast as the sound lasts they are done."""
+    """A bar of hours of sound, which says how many times as fast as the sound lasts they are done.
+
+    It says minutes where there is less than an hour: its hundredths stand still for half a minute of sound.
+    """
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """tqdm's values for the bar's text, and `real_time`."""
+        """tqdm's values for the bar's text, `real_time`, and `sound`: how much of it is done."""
         values = super().format_dict
         rate = values["rate"] or (self.n - self.initial) / values["elapsed"] if values["elapsed"] else None
-        return {**values, "real_time": f"{3600 * rate:,.0f} x real time" if rate else "? x real time"}
+        total = self.total or 0
+        sound = f"{self.n:.2f}/{total:.2f} h" if total >= 1 else f"{60 * self.n:.1f}/{60 * total:.1f} min"
+        return {**values, "sound": sound, "real_time": f"{3600 * rate:,.0f} x real time" if rate else "? x real time"}
 
 
 def hours_bar(what: str, hours: float, show: bool) -> HoursBar:
