@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from trainer.atomic import remove, write_whole
 from trainer.data.arrow_store import storage_errors
@@ -93,7 +94,8 @@ def recorded(
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             said = json.loads(path.read_bytes())
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in said["found"].items()}
+            items = said["found"].items()
+            values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in items}
             found = HubDataset(**values)
             asked = (said["config"], said["split"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
