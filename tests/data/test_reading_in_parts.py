@@ -6,8 +6,10 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,12 +26,15 @@ from huggingface_hub import file_download
 from tests.audio_files import write_clip
 from tests.data.hub_server import Hub, serving
 from tests.data.table_files import AUDIO, rows_of, sound_bytes, write_parquet
+from tests.data.test_shared_scan import on_each_rank
 from tests.opens import counted_opens
 from tests.runs import metrics
 from trainer.data import cache, dataset, hub_parts, reading_in_parts
+from trainer.data.audio_fault import AudioFault
 from trainer.data.hub_dataset import HubDataset, fetch, find_dataset, folder_of
 from trainer.data.hub_parts import PARTS, alone_with, next_part, place_of, stand_ins_of, why_in_parts
-from trainer.data.peers import Alone
+from trainer.data.peers import Alone, Peers
+from trainer.data.stand_ins import StandIns
 from trainer.errors import ConfigError, DataError, StorageError
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
@@ -439,3 +444,40 @@ def test_two_processes_read_a_set_in_parts_that_one_of_them_fetches(tmp_path: Pa
         assert "kB are to be fetched, and the hub's cache" in said
         assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
         assert set(fetched(hub).values()) == {1} and len(fetched(hub)) == 6
+
+
+@pytest.mark.full
+def test_each_machine_fetches_a_part_for_itself_and_encodes_its_share(
+    hub: Hub, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: threading.current_thread().name)
+    for shard in range(3):
+        write_parquet(tmp_path / f"made/data/train-{shard:05d}-of-00003.parquet", rows_of([shard, shard + 10]))
+    hub.add("user/music", tmp_path / "made", COMMIT)
+    found = replace(find(), in_parts=True)
+    disk.size = max(found.sizes) * 2
+    settings, opened = data_settings(config(tmp_path / "cache"), found), source()
+
+    def on_a_rank(rank: int, peers: Peers) -> dataset.Dataset:
+        reading_in_parts.read_all({"dataset": found}, settings, opened, CPU, peers)
+        return dataset.prepare(settings, opened, CPU, peers)
+
+    first, second = on_each_rank(on_a_rank, 2)
+    assert first.clips == 6
+    assert_equal(second, first)
+    assert fetched(hub) == dict.fromkeys(found.files, 1)  # the two share a disk here
+    assert bytes_below(disk.cache) == 0
+
+
+def test_what_fails_while_it_is_encoded_stays_known_and_what_is_damaged_is_unknown(tmp_path: Path) -> None:
+    stand_ins = StandIns(tmp_path)
+    rows = [os.fsencode(tmp_path / "x.parquet") + b"\0row %d\0audio" % row for row in range(2)]
+    silent, gone = AudioFault("silent", "it is"), AudioFault("truncated", "it was")
+    stand_ins.keep(["x.parquet", "empty.parquet"], dict.fromkeys(rows, silent))
+    stand_ins.keep_faults({rows[1]: gone})
+    for found in (stand_ins, StandIns(tmp_path)):
+        facts = found.facts_of(map(os.fsdecode, rows), rehash=False)
+        assert [str(fault) for fault in facts.values()] == [str(silent), str(gone)]
+    for path in stand_ins.kept.glob("facts-*.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert StandIns(tmp_path).names() == frozenset() and StandIns(tmp_path).lacks(rows[0])
