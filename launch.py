@@ -175,7 +175,6 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     A model or data set that has to be downloaded is downloaded by one process, after all names are known to be right.
     """
     from trainer import wiring
-    from trainer.data.hub_dataset import fetch as fetch_dataset
     from trainer.engine import find_cluster
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
@@ -193,9 +192,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     fetch = partial(fetch_model, config.model_id)
     ranks.once_per_machine("fetching the model", fetch, limit_seconds=DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
-    for name, found in hub.items():
-        fetch = partial(fetch_dataset, found, f"--{name}")
-        ranks.once_per_machine("fetching the data set", fetch, limit_seconds=DOWNLOAD_SECONDS)
+    hub = fetch_datasets(config, hub, ranks) if hub else hub
     if start is not None:
         source = start_from(source, start)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
@@ -219,6 +216,27 @@ def find_on_hub(
     for dataset in found.values():
         ranks.say(dataset.describe())
     return found
+
+
+def fetch_datasets(config: Config, hub: Mapping[str, HubDataset], ranks: Ranks) -> dict[str, HubDataset]:
+    """The data sets, fetched; or, where a machine's disk is too small, as ones of which `prepare` reads parts."""
+    from trainer.data import hub_dataset, hub_parts
+
+    cache_dir, reasons, done = Path(config.cache_dir), dict[str, str](), dict(hub)
+    look = partial(hub_parts.why_in_parts, hub, cache_dir)
+    ranks.once_per_machine("looking at the disk", lambda: reasons.update(look()), limit_seconds=DOWNLOAD_SECONDS)
+    for of_rank in ranks.gather(reasons):
+        reasons = of_rank | reasons
+    for name, found in hub.items():
+        flag = f"--{name}"
+        if name in reasons:
+            hub_parts.check_flags(flag, found, rehash=config.rehash, template=config.caption_template)
+            ranks.say(hub_parts.announcement(found, reasons[name], cache_dir))
+            done[name] = replace(found, in_parts=True)
+        else:
+            fetch = partial(hub_dataset.fetch, found, flag)
+            ranks.once_per_machine("fetching the data set", fetch, limit_seconds=DOWNLOAD_SECONDS)
+    return done
 
 
 def plan_together(
@@ -249,12 +267,13 @@ def plan_together(
 def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
-    from trainer.data import dataset, fates
+    from trainer.data import dataset, fates, reading_in_parts
     from trainer.data.inventory import UnusableDataError
     from trainer.run.output_dir import HUB_DATASETS, check_same_run
 
     settings = wiring.data_settings(config, parts.hub.get("dataset"), parts.hub.get("validation"))
     try:
+        reading_in_parts.read_all(parts.hub, settings, parts.source, device, ranks)
         data = dataset.prepare(settings, parts.source, device, ranks)
     except UnusableDataError as error:
         raise shown_on_page(error, config, parts, ranks) from error

@@ -41,7 +41,7 @@ WITHOUT_TORCH = (
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.places", "data.table_file", "data.table_scan", "data.split_files"),
-    *("data.hub_dataset", "spec.dataset_path"),
+    *("data.hub_dataset", "data.hub_parts", "data.stand_ins", "spec.dataset_path"),
     *("data.fingerprint", "data.inventory"),
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
     *("report.plots", "report.excerpts"),

@@ -15,7 +15,9 @@ import numpy as np
 
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.dataset import DataSettings
-from trainer.data.hub_dataset import HubDataset, fetch, find_dataset, folder_of
+from trainer.data.hub_dataset import HubDataset, fetch, find_dataset
+from trainer.data.hub_parts import place_of
+from trainer.data.hub_parts import recorded as recorded_parts
 from trainer.data.music_fields import MergeRates
 from trainer.data.order import Order
 from trainer.data.table_scan import TableSettings
@@ -82,12 +84,12 @@ def data_settings(
 
     train, validation  what was fetched from the hub for --dataset and --validation; None for what is no data set of it
     """
-    folder = config.validation_folder
+    folder, cache_dir = config.validation_folder, Path(config.cache_dir)
     if validation is not None:
-        folder = str(folder_of(validation))
+        folder = str(place_of(validation, cache_dir))
     return DataSettings(
-        folder=Path(config.dataset_path) if train is None else folder_of(train),
-        cache_dir=Path(config.cache_dir),
+        folder=Path(config.dataset_path) if train is None else place_of(train, cache_dir),
+        cache_dir=cache_dir,
         validation_share=config.validation_share,
         validation_folder=None if folder is None else Path(folder),
         captions=caption_settings(config),
@@ -164,8 +166,10 @@ def find_hub_datasets(config: Config, recorded: Mapping[str, object]) -> dict[st
             before = recorded.get(name)
             kept = before.get("revision") if isinstance(before, dict) and before.get("repo") == path else None
             revision = config.dataset_revision or kept
-            found[name] = find_dataset(
-                path, revision=revision, config=config.dataset_config, split=split, flag=f"--{name}"
+            of_config, cache_dir = config.dataset_config, Path(config.cache_dir)
+            in_cache = recorded_parts(path, revision=revision, config=of_config, split=split, cache_dir=cache_dir)
+            found[name] = in_cache or find_dataset(
+                path, revision=revision, config=of_config, split=split, flag=f"--{name}"
             )
     return found
 

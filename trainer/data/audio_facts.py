@@ -148,15 +148,23 @@ def _load(facts_folder: Path) -> _Known:
         if stored["version"] != VERSION:
             return {}
         return {
-            path: ((size, mtime_ns), AudioFault(**said) if "fate" in said else _facts(said))
+            path: ((size, mtime_ns), facts_of_json(said))
             for path, (size, mtime_ns, said) in stored["files"].items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
-def _facts(said: dict[str, Any]) -> AudioFacts:
+def facts_of_json(said: dict[str, Any]) -> AudioFacts | AudioFault:
+    """What `json_of_facts` made of it. Raises TypeError or KeyError for anything else."""
+    if "fate" in said:
+        return AudioFault(**said)
     return AudioFacts(**{**said, "levels": Levels(**said["levels"])})
+
+
+def json_of_facts(facts: AudioFacts | AudioFault) -> dict[str, Any]:
+    """What is known of a sound, as plain JSON values."""
+    return {"fate": facts.fate, "detail": facts.detail} if isinstance(facts, AudioFault) else asdict(facts)
 
 
 def _of_older_version(facts_folder: Path) -> frozenset[str]:
@@ -169,10 +177,7 @@ def _of_older_version(facts_folder: Path) -> frozenset[str]:
 
 
 def _save(facts_folder: Path, known: _Known) -> None:
-    files = {}
-    for path, (stamp, said) in known.items():
-        values = {"fate": said.fate, "detail": said.detail} if isinstance(said, AudioFault) else asdict(said)
-        files[path] = [*stamp, values]
+    files = {path: [*stamp, json_of_facts(said)] for path, (stamp, said) in known.items()}
     # ASCII JSON, so that names which are no UTF-8 survive as escaped surrogates.
     content = json.dumps({"version": VERSION, "files": files}).encode("ascii")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,14 +42,18 @@ class HubDataset:
     revision    the commit
     asked       the branch, tag or commit that led to it
     files       their names in it, sorted
+    sizes       of each of them, in bytes
     size_bytes  of all of them together
+    in_parts    whether it is larger than the disk, and therefore read in parts (trainer/data/hub_parts.py)
     """
 
     repo: str
     revision: str
     asked: str
     files: tuple[str, ...]
+    sizes: tuple[int, ...]
     size_bytes: int
+    in_parts: bool = False
 
     @property
     def is_prepared(self) -> bool:
@@ -115,32 +119,45 @@ def fetch(found: HubDataset, flag: str) -> None:
     Raises DataError where one cannot be fetched, StorageError where the disk has no room for them.
     """
     from huggingface_hub import constants
+
+    missing = missing_files(found, found.files)
+    if missing and not constants.HF_HUB_OFFLINE:
+        _refuse_full_disk(found, missing, Path(constants.HF_HUB_CACHE), flag)
+    fetch_files(found, missing, flag)
+    if not constants.HF_HUB_OFFLINE:
+        _remember_branch(found)
+
+
+def missing_files(found: HubDataset, names: Sequence[str]) -> list[str]:
+    """Those of these files of it that the hub's cache on this machine lacks."""
+    return [name for name in names if not _is_cached(found, name)]
+
+
+def fetch_files(found: HubDataset, names: Sequence[str], flag: str, folder: Path | None = None) -> None:
+    """Fetch these files by a few threads: into the hub's cache, or into a folder of their own.
+
+    Raises DataError where one cannot be fetched.
+    """
+    from huggingface_hub import constants
     from tqdm import tqdm
 
-    cache = Path(constants.HF_HUB_CACHE)
-    missing = [name for name in found.files if not _is_cached(found, name)]
-    if constants.HF_HUB_OFFLINE:
-        if missing:
-            raise DataError(
-                f"{flag} {found.repo}: HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(missing)} of commit"
-                f" {found.revision}. {_how(found.repo)}"
-            )
-        return
-    if missing:
-        _refuse_full_disk(found, missing, cache, flag)
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(missing), desc=found.repo, unit="file", delay=2) as bar:
+    if names and constants.HF_HUB_OFFLINE:
+        raise DataError(
+            f"{flag} {found.repo}: HF_HUB_OFFLINE is set, and the hub's cache lacks {_some(list(names))} of commit"
+            f" {found.revision}. {_how(found.repo)}"
+        )
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(names), desc=found.repo, unit="file", delay=2) as bar:
 
         def one(name: str) -> None:
-            _asking(found.repo, found.revision, flag, lambda: _file(found.repo, found.revision, name))
+            _asking(found.repo, found.revision, flag, lambda: _file(found.repo, found.revision, name, folder))
             bar.update()
 
         try:
-            for _ in pool.map(one, missing):
+            for _ in pool.map(one, names):
                 pass
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    _remember_branch(found)
 
 
 def _remember_branch(found: HubDataset) -> None:
@@ -171,8 +188,10 @@ def _snapshot(repo: str, commit: str) -> Path:
 def _found(
     repo: str, revision: str | None, commit: str, sizes: Mapping[str, int], chosen: tuple[str, ...]
 ) -> HubDataset:
-    size_bytes = sum(sizes[name] for name in chosen)
-    return HubDataset(repo=repo, revision=commit, asked=revision or BRANCH, files=chosen, size_bytes=size_bytes)
+    bytes_of = tuple(sizes[name] for name in chosen)
+    return HubDataset(
+        repo=repo, revision=commit, asked=revision or BRANCH, files=chosen, sizes=bytes_of, size_bytes=sum(bytes_of)
+    )
 
 
 def _of_prepared(about: About, repo: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -233,10 +252,10 @@ def _cached(repo: str, revision: str | None, flag: str) -> tuple[str, dict[str, 
     return folder.name, {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def _file(repo: str, commit: str, name: str) -> str:
+def _file(repo: str, commit: str, name: str, folder: Path | None = None) -> str:
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(repo, name, repo_type="dataset", revision=commit)
+    return hf_hub_download(repo, name, repo_type="dataset", revision=commit, local_dir=folder)
 
 
 def _is_cached(found: HubDataset, name: str) -> bool:

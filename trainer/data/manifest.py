@@ -22,6 +22,7 @@ from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, reasons
 from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
 from trainer.data.inventory import InspectedFile, ScannedFolder, UnusableDataError
+from trainer.data.stand_ins import open_at
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
@@ -106,7 +107,7 @@ def look(
     captions       where captions come from; those of several lines stand joined by LINE
     tables         which rows and columns of tables are used
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
-                   read again, unless `rehash`
+                   read again, unless `rehash`. Those of a data set that was read in parts lie in `folder`
     treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
 
     Raises DataError for what is no folder, StorageError if the facts cannot be written, ConfigError where the tables do
@@ -136,10 +137,12 @@ def look(
             candidates.append(judged)
     fates += reader.fates()
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
-    learnt = inspect_all(
-        [candidate.path for candidate in candidates], facts_folder, rehash=rehash, show_progress=show_progress,
-        seen={candidate.path: candidate.stamp for candidate in candidates if candidate.stamp},
-    )
+    paths = [candidate.path for candidate in candidates]
+    if stand_ins := open_at(root):  # of a data set whose sounds are not here
+        learnt = stand_ins.facts_of(paths, rehash=rehash)
+    else:
+        seen = {candidate.path: candidate.stamp for candidate in candidates if candidate.stamp}
+        learnt = inspect_all(paths, facts_folder, rehash=rehash, show_progress=show_progress, seen=seen)
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)

@@ -14,6 +14,7 @@ from trainer.data import manifest, music_fields, unknown_words
 from trainer.data.fates import Fate, display
 from trainer.data.fingerprint import groups_of, near_pairs
 from trainer.data.inventory import InspectedFile, ScannedFolder
+from trainer.data.stand_ins import NOT_HERE, open_at
 from trainer.report.settings import ReportSettings
 
 if TYPE_CHECKING:
@@ -86,9 +87,12 @@ def rows_of(
         prefix = f"{display(folder.root)}/" if number else ""
         known = {one.path: one for one in folder.inspected}
         start = os.path.relpath(folder.root, os.path.abspath(report_folder))
+        is_here = open_at(folder.root) is None
         for fate in folder.fates:
             one = known.get(fate.path)
             row = _row(fate, one, prefix, start, folder.root)
+            if not is_here and row.format:
+                row = replace(row, link="", unplayed=NOT_HERE)
             rows.append(_decoded(row, one, settings) if one else row)
             inspected.append(one)
     rows = _with_use(rows, inspected, settings, len(folders[0].fates) if folders else 0)
