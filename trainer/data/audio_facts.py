@@ -21,6 +21,7 @@ from trainer.data.audio_fault import AudioFault, unreadable
 from trainer.data.levels import Levels
 from trainer.data.places import file_of, sound_at
 from trainer.errors import StorageError
+from trainer.garbage_collection import put_off
 
 FILE_NAME = "audio_facts.json"
 # To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)
@@ -141,6 +142,7 @@ def _verdict(path: str) -> tuple[AudioFacts | AudioFault, bool]:
         return AudioFault(fault.fate, fault.detail), not of_this_machine
 
 
+@put_off()
 def _load(facts_folder: Path) -> _Known:
     """What was kept; nothing if the file is missing, damaged or of another version."""
     try:

@@ -26,6 +26,7 @@ from trainer.data.stand_ins import open_at
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
+from trainer.garbage_collection import put_off
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,26 +116,10 @@ def look(
     """
     root = os.path.abspath(folder)
     check_folder(root)
-    fates: list[Fate] = []
-    candidates: list[_Candidate] = []
     of_tables = scan_tables(root, tables, with_fields=captions.merge.on)
     found = _files(root, of_tables, tables)
     reader = CaptionReader(root, found, captions)
-    for item in (*of_tables.items, *found):
-        if isinstance(item, MetadataFile):
-            continue  # its fate depends on which sounds ask for it
-        judged: _Candidate | Fate
-        match item:
-            case Sound():
-                judged = _candidate(root, item, reader)
-            case TableRow():
-                judged = _row_candidate(item, reader)
-            case _:
-                judged = item
-        if isinstance(judged, Fate):
-            fates.append(judged)
-        else:
-            candidates.append(judged)
+    candidates, fates = _with_captions(root, (*of_tables.items, *found), reader)
     fates += reader.fates()
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
     paths = [candidate.path for candidate in candidates]
@@ -205,6 +190,31 @@ def _files(root: str, of_tables: Tables, settings: TableSettings) -> list[Found]
     return found
 
 
+@put_off()
+def _with_captions(
+    root: str, found: Iterable[Found | TableRow], reader: CaptionReader
+) -> tuple[list[_Candidate], list[Fate]]:
+    """The sounds that have a caption, or may do without, and the fate of every other file."""
+    fates: list[Fate] = []
+    candidates: list[_Candidate] = []
+    for item in found:
+        if isinstance(item, MetadataFile):
+            continue  # its fate depends on which sounds ask for it
+        judged: _Candidate | Fate
+        match item:
+            case Sound():
+                judged = _candidate(root, item, reader)
+            case TableRow():
+                judged = _row_candidate(item, reader)
+            case _:
+                judged = item
+        if isinstance(judged, Fate):
+            fates.append(judged)
+        else:
+            candidates.append(judged)
+    return candidates, fates
+
+
 def _row_candidate(row: TableRow, reader: CaptionReader) -> _Candidate | Fate:
     """The row as a candidate, if its caption is in order; else its fate."""
     caption = reader.caption_of_row(row)
@@ -252,6 +262,7 @@ class _Clip:
         return self.excerpt.frames / self.facts.sample_rate_hz
 
 
+@put_off()
 def _judge(
     candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault], min_seconds: float,
     treatment: Treatment,
@@ -298,6 +309,7 @@ def _length(clip: _Clip) -> str:
     return left if clip.seconds == whole else f"{left} of {whole:.2f} s are left without silence (--trim_silence)"
 
 
+@put_off()
 def _inspected(
     candidates: Iterable[_Candidate], learnt: Mapping[str, AudioFacts | AudioFault]
 ) -> tuple[InspectedFile, ...]:
@@ -311,6 +323,7 @@ def _inspected(
     )
 
 
+@put_off()
 def _columns(clips: Iterable[_Clip]) -> Columns:
     ordered = sorted(clips, key=lambda clip: (clip.facts.content, *clip.candidate.caption.key))
     return {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.atomic import write_whole
 from trainer.data.fates import display
 from trainer.data.inventory import ScannedFolder
+from trainer.garbage_collection import put_off
 from trainer.report.figures import figures_of
 from trainer.report.mending import mend_first
 from trainer.report.rows import Row, rows_of
@@ -27,6 +28,7 @@ FORMAT, VERSION = "musicgen-trainer dataset report", 1  # raised where a reader 
 HEAD_BYTES = 400  # in which the digest stands
 
 
+@put_off()
 def write(
     folders: Sequence[ScannedFolder], settings: ReportSettings, report_folder: Path, *,
     load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None,

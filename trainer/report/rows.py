@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
@@ -27,9 +27,9 @@ SOUNDS = (*PLAYED, "AIFF", "AIF", "AIFC", "CAF", "AU", "SND", "W64", "RF64", "WM
 TRAINING, VALIDATION = "training", "validation"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Row:
-    """What is known of one file; None where it is not known, as of a file that was not decoded.
+    """What is known of one file; None where it is not known, as of a file that was not decoded. `rows_of` fills it in.
 
     path, fate, detail  as in dataset.csv
     use                 "training", "validation", or "" for a file that is left out
@@ -92,12 +92,15 @@ def rows_of(
             one = known.get(fate.path)
             row = _row(fate, one, prefix, start, folder.root)
             if not is_here and row.format:
-                row = replace(row, link="", unplayed=NOT_HERE)
-            rows.append(_decoded(row, one, settings) if one else row)
+                row.link, row.unplayed = "", NOT_HERE
+            if one:
+                _add_sound(row, one, settings)
+            rows.append(row)
             inspected.append(one)
-    rows = _with_use(rows, inspected, settings, len(folders[0].fates) if folders else 0)
-    rows = _with_near(rows, inspected)
-    return _with_captions(rows, tokenizer)
+    _add_use(rows, inspected, settings, len(folders[0].fates) if folders else 0)
+    _add_near(rows, inspected)
+    _add_captions(rows, tokenizer)
+    return rows
 
 
 def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: str) -> Row:
@@ -108,34 +111,27 @@ def _row(fate: Fate, one: InspectedFile | None, prefix: str, start: str, root: s
         # That of a table's row may be the name of no file.
         is_here = row.format and "\\" not in fate.path and os.path.lexists(os.path.join(root, fate.path))
         plain = fate.path if is_here else ""
-        return replace(row, link=_link(start, os.fsencode(plain)), unplayed=_why_unplayed(row.format))
+        row.link, row.unplayed = _link(start, os.fsencode(plain)), _why_unplayed(row.format)
+        return row
     inside = one.reference.removeprefix(os.path.join(os.fsencode(root), b""))
-    found = one.facts.format
-    return replace(
-        row,
-        link="" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside),
-        unplayed="it lies inside a table" if b"\0" in inside else _why_unplayed(found),
-        format=found,
-    )
+    row.format = one.facts.format
+    row.link = "" if b"\0" in inside or os.path.isabs(inside) else _link(start, inside)
+    row.unplayed = "it lies inside a table" if b"\0" in inside else _why_unplayed(row.format)
+    return row
 
 
-def _decoded(row: Row, one: InspectedFile, settings: ReportSettings) -> Row:
-    """The row with what was found in the sound, and its caption."""
-    facts = one.facts
+def _add_sound(row: Row, one: InspectedFile, settings: ReportSettings) -> None:
+    """What was found in the sound, and its caption."""
+    facts, levels = one.facts, one.facts.levels
     excerpt, _ = settings.treatment.excerpt_of(facts)
-    found, treated = facts.levels.loudness_lufs, None
-    if settings.treatment.loudness_lufs is not None and found is not None:
-        treated = found + 20 * math.log10(excerpt.gain)
-    return replace(
-        row,
-        caption=_longest_text(one),
-        source=one.caption_source,
-        seconds=excerpt.frames / facts.sample_rate_hz,
-        sample_rate_hz=facts.sample_rate_hz,
-        channels=facts.channels,
-        treated_lufs=treated,
-        **vars(facts.levels),
-    )
+    row.caption, row.source = _longest_text(one), one.caption_source
+    row.seconds, row.sample_rate_hz = excerpt.frames / facts.sample_rate_hz, facts.sample_rate_hz
+    row.channels = facts.channels
+    row.peak, row.clipped_share, row.silent_share = levels.peak, levels.clipped_share, levels.silent_share
+    row.lead_seconds, row.tail_seconds = levels.lead_seconds, levels.tail_seconds
+    row.loudness_lufs = levels.loudness_lufs
+    if settings.treatment.loudness_lufs is not None and levels.loudness_lufs is not None:
+        row.treated_lufs = levels.loudness_lufs + 20 * math.log10(excerpt.gain)
 
 
 def _longest_text(one: InspectedFile) -> str | None:
@@ -158,37 +154,34 @@ def _why_unplayed(format_name: str) -> str:
     return ""
 
 
-def _with_use(
+def _add_use(
     rows: Sequence[Row], inspected: Sequence[InspectedFile | None], settings: ReportSettings, first_folder: int
-) -> list[Row]:
+) -> None:
     held_out = manifest.split(
         [one.facts.content if one else "" for one in inspected[:first_folder]], settings.seed, settings.validation_share
     )
     validates = [*held_out.tolist(), *(True for _ in rows[first_folder:])]
-    return [
-        replace(row, use=VALIDATION if validation else TRAINING) if row.fate == "used" else row
-        for row, validation in zip(rows, validates, strict=True)
-    ]
+    for row, validation in zip(rows, validates, strict=True):
+        if row.fate == "used":
+            row.use = VALIDATION if validation else TRAINING
 
 
-def _with_near(rows: Sequence[Row], inspected: Sequence[InspectedFile | None]) -> list[Row]:
-    """The rows with their groups of near-duplicates among the clips that are used."""
-    clips = [(number, one) for number, (row, one) in enumerate(zip(rows, inspected, strict=True)) if row.use and one]
-    pairs = near_pairs([one.facts.fingerprint for _, one in clips], [one.facts.seconds for _, one in clips]).pairs
+def _add_near(rows: Sequence[Row], inspected: Sequence[InspectedFile | None]) -> None:
+    """The groups of near-duplicates among the clips that are used."""
+    clips = [(row, one.facts) for row, one in zip(rows, inspected, strict=True) if row.use and one]
+    pairs = near_pairs([facts.fingerprint for _, facts in clips], [facts.seconds for _, facts in clips]).pairs
     # Equal samples are equal sounds, however short: they are two clips where their captions differ.
     first: dict[str, int] = {}
-    equal = [(first.setdefault(one.facts.sound, at), at) for at, (_, one) in enumerate(clips)]
+    equal = [(first.setdefault(facts.sound, at), at) for at, (_, facts) in enumerate(clips)]
     together = [*((low, high) for low, high in pairs.tolist()), *((low, high) for low, high in equal if low != high)]
-    changed = list(rows)
     for name, group in enumerate(groups_of(together), start=1):
         members = [clips[at][0] for at in group]
-        leak = len({rows[number].use for number in members}) > 1
-        for number in members:
-            changed[number] = replace(rows[number], near=name, leak=leak)
-    return changed
+        leak = len({row.use for row in members}) > 1
+        for row in members:
+            row.near, row.leak = name, leak
 
 
-def _with_captions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase | None) -> list[Row]:
+def _add_captions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase | None) -> None:
     captions = [row.caption for row in rows if row.caption is not None and row.use]
     counts: dict[str, int] = {}
     for caption in captions:
@@ -200,13 +193,11 @@ def _with_captions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase | Non
         distinct = list(counts)
         for batch in _batches(distinct, unknown_words.BATCH_WORDS):
             tokens |= {text: len(ids) for text, ids in zip(batch, tokenizer(batch).input_ids, strict=True)}
-    return [
-        row if row.caption is None else replace(
-            row, words=len(row.caption.split()), tokens=tokens.get(row.caption),
-            unknown=unknown.get(row.caption, ()), same_caption=counts.get(row.caption, 0) if row.use else 0,
-        )
-        for row in rows
-    ]
+    for row in rows:
+        if row.caption is not None:
+            row.words, row.tokens = len(row.caption.split()), tokens.get(row.caption)
+            row.unknown = unknown.get(row.caption, ())
+            row.same_caption = counts.get(row.caption, 0) if row.use else 0
 
 
 def _batches(items: Sequence[str], size: int) -> Iterator[list[str]]:
