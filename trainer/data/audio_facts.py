@@ -18,10 +18,10 @@ from tqdm import tqdm
 from trainer.atomic import write_whole
 from trainer.data.audio import AudioFacts, inspect
 from trainer.data.audio_fault import AudioFault, unreadable
+from trainer.data.garbage_collection import put_off
 from trainer.data.levels import Levels
 from trainer.data.places import file_of, sound_at
 from trainer.errors import StorageError
-from trainer.garbage_collection import put_off
 
 FILE_NAME = "audio_facts.json"
 # To be raised when `inspect` comes to judge files differently: all files are then read again. Version 3 (2026-11-27)

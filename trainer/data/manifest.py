@@ -21,12 +21,12 @@ from trainer.data.caption_sources import Caption, CaptionReader
 from trainer.data.excerpt import Excerpt
 from trainer.data.fates import Fate, display, reasons
 from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
+from trainer.data.garbage_collection import put_off
 from trainer.data.inventory import InspectedFile, ScannedFolder, UnusableDataError
 from trainer.data.stand_ins import open_at
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
 from trainer.errors import ConfigError, DataError
-from trainer.garbage_collection import put_off
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.atomic import write_whole
 from trainer.data.fates import display
+from trainer.data.garbage_collection import put_off
 from trainer.data.inventory import ScannedFolder
-from trainer.garbage_collection import put_off
 from trainer.report.figures import figures_of
 from trainer.report.mending import mend_first
 from trainer.report.rows import Row, rows_of
