@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from tests.audio_files import write_clip
-from trainer.data import cache, dataset, prepared, prepared_writing
+from trainer.data import cache, dataset, prepared, prepared_writing, prompts
 from trainer.data.order import Row
 from trainer.errors import ConfigError, DataError, TrainerError
 from trainer.flags.config import Config, parse
@@ -84,7 +84,7 @@ def no_models_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def begin() -> None:
         monkeypatch.setattr(dataset, "load_codec", never)
-        monkeypatch.setattr(dataset, "load_text_encoder", never)
+        monkeypatch.setattr(prompts, "load_text_encoder", never)
 
     return begin
 

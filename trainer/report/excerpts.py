@@ -53,10 +53,13 @@ def excerpts_of(folders: Sequence[ScannedFolder]) -> dict[bytes, Sample]:
 
 def start_of(facts: AudioFacts) -> float:
     """Seconds into a file at which its excerpt starts: a third into what lies between the silence at both ends, but no
-    later than LATEST_SECONDS into it, and no later than that a whole excerpt is left.
+    later than LATEST_SECONDS into it, and no later than that a whole excerpt is left. A file that is no longer than an
+    excerpt is there whole.
 
     The first seconds are often a fade-in, and tell little of the music.
     """
+    if facts.seconds <= SECONDS:
+        return 0.0
     lead = facts.levels.lead_seconds
     music = facts.seconds - lead - facts.levels.tail_seconds
     return lead + max(0.0, min(music / 3, LATEST_SECONDS, music - SECONDS))
