@@ -90,6 +90,12 @@ def import_path() -> str:
     return os.pathsep.join([str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def a_step_is_reported(folder: Path) -> bool:
+    """Whether a run is past its first step; models/metrics.jsonl itself is there a moment before it."""
+    path = folder / "models" / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
 def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
     """`key` by step from models/metrics.jsonl; a step that stands there twice fails."""
     values: dict[int, float] = {}

@@ -59,19 +59,22 @@ def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False, flush_entry: bool = True) -> Iterator[Path]:
     """Gives the path of a file to write inside the block; it takes the place of `path` if the block raises nothing.
 
-    shared  whether processes that know nothing of each other may write `path` at the same time. Each then writes beside
-            it under a random name, and the last rename counts. Otherwise the name is that of `path` with .partial, so
-            that the next process writes over what a killed one left
+    shared       whether processes that know nothing of each other may write `path` at the same time. Each then writes
+                 beside it under a random name, and the last rename counts. Otherwise the name is that of `path` with
+                 .partial, so that the next process writes over what a killed one left
+    flush_entry  False where another process waits for `path`, then flushes its folder and may rename it: the folder
+                 need not be there any more, once `path` is
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}" if shared else path.name + PARTIAL)
     try:
         yield partial
         flush(partial)
         rename_file(partial, path)
-        flush_folder(path.parent)
+        if flush_entry:
+            flush_folder(path.parent)
     finally:
         with suppress(OSError):  # it is there only if something failed
             partial.unlink(missing_ok=True)

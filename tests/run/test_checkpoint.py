@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.synthetic import HEADER
+from trainer import atomic
 from trainer.errors import CheckpointError, StorageError
 from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver, newest
 from trainer.run.checkpoint_folders import complete_checkpoints, remove_unfinished
@@ -106,6 +107,19 @@ def test_a_rank_that_never_writes_ends_the_save_with_its_name(tmp_path):
     saver.save(3, {"weight/a": piece(0, 30)}, HEADER)
     with pytest.raises(StorageError, match="no rank-00001"):
         saver.wait()
+
+
+def test_rank_0_may_complete_the_checkpoint_before_another_rank_has_returned_from_its_rename(tmp_path, monkeypatch):
+    rename_file, final = atomic.rename_file, tmp_path / "step-00000007"
+
+    def renamed(path: Path, target: Path) -> None:
+        rename_file(path, target)
+        if target.name == "rank-00001.safetensors":  # and its process is not scheduled again for a while
+            assert atomic.appears(final, 60)
+
+    monkeypatch.setattr(atomic, "rename_file", renamed)
+    save(tmp_path, cuts=[(0, 13), (13, 30)])
+    assert torch.equal(Checkpoint(final).read("weight/a", 0, 30), VALUES)
 
 
 def test_a_missing_tensor_is_named(tmp_path):

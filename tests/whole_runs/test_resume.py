@@ -12,7 +12,7 @@ import pytest
 
 from tests.ranks.harness import RankProcesses, start_ranks
 from tests.ranks.launches import ends, launched, send, wait_until
-from tests.runs import assert_bit_equal, command, final_state, launch_here, metrics
+from tests.runs import a_step_is_reported, assert_bit_equal, command, final_state, launch_here, metrics
 
 STEPS = 24
 # Saves almost all the time, so that kills hit saves too.
@@ -89,7 +89,7 @@ def test_ten_kills_change_nothing(tmp_path, undisturbed):
 def test_a_signal_stops_after_a_step_with_a_checkpoint_and_its_own_exit_code(tmp_path, undisturbed, number):
     folder = continued(tmp_path, undisturbed)
     running = start(folder, *FLAGS[:-1], "60")
-    wait_until(running, (folder / "models/metrics.jsonl").exists)
+    wait_until(running, lambda: a_step_is_reported(folder))
     send(running, 0, number)
     output = finish(running, folder, expect=75)
     assert f"{number.name}: saved after step" in output

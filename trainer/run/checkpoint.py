@@ -310,7 +310,7 @@ def _write_slices(path: Path, state: Mapping[str, FlatSlice]) -> None:
         for name, piece in state.items()
     }
     values = {name: piece.values for name, piece in state.items()}
-    with replacing(path) as partial:
+    with replacing(path, flush_entry=False) as partial:  # rank 0 flushes it with the header
         save_file(values, partial, metadata={"pieces": json.dumps(pieces)})
 
 
