@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from trainer.data import fates, manifest
     from trainer.data.inventory import ScannedFolder, fates_of
+    from trainer.data.progress import duration
     from trainer.errors import (
         EXIT_DATA,
         EXIT_DONE,
@@ -189,7 +190,7 @@ def exit_code_of(all_fates: Sequence[fates.Fate], *, strict: bool) -> int:
 def findings_in_words(values: Mapping[str, Any]) -> str:
     """What to mend first, in five lines at most, of what dataset.json holds."""
     figures, found = values["figures"], values["mend_first"]
-    lines = [f"{figures['clips']:,} clips, {figures['hours']:.2f} hours"]
+    lines = [f"{figures['clips']:,} clips, {duration(3600 * figures['hours'])}"]
     others = [one for one in found if one["key"] and not one["key"].startswith("fate:")]  # those stand above already
     lines += [f"  {one['title']}: {one['clips']:,}" for one in others[:5]]
     if figures["captions"]["with_unknown_words"] is None and figures["captions"]["with"]:

@@ -29,7 +29,7 @@ FILE_NAME = "audio_facts.json"
 # peaks and headers.
 VERSION = 3
 SAVE_SECONDS = 5.0  # of work that a kill can lose; more where saving itself takes long
-# More than there are cores quarrel over Python's lock: with twice as many, files of a second take a fifth longer or more.
+# As many as there are cores: more quarrel over Python's lock, and short files take a fifth longer with twice as many.
 THREADS = max(2, min(4, os.cpu_count() or 1))
 BAR_AFTER_SECONDS = 2.0
 Stamp = tuple[int, int]  # a file's size in bytes and modification time in ns, by which a change is noticed
