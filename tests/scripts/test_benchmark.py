@@ -65,6 +65,7 @@ def test_growth_is_measured_against_what_is_computed(tmp_path, capsys):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)  # ten cases, each with processes of its own
 def test_every_other_case_runs(tmp_path, capsys):
     flags = ["--clips", "2", "--clip_seconds", "2", "--frames", "50", "--processes", "1", "2"]
     cases = ("audiocraft", "run", "encode", "encode_files", "scan", "epochs", "scale", "start", "flat", "read")
