@@ -20,7 +20,6 @@ from typing import Any
 from trainer.atomic import remove, write_whole
 from trainer.data.arrow_store import storage_errors
 from trainer.data.hub_dataset import HubDataset, fetch_files, folder_of, missing_files
-from trainer.data.prepared import are_prepared
 from trainer.data.progress import size
 from trainer.data.sound_kind import SOUND_SUFFIXES
 from trainer.data.stand_ins import KEPT, REHASH, StandIns, is_table_name
@@ -54,7 +53,7 @@ def why_in_parts(hub: Mapping[str, HubDataset], cache_dir: Path) -> dict[str, st
     reasons, needed = {}, {}
     for name, found in hub.items():
         missing = set(missing_files(found, found.files))
-        if not missing or found.is_prepared:  # a prepared folder is what parts would become
+        if not missing:
             continue
         read = stand_ins_of(found, cache_dir).names() & missing
         if read:
@@ -65,8 +64,9 @@ def why_in_parts(hub: Mapping[str, HubDataset], cache_dir: Path) -> dict[str, st
     free = free_bytes() if total else 0
     if total > (1 - RESERVE) * free:
         reason = f"{size(total)} are to be fetched, and the hub's cache {hub_cache()} has {size(free)} left"
-        # All of them, so that one which would fit leaves the room for parts of the other.
-        reasons |= {name: reason for name in needed if name not in reasons and not are_prepared(hub[name].files)}
+        # All of them, so that one which would fit leaves the room for parts of the other; but a prepared folder is what
+        # parts would become.
+        reasons |= {name: reason for name in needed if name not in reasons and not hub[name].is_prepared}
     return reasons
 
 
