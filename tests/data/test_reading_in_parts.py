@@ -16,15 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants as constants
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from huggingface_hub import file_download
 
 from tests.audio_files import write_clip
-from tests.data.hub_server import Hub, serving
+from tests.data.hub_server import Hub, asked_by_this_process, serving
 from tests.data.table_files import AUDIO, rows_of, sound_bytes, write_parquet
 from tests.data.test_shared_scan import on_each_rank
 from tests.opens import counted_opens
@@ -76,14 +74,7 @@ class Disk:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, with a cache of its own, as HF_ENDPOINT and HF_HUB_CACHE set them when the library is loaded."""
-    with serving() as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with asked_by_this_process(tmp_path / "hub_cache", monkeypatch) as hub:
         yield hub
 
 
