@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, DataError, StorageError, TrainerError
+from trainer.errors import DISK_ERRORS, EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.launcher import read_launch, without_local_rank
 from trainer.run.console import Console
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainer.data.hub_dataset import HubDataset
-    from trainer.data.inventory import ScannedFolder, UnusableDataError
     from trainer.engine import Ranks
     from trainer.exports.init_from import StartingPoint
     from trainer.model.source import Source
@@ -68,11 +67,6 @@ def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
             raise
         print(f"error: {error}. Complete checkpoints stay valid: make room, run the same command", file=sys.stderr)
         return EXIT_STORAGE
-
-
-# How long the other processes wait for the one that downloads the model. Not --timeout_minutes, which is about
-# processes that do nothing: 13 GB take 4 hours at 1 MB/s.
-DOWNLOAD_SECONDS = 6 * 3600
 
 
 def start(config: Config, typed: frozenset[str], console: Console) -> int:
@@ -188,55 +182,15 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     if config.init_from is not None and (checkpoint is None or not config.selection.everything):
         start = find_starting_point(config.init_from)
     wiring.refuse_before_fetching(config, typed, find_cluster(launch), launch, checkpoint)
-    hub = find_on_hub(config, folder, checkpoint, ranks)
+    hub = wiring.find_on_hub(config, folder, checkpoint, ranks)
     fetch = partial(fetch_model, config.model_id)
-    ranks.once_per_machine("fetching the model", fetch, limit_seconds=DOWNLOAD_SECONDS)
+    ranks.once_per_machine("fetching the model", fetch, limit_seconds=wiring.DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
-    hub = fetch_datasets(config, hub, ranks) if hub else hub
+    hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
     if start is not None:
         source = start_from(source, start)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word, hub=hub)
-
-
-def find_on_hub(
-    config: Config, folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks
-) -> Mapping[str, HubDataset]:
-    """The data sets that are the hub's, as one process was told of them; a resumed run keeps its commits."""
-    from trainer import wiring
-    from trainer.preflight import check_prepared
-    from trainer.run.output_dir import HUB_DATASETS
-
-    found: dict[str, HubDataset] = {}
-    if ranks.is_first:
-        found = wiring.find_hub_datasets(config, {} if checkpoint is None else folder.read_json(HUB_DATASETS))
-        check_prepared(config, found)
-    ranks.wait("asking the hub")
-    found = ranks.gather(found)[0]
-    for dataset in found.values():
-        ranks.say(dataset.describe())
-    return found
-
-
-def fetch_datasets(config: Config, hub: Mapping[str, HubDataset], ranks: Ranks) -> dict[str, HubDataset]:
-    """The data sets, fetched; or, where a machine's disk is too small, as ones of which `prepare` reads parts."""
-    from trainer.data import hub_dataset, hub_parts
-
-    cache_dir, reasons, done = Path(config.cache_dir), dict[str, str](), dict(hub)
-    look = partial(hub_parts.why_in_parts, hub, cache_dir)
-    ranks.once_per_machine("looking at the disk", lambda: reasons.update(look()), limit_seconds=DOWNLOAD_SECONDS)
-    for of_rank in ranks.gather(reasons):
-        reasons = of_rank | reasons
-    for name, found in hub.items():
-        flag = f"--{name}"
-        if name in reasons:
-            hub_parts.check_flags(flag, found, rehash=config.rehash, template=config.caption_template)
-            ranks.say(hub_parts.announcement(found, reasons[name], cache_dir))
-            done[name] = replace(found, in_parts=True)
-        else:
-            fetch = partial(hub_dataset.fetch, found, flag)
-            ranks.once_per_machine("fetching the data set", fetch, limit_seconds=DOWNLOAD_SECONDS)
-    return done
 
 
 def plan_together(
@@ -276,7 +230,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         reading_in_parts.read_all(parts.hub, settings, parts.source, device, ranks)
         data = dataset.prepare(settings, parts.source, device, ranks)
     except UnusableDataError as error:
-        raise shown_on_page(error, config, parts, ranks) from error
+        resumes = parts.checkpoint is not None
+        raise wiring.shown_on_page(error, config, parts.folder, parts.source, ranks, resumes=resumes) from error
     ranks.say(data.describe())
     identity = wiring.identity_of(config, parts.source, data)
     ranks.check_equal(**{"what the run is made of": identity})
@@ -302,39 +257,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
             parts.folder.write_json(HUB_DATASETS, {name: asdict(found) for name, found in parts.hub.items()})
         fates.write_report(data.fates, parts.folder.report)
         if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
-            report_dataset(config, parts, data.folders)
+            wiring.report_dataset(config, parts.folder, parts.source, data.folders)
     return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
-
-
-def shown_on_page(error: UnusableDataError, config: Config, parts: Parts, ranks: Ranks) -> TrainerError:
-    """The error with the name of the page that shows the dataset, which is written on the first process."""
-    from trainer.data import fates
-    from trainer.data.inventory import fates_of
-
-    if not ranks.is_first:
-        ranks.wait("the page of a dataset that cannot be used")  # the first process ends the run once it is written
-    if not error.folders:
-        return error
-    page = report_dataset(config, parts, error.folders)
-    if parts.checkpoint is None:  # else the report says what the checkpoint was trained on, and stays
-        fates.write_report(fates_of(error.folders), parts.folder.report)
-        page = page or parts.folder.report
-    return error if page is None else DataError(f"{error}\nWhat became of every file, and what to do: {page}")
-
-
-def report_dataset(config: Config, parts: Parts, folders: Sequence[ScannedFolder]) -> Path | None:
-    """Write the page that shows the dataset, unless it is there already; returns it. A page that cannot be written ends
-    no run: None then."""
-    from trainer import wiring
-    from trainer.report import report
-
-    try:
-        settings = wiring.report_settings(config)
-        report.write(folders, settings, parts.folder.root, load_tokenizer=parts.source.load_tokenizer)
-    except (OSError, StorageError, ImportError) as error:
-        print(f"warning: {report.PAGE} could not be written: {error}")
-        return None
-    return parts.folder.root / report.PAGE
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:

@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "training": ("engine", "data", "run", "plan", "model"),
     "preflight": ("data", "plan", "flags", "spec"),
     "wiring": (
-        *("training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan", "flags", "spec"),
+        *("preflight", "training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan"),
+        *("flags", "spec"),
     ),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.

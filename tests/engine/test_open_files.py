@@ -58,6 +58,6 @@ def test_resuming_opens_each_file_once(engine, checkpoint):
 
 def test_writing_a_model_of_a_step_opens_each_file_once(checkpoint, tmp_path):
     with counted_opens(checkpoint.folder) as opens:
-        wiring._write_step(Config(dataset_path="unused"), open_model("debug"), checkpoint, OutputDir(root=tmp_path))
+        wiring.write_step(Config(dataset_path="unused"), open_model("debug"), checkpoint, OutputDir(root=tmp_path))
     assert opens == FILES and open_now(checkpoint.folder) == []
     assert [path.name for path in Path(tmp_path).glob("lm_*.pt")] == ["lm_1.pt"]

@@ -1,0 +1,47 @@
+"""From the flags (Config) to the settings that each part of a run owns.
+
+Besides this room only trainer/preflight.py, trainer/plan/request.py and trainer/plan/dry_run.py know the flags as a
+whole.
+"""
+
+from trainer.wiring.data import caption_settings, data_settings, fetched_data, find_hub_datasets, treatment
+from trainer.wiring.exporting import export
+from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
+from trainer.wiring.identity import identity_of, identity_of_captions
+from trainer.wiring.planning import plan_of, refuse_before_fetching
+from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
+from trainer.wiring.training import (
+    crops_in_words,
+    ema_in_words,
+    engine_settings,
+    model_settings,
+    order_of,
+    run_of,
+    write_step,
+)
+
+__all__ = [
+    "DOWNLOAD_SECONDS",
+    "caption_settings",
+    "crops_in_words",
+    "data_settings",
+    "ema_in_words",
+    "engine_settings",
+    "export",
+    "fetch_datasets",
+    "fetched_data",
+    "find_hub_datasets",
+    "find_on_hub",
+    "identity_of",
+    "identity_of_captions",
+    "model_settings",
+    "order_of",
+    "plan_of",
+    "refuse_before_fetching",
+    "report_dataset",
+    "report_settings",
+    "run_of",
+    "shown_on_page",
+    "treatment",
+    "write_step",
+]
