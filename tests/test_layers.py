@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder", "spec.trigger"),
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
+    "flags.sample_flags",
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "preflight"),

@@ -19,6 +19,13 @@ from trainer.flags.flag import settings
 # One text and its value for each flag, none of them the default.
 OTHER_VALUES: dict[str, tuple[str, object]] = {
     "dataset_path": ("music", "music"),
+    "sample_every": ("50", 50),
+    "sample_prompts": ("rock|techno", "rock|techno"),
+    "sample_seconds": ("5", 5.0),
+    "sample_guidance": ("1", 1.0),
+    "sample_temperature": ("0.9", 0.9),
+    "sample_top_k": ("0", 0),
+    "sample_continue": ("2", 2.0),
     "no_label": ("1", True),
     "segment_seconds": ("12.5", 12.5),
     "min_seconds": ("2", 2.0),

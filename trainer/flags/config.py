@@ -14,6 +14,7 @@ from trainer.flags.contradictions import refuse_contradicting_values, refuse_fla
 from trainer.flags.data_flags import DataFlags
 from trainer.flags.flag import Flag, Value, checked_values
 from trainer.flags.paths import expanded
+from trainer.flags.sample_flags import SampleFlags
 from trainer.spec.caption_sources import sources_of
 from trainer.spec.trainable import (
     ALL_LAYERS,
@@ -40,7 +41,7 @@ logging = partial(Flag, "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataFlags):
+class Config(SampleFlags, DataFlags):
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     model_id: Annotated[
