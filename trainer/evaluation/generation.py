@@ -238,7 +238,7 @@ def _read_prefix(
 ) -> None:
     """Put the keys and values of all given steps but the last into the cache.
 
-    MusicgenForCausalLM.generate (transformers 5.10 to 5.23) reads only the last of what is given to it.
+    MusicgenForCausalLM.generate (transformers 5.15 to 5.23) reads only the last of what is given to it.
     """
     prefix_1KP = given_KS[None, :, 1:]
     if prefix_1KP.shape[-1]:
