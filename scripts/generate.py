@@ -131,7 +131,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         source = with_embedding(source, embedding)
         if not any(embedding.placeholder.word in prompt for prompt in prompts):
             print(f"note: no prompt has {embedding.placeholder.word} in it, so that the text embedding has no effect")
-    model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
+    model = load_for_generation(source, device)
     sampling = Sampling(
         guidance=flags.guidance,
         greedy=flags.greedy,
@@ -143,7 +143,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         print(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
     for number, prompt in enumerate(prompts, start=1):
         frames = round(flags.seconds * source.frame_rate_hz)
-        made = generate(model, tokenizer, prompt, frames=frames, sampling=sampling)
+        made = generate(model, prompt, frames=frames, sampling=sampling)
         path = folder / file_name(number, prompt)
         write_wav(path, made.audio, source.sample_rate_hz)
         print(f"{path}  {len(made.audio) / source.sample_rate_hz:.2f} s  {prompt or '(no prompt)'}")

@@ -1,4 +1,4 @@
-"""scripts/generate.py as a user starts it, and trainer/generation.py under it, on a real finished run."""
+"""scripts/generate.py as a user starts it, and trainer/evaluation/generation.py under it, on a real finished run."""
 
 from __future__ import annotations
 
@@ -85,14 +85,13 @@ def test_a_prompts_sound_does_not_depend_on_its_neighbours(finished_run: Path, t
 
 @pytest.mark.numbers
 def test_greedy_codes_agree_between_the_exports(finished_run: Path) -> None:
-    tokenizer = open_saved(str(finished_run)).load_tokenizer()
     codes = {}
     for kind in ("huggingface", "lm_final.pt", "audiocraft"):
         model = load_for_generation(open_saved(str(finished_run / kind)), CPU)
-        made = generate(model, tokenizer, "slow rock", frames=40, sampling=Sampling(greedy=True))
+        made = generate(model, "slow rock", frames=40, sampling=Sampling(greedy=True))
         codes[kind] = made.codes_KT
         assert made.codes_KT.shape == (4, 40) and made.codes_KT.max() < 2048
-        assert torch.equal(torch.from_numpy(made.audio), torch.from_numpy(decode(model, made.codes_KT)))
+        assert torch.equal(torch.from_numpy(made.audio), torch.from_numpy(decode(model.codec, made.codes_KT)))
     assert torch.equal(codes["lm_final.pt"], codes["huggingface"])
     assert torch.equal(codes["audiocraft"], codes["huggingface"])
 
@@ -110,7 +109,6 @@ def test_the_sound_is_that_of_transformers_itself(guidance: float, finished_run:
     source = open_saved(str(finished_run))
     made = generate(
         load_for_generation(source, CPU),
-        source.load_tokenizer(),
         "slow rock",
         frames=40,
         sampling=Sampling(guidance=guidance, temperature=0.9, top_k=50, seed=7),
@@ -120,7 +118,9 @@ def test_the_sound_is_that_of_transformers_itself(guidance: float, finished_run:
 
 def test_the_loaded_model_has_the_sources_weights_and_no_other() -> None:
     source = open_model("debug")
-    state = load_for_generation(source, CPU).state_dict()
+    model = load_for_generation(source, CPU)
+    parts = {"": model.language_model, "text_encoder.": model.text_encoder, "audio_encoder.": model.codec}
+    state = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
     for name, tensor in source.weights.items():
         assert torch.equal(state[name], tensor), name
     assert set(state) - set(source.weights) == {"text_encoder.encoder.embed_tokens.weight"}
@@ -129,24 +129,24 @@ def test_the_loaded_model_has_the_sources_weights_and_no_other() -> None:
 @pytest.mark.numbers
 def test_no_prompt_is_a_null_condition_and_guidance_changes_nothing_there(finished_run: Path) -> None:
     source = open_saved(str(finished_run))
-    model, tokenizer = load_for_generation(source, CPU), source.load_tokenizer()
+    model = load_for_generation(source, CPU)
     codes = [
-        generate(model, tokenizer, prompt, frames=20, sampling=Sampling(greedy=True, guidance=guidance)).codes_KT
+        generate(model, prompt, frames=20, sampling=Sampling(greedy=True, guidance=guidance)).codes_KT
         for prompt, guidance in (("", 3.0), (" ", 1.0))
     ]
     assert torch.equal(*codes)
     # Cross-attention to nothing adds nothing: the same codes come out of a decoder without it.
-    for layer in model.decoder.model.decoder.layers:
+    for layer in model.language_model.decoder.model.decoder.layers:
         layer.encoder_attn.out_proj.weight.zero_()
-    without = generate(model, tokenizer, "", frames=20, sampling=Sampling(greedy=True)).codes_KT
+    without = generate(model, "", frames=20, sampling=Sampling(greedy=True)).codes_KT
     assert torch.equal(without, codes[0])
 
 
 def test_generation_leaves_the_global_random_state_alone() -> None:
     source = open_model("debug")
-    model, tokenizer = load_for_generation(source, CPU), source.load_tokenizer()
+    model = load_for_generation(source, CPU)
     before = torch.get_rng_state()
-    generate(model, tokenizer, "a", frames=8, sampling=Sampling())
+    generate(model, "a", frames=8, sampling=Sampling())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -188,7 +188,7 @@ def test_refusals_say_what_would_work(finished_run: Path, tmp_path: Path, capsys
 def test_a_lone_language_model_works_with_its_base_named(finished_run: Path, tmp_path: Path) -> None:
     shutil.copy(finished_run / "lm_final.pt", tmp_path)
     sources = (open_saved(str(finished_run)), open_saved(str(tmp_path / "lm_final.pt"), base="debug"))
-    first, second = (load_for_generation(source, CPU).decoder.state_dict() for source in sources)
+    first, second = (load_for_generation(source, CPU).language_model.state_dict() for source in sources)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -196,7 +196,7 @@ def test_a_copied_checkpoint_is_its_runs_model(finished_run: Path, tmp_path: Pat
     [newest, *_] = sorted((finished_run / "checkpoints").iterdir(), reverse=True)
     shutil.copytree(newest, tmp_path / "step-00000003-best")
     sources = (open_saved(str(finished_run)), open_saved(str(tmp_path / "step-00000003-best")))
-    first, second = (load_for_generation(source, CPU).decoder.state_dict() for source in sources)
+    first, second = (load_for_generation(source, CPU).language_model.state_dict() for source in sources)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -1,27 +1,34 @@
-"""Codes and sound from a MusicGen and a prompt, by transformers' own `generate`."""
+"""Codes from a MusicGen's language model and a prompt, by transformers' own `generate`, and sound from codes."""
 
 from __future__ import annotations
 
-import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
+    EncodecModel,
+    EncoderDecoderCache,
     GenerationConfig,
-    MusicgenForConditionalGeneration,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    T5EncoderModel,
 )
 
 from trainer.atomic import replacing
+from trainer.data.codec_windows import reproducible
+from trainer.data.text_states import text_states
 from trainer.errors import ConfigError, ModelError, StorageError
-from trainer.model.language_model import load_language_model
+from trainer.model.delay_pattern import inputs_and_labels
+from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, load_codec, load_text_encoder
 
 # For fewer frames transformers leaves the delay pattern out (build_delay_pattern_mask, version 5.23).
@@ -58,67 +65,111 @@ class Generated:
     audio: np.ndarray
 
 
-def load_for_generation(source: Source, device: torch.device) -> MusicgenForConditionalGeneration:
-    """The whole model in float32 and eval mode, on `device`.
+@dataclass(frozen=True, kw_only=True)
+class WholeModel:
+    """All parts of a MusicGen, in float32, frozen and in eval mode, on one device."""
 
-    Raises ModelError where weights do not fit the configuration.
-    """
-    # The parts are put in afterwards: given to the constructor, they would be initialised anew (post_init, transformers
-    # 5.23), and their weights lost.
-    with torch.device("meta"):
-        model = MusicgenForConditionalGeneration(copy.deepcopy(source.config))
-    trained = load_language_model(source)
-    model.decoder, model.enc_to_dec_proj = trained.decoder, trained.enc_to_dec_proj
-    model.text_encoder, model.audio_encoder = load_text_encoder(source), load_codec(source)
-    return model.to(device).eval().requires_grad_(False)
+    language_model: LanguageModel
+    text_encoder: T5EncoderModel
+    tokenizer: PreTrainedTokenizerBase
+    codec: EncodecModel
+
+
+def load_for_generation(source: Source, device: torch.device) -> WholeModel:
+    """All parts on `device`, each loaded once. Raises ModelError where weights do not fit the configuration."""
+    return WholeModel(
+        language_model=load_language_model(source).to(device).eval().requires_grad_(False),
+        text_encoder=load_text_encoder(source).to(device),
+        tokenizer=source.load_tokenizer(),
+        codec=load_codec(source).to(device),
+    )
 
 
 def generate(
-    model: MusicgenForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    *,
-    frames: int,
-    sampling: Sampling,
+    model: WholeModel, prompt: str, *, frames: int, sampling: Sampling, prefix_KT: Tensor | None = None
 ) -> Generated:
-    """Music for one prompt.
-
-    The result depends on the arguments alone: the global random state is neither read nor changed. On the CPU of one
-    machine it is the same bit for bit.
-
-    prompt  a text; an empty one, or spaces alone, is the null condition
-    frames  of the codec, LEAST_FRAMES or more
+    """Music for one prompt; an empty one, or spaces alone, is the null condition. See `generate_codes`.
 
     Raises ModelError where the sound is not finite.
     """
-    if frames < LEAST_FRAMES:
-        raise ValueError(f"{frames} frames are fewer than {LEAST_FRAMES}")
-    conditioned = bool(prompt.strip())
-    inputs: dict[str, Any] = dict(tokenizer([prompt], return_tensors="pt").to(model.device))
-    if not conditioned:
-        inputs = dict(model.get_unconditional_inputs(num_samples=1))
-        del inputs["guidance_scale"]
-    tokens = _KeptTokens()
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        audio_B1S = model.generate(
-            **inputs,
-            generation_config=_generation_config(model, frames, sampling, conditioned),
-            stopping_criteria=StoppingCriteriaList([tokens]),
-        )
-    codes_KT = _undelayed(tokens.latest, frames)
-    audio = audio_B1S[0, 0].float().cpu().numpy()
-    assert len(audio) == frames * model.config.audio_encoder.hop_length
-    if not np.isfinite(audio).all():
-        raise ModelError("the model generates sound that is NaN or infinite: its weights are not usable")
-    return Generated(codes_KT=codes_KT, audio=audio)
+    text_SD = text_states(model.text_encoder, model.tokenizer, prompt)
+    codes_KT = generate_codes(model.language_model, text_SD, frames=frames, sampling=sampling, prefix_KT=prefix_KT)
+    assert codes_KT is not None, "nothing stops it"
+    return Generated(codes_KT=codes_KT, audio=decode(model.codec, codes_KT))
 
 
 @torch.no_grad()
-def decode(model: MusicgenForConditionalGeneration, codes_KT: Tensor) -> np.ndarray:
-    """The sound of codes (K, T) in [0, V): (T x samples per frame,) float32, about -1 to 1."""
-    codes = codes_KT.to(model.device, torch.int64)[None, None]
-    return model.audio_encoder.decode(codes, audio_scales=[None]).audio_values[0, 0].float().cpu().numpy()
+def generate_codes(
+    model: LanguageModel,
+    text_SD: Tensor | None,
+    *,
+    frames: int,
+    sampling: Sampling,
+    prefix_KT: Tensor | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor | None:
+    """The codes (K, frames) int64 in [0, V), on the CPU, that the model makes of a text; None where it was stopped.
+
+    The result depends on the arguments alone: the random states of torch and Python are neither read nor changed. On
+    the CPU of one machine it is the same bit for bit. A model whose linear layers are bf16 is called under autocast.
+
+    model        in eval mode
+    text_SD      (S, D) float32, T5's last hidden states; None is the null condition
+    frames       of the codec, LEAST_FRAMES or more, those of the prefix included
+    prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
+    should_stop  asked before each token: once it says True, no other is made
+
+    Raises ValueError for fewer frames, and for a prefix of another shape or as long as what is asked for.
+    """
+    decoder, codebooks = model.decoder, model.decoder.num_codebooks
+    if frames < max(LEAST_FRAMES, codebooks - 1):
+        raise ValueError(f"{frames} frames are fewer than {max(LEAST_FRAMES, codebooks - 1)}")
+    special, device = decoder.config.pad_token_id, model.enc_to_dec_proj.weight.device
+    prefix_KT = torch.empty(codebooks, 0, dtype=torch.int64) if prefix_KT is None else prefix_KT
+    if prefix_KT.ndim != 2 or len(prefix_KT) != codebooks or not prefix_KT.shape[1] < frames:
+        raise ValueError(f"a prefix of shape {tuple(prefix_KT.shape)} for {frames} frames of {codebooks} codebooks")
+    start_K1 = torch.full((codebooks, 1), special, device=device)
+    given_KS = torch.cat([start_K1, prefix_KT.to(device, torch.int64)], dim=1)
+    # Guidance moves from the null condition to the prompt's; without a prompt they are the same.
+    guidance = sampling.guidance if text_SD is not None else 1.0
+    text_BSD, mask_BS = _conditions(model, text_SD, guided=guidance > 1)
+    if should_stop is not None and should_stop():
+        return None
+    # Given here, because what transformers makes for a decoder without encoder (version 5.23) has one list of keys for
+    # both attentions.
+    cache = EncoderDecoderCache(DynamicCache(config=decoder.config), DynamicCache(config=decoder.config))
+    with _forked_random_states(device, sampling.seed):
+        _read_prefix(model, given_KS, text_BSD, mask_BS, cache)
+        try:
+            codes_1KT = decoder.generate(
+                inputs=given_KS,
+                # Given too: transformers would mask the start token, which is the padding token as well.
+                attention_mask=torch.ones(1, given_KS.shape[1], dtype=torch.int64, device=device),
+                encoder_hidden_states=text_BSD,
+                encoder_attention_mask=mask_BS,
+                past_key_values=cache,
+                generation_config=_generation_config(
+                    special, frames + codebooks - given_KS.shape[1], sampling, guidance
+                ),
+                stopping_criteria=StoppingCriteriaList([_Asking(should_stop)] if should_stop else []),
+            )
+        except _Stopped:
+            return None
+    return codes_1KT[0].cpu()
+
+
+def decode(codec: EncodecModel, codes_KT: Tensor) -> np.ndarray:
+    """The sound of codes (K, T) in [0, V): (T x samples per frame,) float32, about -1 to 1.
+
+    Raises ModelError where the sound is not finite.
+    """
+    codes = codes_KT.to(codec.device, torch.int64)[None, None]
+    with torch.no_grad(), reproducible(codec.device):
+        audio = codec.decode(codes, audio_scales=[None]).audio_values[0, 0].float().cpu().numpy()
+    assert len(audio) == codes_KT.shape[1] * codec.config.hop_length
+    if not np.isfinite(audio).all():
+        raise ModelError("the model generates sound that is NaN or infinite: its weights are not usable")
+    return audio
 
 
 def device_of(name: str) -> torch.device:
@@ -152,39 +203,86 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
         raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 
 
-class _KeptTokens(StoppingCriteria):
-    """Stops nothing and keeps the tokens made so far, because MusicGen's `generate` returns sound only.
+class _Stopped(Exception):
+    """The generation is to end at once, without codes."""
 
-    latest  (K, 1 + steps) int64
-    """
 
-    def __init__(self) -> None:
-        self.latest = torch.empty(0, 0, dtype=torch.int64)
+class _Asking(StoppingCriteria):
+    """Raises _Stopped once it is asked to: what transformers makes of tokens that end too early are no codes."""
+
+    def __init__(self, should_stop: Callable[[], bool]):
+        self.should_stop = should_stop
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        self.latest = input_ids
+        if self.should_stop():
+            raise _Stopped
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _undelayed(tokens: Tensor, frames: int) -> Tensor:
-    """Codes (K, frames) on the CPU, from tokens (K, 1 + steps) that start with the special one and are delayed."""
-    return torch.stack([row[1 + k : 1 + k + frames] for k, row in enumerate(tokens)]).cpu()
+def _conditions(model: LanguageModel, text_SD: Tensor | None, *, guided: bool) -> tuple[Tensor, Tensor]:
+    """What cross-attention reads, (B, S, D), and where there is text, (B, S) int64.
+
+    B is 1, or 2 with guidance: then the null condition, which is exactly zero, comes second, as transformers has it.
+    """
+    device, width = model.enc_to_dec_proj.weight.device, model.enc_to_dec_proj.in_features
+    states_BSD = torch.zeros(1, 1, width, device=device) if text_SD is None else text_SD.to(device)[None]
+    mask_BS = torch.full(states_BSD.shape[:2], int(text_SD is not None), device=device)
+    if guided:
+        states_BSD = torch.cat([states_BSD, torch.zeros_like(states_BSD)])
+        mask_BS = torch.cat([mask_BS, torch.zeros_like(mask_BS)])
+    return model.enc_to_dec_proj(states_BSD) * mask_BS[..., None], mask_BS
 
 
-def _generation_config(
-    model: MusicgenForConditionalGeneration, frames: int, sampling: Sampling, conditioned: bool
-) -> GenerationConfig:
-    special = model.config.decoder.pad_token_id
-    chosen: dict[str, Any] = {"do_sample": False}
-    if not sampling.greedy:
-        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
-    return GenerationConfig(
+def _read_prefix(
+    model: LanguageModel, given_KS: Tensor, text_BSD: Tensor, mask_BS: Tensor, cache: EncoderDecoderCache
+) -> None:
+    """Put the keys and values of all given steps but the last into the cache.
+
+    MusicgenForCausalLM.generate (transformers 5.15 to 5.23) reads only the last of what is given to it.
+    """
+    prefix_1KP = given_KS[None, :, 1:]
+    if prefix_1KP.shape[-1]:
+        inputs_1KP, _ = inputs_and_labels(prefix_1KP, model.decoder.config.pad_token_id)
+        model.decoder.model(
+            input_ids=inputs_1KP[0].repeat(len(text_BSD), 1),
+            encoder_hidden_states=text_BSD,
+            encoder_attention_mask=mask_BS,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+
+def _generation_config(special: int, new_tokens: int, sampling: Sampling, guidance: float) -> GenerationConfig:
+    config = GenerationConfig(
         bos_token_id=special,
         pad_token_id=special,
         decoder_start_token_id=special,
-        # Guidance moves from the null condition to the prompt's; without a prompt they are the same.
-        guidance_scale=sampling.guidance if conditioned else 1.0,
-        # The last codebook ends K - 1 steps after the first.
-        max_new_tokens=frames + model.config.decoder.num_codebooks - 1,
-        **chosen,
+        guidance_scale=guidance,
+        max_new_tokens=new_tokens,
+        do_sample=not sampling.greedy,
+        num_beams=1,
+        num_return_sequences=1,
+        use_cache=True,
     )
+    if not sampling.greedy:
+        config.temperature, config.top_k = sampling.temperature, sampling.top_k
+    return config
+
+
+@contextmanager
+def _forked_random_states(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside it the random states of the CPU and of `device` start from `seed`; afterwards they are as before.
+
+    So is Python's own, which transformers' decoder draws from at each layer (version 5.23, for its LayerDrop).
+    """
+    pythons = random.getstate()
+    on_gpu = device.type == "cuda"
+    try:
+        with torch.random.fork_rng(devices=[device] if on_gpu else []):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the other GPUs too
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(pythons)

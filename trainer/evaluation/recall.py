@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import MusicgenForConditionalGeneration
+from transformers import EncodecModel
 
 from trainer.data.dataset import Dataset
+from trainer.data.text_states import text_states
 from trainer.errors import DataError
-from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation, write_wav
-from trainer.model.source import Source
+from trainer.evaluation.generation import Sampling, decode, generate_codes, write_wav
+from trainer.model.language_model import load_language_model
+from trainer.model.source import Source, load_codec, load_text_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ def measure(
     after = generated_codes(trained, data, clip_codes, device)
     before = generated_codes(base, data, clip_codes, device)
     if wav is not None:
-        model = load_for_generation(trained, device)
-        write_sounds(wav, model, data, {"0_true": clip_codes, "1_before": before, "2_after": after})
+        versions = {"0_true": clip_codes, "1_before": before, "2_after": after}
+        write_sounds(wav, load_codec(trained).to(device), data, versions)
     return [
         Recall(
             clip=data.train.names[clip],
@@ -97,29 +99,26 @@ def generated_codes(
 
     clip_codes  the clips' own codes (K, T) by clip
     """
-    model, tokenizer = load_for_generation(source, device), source.load_tokenizer()
-    return {
-        clip: generate(
-            model,
-            tokenizer,
-            data.train.captions[clip] or "",
-            frames=codes.shape[1],
-            sampling=Sampling(guidance=1.0, greedy=True),
-        ).codes_KT
-        for clip, codes in tqdm(clip_codes.items(), desc=f"generating with {source.name}", leave=False)
-    }
+    encoder, tokenizer = load_text_encoder(source).to(device), source.load_tokenizer()
+    states = {clip: text_states(encoder, tokenizer, data.train.captions[clip] or "") for clip in clip_codes}
+    del encoder  # it leaves the device before the decoder comes
+    model, sampling = load_language_model(source).to(device).eval(), Sampling(guidance=1.0, greedy=True)
+    made = {}
+    for clip, codes in tqdm(clip_codes.items(), desc=f"generating with {source.name}", leave=False):
+        made[clip] = generate_codes(model, states[clip], frames=codes.shape[1], sampling=sampling)
+    return {clip: codes for clip, codes in made.items() if codes is not None}  # nothing stops it: that is all of them
 
 
 def write_sounds(
-    folder: Path, model: MusicgenForConditionalGeneration, data: Dataset, versions: dict[str, dict[int, Tensor]]
+    folder: Path, codec: EncodecModel, data: Dataset, versions: dict[str, dict[int, Tensor]]
 ) -> None:
     """Write each clip's codes in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together.
 
     versions  by name: codes (K, T) by clip
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rate = model.config.audio_encoder.sampling_rate
     for version, codes in versions.items():
         for number, clip in enumerate(codes, start=1):
             stem = Path(data.train.names[clip]).stem
-            write_wav(folder / f"{number:02d}_{stem}_{version}.wav", decode(model, codes[clip]), rate)
+            path = folder / f"{number:02d}_{stem}_{version}.wav"
+            write_wav(path, decode(codec, codes[clip]), codec.config.sampling_rate)
