@@ -18,6 +18,7 @@ from trainer.engine.compiled import compile_layers
 from trainer.engine.ema import Ema
 from trainer.engine.matmul_rate import matmul_rate
 from trainer.engine.ranks import Ranks
+from trainer.engine.sampling_model import Live, sampling_model
 from trainer.engine.settings import EngineSettings
 from trainer.engine.shards import Read, Shard
 from trainer.engine.torch_backend import TorchBackend
@@ -61,8 +62,8 @@ class StepResult:
 class Engine:
     """Owns the model, its optimizer and their devices.
 
-    The constructor, `step`, `rehearse` and `evaluate` contain collectives: every rank must call them in the same order,
-    with its own batches.
+    The constructor, `step`, `rehearse`, `evaluate` and `sampling_model` contain collectives: every rank must call them
+    in the same order, with its own batches.
     """
 
     def __init__(self, accelerator: Accelerator, ranks: Ranks, source: Source, plan: Plan, settings: EngineSettings):
@@ -85,6 +86,8 @@ class Engine:
         """
         trained = build_trained_model(source, settings.model)
         model, self._read_start = trained.model, _reader(trained.start)
+        self._model, self._source, self._selection = model, source, settings.model.selection
+        self._precision = plan.mixed_precision
         if plan.gradient_checkpointing is True:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
@@ -167,6 +170,34 @@ class Engine:
         with self.ranks.computing(f"the {name}"):
             sums, cells = self.ranks.sum(torch.stack(totals).sum(0)).cpu().numpy()
         return sums, cells
+
+    @contextmanager
+    def sampling_model(self) -> Iterator[LanguageModel]:
+        """Inside the block there is a plain copy of the whole model on this rank's device, to make sounds with.
+
+        Its weights are those that an export would hold now: of all ranks' shards, the EMA where the run keeps one,
+        adapters merged, and what is frozen from the source. It is in eval mode, without gradients, wrappers, hooks or
+        compiled layers; linear layers are in the compute precision, all else is in float32. Where a word is learned,
+        it is a TextTunedModel, whose `text_states` gives T5's states with the rows as they are now. Inside the block
+        it computes as the strategy single does, by itself: ranks may do there what they like, each for as long as it
+        likes. Nothing of the model that is trained is touched.
+
+        All ranks enter together and leave together, and an error that leaves the block on one of them ends the run:
+        what may fail is to be caught inside. The copy's memory is free after the block, whoever still holds it.
+
+        Raises MemoryShortError on every rank where the copy does not fit the device of one, and ModelError where the
+        source cannot be read any more; the run may go on.
+        """
+        live = Live(
+            model=self._model,
+            shards=list(self.shards()),
+            source=self._source,
+            selection=self._selection,
+            precision=self._precision,
+            device=self.device,
+        )
+        with sampling_model(live, self.ranks) as model:
+            yield model
 
     def state(self) -> dict[str, FlatSlice]:
         """What this rank saves of weights, moments and EMA, by name. Live views of them: copy before the next step."""

@@ -38,6 +38,14 @@ class TextTunedModel(LanguageModel):
         states_BSD = self.text_states(text_BSD, attention_BS).to(self.enc_to_dec_proj.weight.dtype)
         return super().forward(inputs_BKT, states_BSD, text_mask_BS, attention_BS, labels_BKT)
 
+    def beside(self, model: LanguageModel) -> TextTunedModel:
+        """`model`, which takes texts as this one does: with the same T5 and rows of its own, on the same device as it.
+
+        The rows have any content.
+        """
+        (encoder,) = self._outside
+        return TextTunedModel(model, encoder, self.first_token, len(self.text_rows))
+
     def text_states(self, tokens_BS: Tensor, attention_BS: Tensor | None) -> Tensor:
         """T5's last hidden states (B, S, D) float32, computed in float32 under autocast too: T5 overflows in float16.
 
