@@ -271,6 +271,8 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
     from trainer.training import loop
 
     settings, folder, checkpoint = wiring.engine_settings(config), parts.folder, parts.checkpoint
+    wiring.put_aside(folder, checkpoint, ranks)
+    prompts = wiring.sample_prompts_of(config, parts.source, run, accelerator.device)
     engine = Engine(accelerator, ranks, parts.source, run.plan, settings)
     engine.rehearse(loop.worst_case(run), run.plan.accumulation)
     if checkpoint is not None:
@@ -280,7 +282,8 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
     trackers = start_trackers(accelerator, settings, folder, config.to_dict())
     tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=trackers)
     with StopRequest() as stop:
-        step = loop.train(run, engine, saver, tracker, stop, start_step)
+        sample = () if prompts is None else (wiring.sampler_of(config, parts.source, prompts, engine, folder, tracker, stop),)
+        step = loop.train(run, engine, saver, tracker, stop, start_step, *sample)
         tracker.close()
     if ranks.is_first and (hint := folder.upload_hint()):
         print(hint)

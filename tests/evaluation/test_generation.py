@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from scripts import generate as script
 from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation
+from trainer.evaluation.samples import file_name
 from trainer.exports.saved_models import open_saved
 from trainer.model.source import open_model
 
@@ -222,7 +223,7 @@ def test_a_language_model_of_another_size_than_the_base_is_refused(
     ],
 )
 def test_file_names_are_safe(prompt: str, name: str) -> None:
-    assert script.file_name(3, prompt) == name
+    assert file_name(3, prompt, "wav") == name
 
 
 def test_the_runs_config_is_what_names_an_lm_files_base(finished_run: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import EncodecModel
 
 from trainer.data.sample_prompts import SamplePrompt
-from trainer.errors import ModelError
+from trainer.errors import MemoryShortError, ModelError
 from trainer.evaluation import samples
 from trainer.evaluation.generation import Sampling, decode, generate_codes
 from trainer.evaluation.samples import Sample, StepSamples
@@ -50,7 +50,7 @@ class SampleSettings:
     """What is made at each step, and how.
 
     folder    samples/ of the run
-    frames    of the codec, of each sound
+    frames    of the codec that are made for each sound; what a clip begins one with comes before them
     sampling  how codes are chosen; its seed is replaced by that of each prompt
     weights   which weights are heard
     device    where EnCodec decodes
@@ -70,14 +70,14 @@ class SampleSettings:
 class SampledModel:
     """The model of the moment.
 
-    language_model  gives the language model while it is entered. All processes enter it together
-    text_states     T5's states of prompts, (S, D) float32 each, or None for no prompt. All processes call it together,
-                    each with its own prompts
+    language_model  gives the language model while it is entered; see Engine.sampling_model. All processes enter it
+                    together and leave it together
+    text_states     T5's states of a prompt, (S, D) float32, or None for no prompt; it gets that language model
     codec           loads EnCodec
     """
 
     language_model: Callable[[], AbstractContextManager[LanguageModel]]
-    text_states: Callable[[Sequence[SamplePrompt]], Sequence[Tensor | None]]
+    text_states: Callable[[LanguageModel, SamplePrompt], Tensor | None]
     codec: Callable[[], EncodecModel]
 
 
@@ -132,36 +132,52 @@ class Sampler:
         """This process's sounds, by the number of their prompt from 1; without those that a stop cut short."""
         numbers = range(1 + self._peers.rank, 1 + len(self._settings.prompts), self._peers.world_size)
         prompts = {number: self._settings.prompts[number - 1] for number in numbers}
-        states = dict(zip(numbers, self._model.text_states(list(prompts.values())), strict=True))
-        codes: dict[int, Tensor] = {}
         done: dict[int, Sample] = {}
-        with self._model.language_model() as model:
-            for number, prompt in prompts.items():
-                try:
-                    found = generate_codes(
-                        model,
-                        states[number],
-                        frames=self._settings.frames,
-                        sampling=replace(self._settings.sampling, seed=prompt.seed),
-                        prefix_KT=prompt.prefix_KT,
-                        should_stop=stop,
-                    )
-                except (*OUT_OF_MEMORY, ModelError) as error:
-                    done[number] = self._sample(prompt, error=_in_words(error))
-                    continue
-                if found is None:
-                    return done
-                codes[number] = found
+        try:
+            with self._model.language_model() as model:
+                codes = self._codes(model, prompts, done, stop)
+                # The others are waited for here, where a request is passed on; leaving the block waits too.
+                self._peers.wait(f"codes of step {step}", meanwhile=stop)
+        except (MemoryShortError, ModelError) as error:  # raised on entering it, on every rank
+            return {number: self._sample(prompt, error=_in_words(error)) for number, prompt in prompts.items()}
         if codes and not stop():
-            done |= self._decode(step, prompts, codes, stop)
+            self._decode(step, prompts, codes, done, stop)
         return done
 
+    def _codes(
+        self, model: LanguageModel, prompts: dict[int, SamplePrompt], done: dict[int, Sample], stop: Callable[[], bool]
+    ) -> dict[int, Tensor]:
+        """The codes of each prompt, up to a stop; what fails goes into `done`. Nothing collective happens here."""
+        codes: dict[int, Tensor] = {}
+        for number, prompt in prompts.items():
+            try:
+                found = generate_codes(
+                    model,
+                    self._model.text_states(model, prompt),
+                    frames=self._settings.frames + _continued(prompt),
+                    sampling=replace(self._settings.sampling, seed=prompt.seed),
+                    prefix_KT=prompt.prefix_KT,
+                    should_stop=stop,
+                )
+            except (*OUT_OF_MEMORY, ModelError) as error:
+                done[number] = self._sample(prompt, error=_in_words(error))
+                continue
+            if found is None:
+                break
+            codes[number] = found
+        return codes
+
     def _decode(
-        self, step: int, prompts: dict[int, SamplePrompt], codes: dict[int, Tensor], stop: Callable[[], bool]
-    ) -> dict[int, Sample]:
-        """The sounds of these codes as files. EnCodec is on the device only meanwhile."""
-        done: dict[int, Sample] = {}
-        codec = self._model.codec().to(self._settings.device)
+        self,
+        step: int,
+        prompts: dict[int, SamplePrompt],
+        codes: dict[int, Tensor],
+        done: dict[int, Sample],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Write the sounds of these codes, and add them to `done`. EnCodec is on the device only meanwhile."""
+        with torch.random.fork_rng(devices=[]):  # transformers draws the first values of what it then loads
+            codec = self._model.codec().to(self._settings.device)
         for number, codes_KT in codes.items():
             if stop():
                 break
@@ -174,12 +190,10 @@ class Sampler:
                 done[number] = self._sample(prompt, file=name, seconds=len(audio) / self._settings.sample_rate_hz)
             except (*OUT_OF_MEMORY, ModelError, OSError, soundfile.LibsndfileError) as error:
                 done[number] = self._sample(prompt, error=_in_words(error))
-        return done
 
     def _sample(
         self, prompt: SamplePrompt, *, file: str | None = None, seconds: float = 0.0, error: str | None = None
     ) -> Sample:
-        continued = 0 if prompt.prefix_KT is None else prompt.prefix_KT.shape[1]
         return Sample(
             file=file,
             prompt=prompt.text,
@@ -187,7 +201,7 @@ class Sampler:
             seconds=seconds,
             origin=prompt.origin,
             clip=prompt.clip,
-            continued_seconds=continued / self._settings.frame_rate_hz,
+            continued_seconds=_continued(prompt) / self._settings.frame_rate_hz,
             error=error,
         )
 
@@ -236,6 +250,11 @@ class _Stop:
 
     def __call__(self) -> bool:
         return self._peers.any_asks(self._what, self._stopping())
+
+
+def _continued(prompt: SamplePrompt) -> int:
+    """Frames of a clip that the prompt's sound begins with."""
+    return 0 if prompt.prefix_KT is None else prompt.prefix_KT.shape[1]
 
 
 def _in_words(error: BaseException) -> str:

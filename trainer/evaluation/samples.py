@@ -21,7 +21,7 @@ import soundfile
 
 from trainer.atomic import is_there, names_in, rename_folder, write_whole
 
-FOLDER, LIST = "samples", "samples.json"
+LIST = "samples.json"
 FORMAT, VERSION = "musicgen-trainer samples", 1
 _STEP = re.compile(r"step-(\d{8,})")
 _REPLACED = re.compile(r"replaced-(\d+)")
@@ -100,17 +100,20 @@ def begin(samples: Path, step: int) -> None:
             (folder / name).unlink()
 
 
-def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int, kind: Literal["FLAC", "WAV"] = "FLAC") -> None:
-    """Write mono sound with 16 bits, complete or not at all.
+def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
+    """Write mono sound as FLAC with the 16-bit values that scripts/generate.py writes, complete or not at all.
 
     audio  (samples,) float32; where a sample exceeds 1, all of it is turned down until none does
 
     Raises OSError and soundfile.LibsndfileError.
     """
-    peak = float(abs(audio).max(initial=0.0))
-    content = io.BytesIO()  # in memory first: from inside libsndfile, an error of the disk reaches nobody
-    soundfile.write(content, audio / max(peak, 1.0), sample_rate_hz, "PCM_16", format=kind)
-    write_whole(path, content.getvalue())
+    # By way of WAV, since libsndfile (1.2) rounds the same numbers to others for FLAC. In memory, because from inside
+    # libsndfile an error of the disk reaches nobody.
+    wav, flac = io.BytesIO(), io.BytesIO()
+    soundfile.write(wav, audio / max(float(abs(audio).max(initial=0.0)), 1.0), sample_rate_hz, "PCM_16", format="WAV")
+    wav.seek(0)
+    soundfile.write(flac, soundfile.read(wav, dtype="int16")[0], sample_rate_hz, "PCM_16", format="FLAC")
+    write_whole(path, flac.getvalue())
 
 
 def finish(samples: Path, made: StepSamples) -> None:

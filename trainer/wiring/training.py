@@ -112,6 +112,7 @@ def run_of(
             validation_steps=config.validation_steps or steps_per_epoch,
             save_step=config.save_step,
             checkpoint_minutes=config.checkpoint_minutes,
+            sample_steps=config.sample_every,
         ),
         header=RunHeader(identity=identity, global_batch=plan.global_batch, flags=config.to_dict()),
         on_save_step=lambda saved: write_step(config, source, saved, folder),
