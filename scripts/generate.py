@@ -22,6 +22,7 @@ except ImportError as missing:
 
 # MusicGen was trained on crops of 30 s; longer pieces lose their thread.
 TRAINED_SECONDS = 30.0
+CONTINUED_SECONDS = 3.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +68,17 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
     parser.add_argument("--prompts", metavar="FILE", type=expanded, help="a text file with one prompt a line")
+    parser.add_argument(
+        "--continue_from",
+        metavar="FILE",
+        type=expanded,
+        help="a sound file, from whose beginning the music of each prompt goes on; the .wav file begins with it",
+    )
+    parser.add_argument(
+        "--continue_seconds",
+        type=float,
+        help=f"how much of its beginning is taken, part of --seconds; without it {CONTINUED_SECONDS:g}",
+    )
     parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
     parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
     parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
@@ -86,7 +98,25 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name, (fits, allowed) in ranges.items():
         if not fits:
             raise ConfigError(f"--{name} {getattr(flags, name)} cannot be used: it takes {allowed}.")
+    check_continuation(flags)
     return flags
+
+
+def check_continuation(flags: argparse.Namespace) -> None:
+    """Raise ConfigError where a sound cannot be continued so; else give --continue_seconds its value."""
+    if flags.continue_from is None:
+        if flags.continue_seconds is not None:
+            raise ConfigError("--continue_seconds has no effect without --continue_from FILE: add it, or leave it out")
+        return
+    if not Path(flags.continue_from).is_file():
+        raise ConfigError(f"--continue_from {flags.continue_from}: there is no such file")
+    if flags.continue_seconds is None:
+        flags.continue_seconds = CONTINUED_SECONDS
+    if not 0.02 <= flags.continue_seconds <= flags.seconds - 0.02:
+        raise ConfigError(
+            f"--continue_seconds {flags.continue_seconds:g} cannot be used with --seconds {flags.seconds:g}, which is"
+            " the length of all: it takes 0.02 or more, and less than --seconds"
+        )
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -112,6 +142,7 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
 
 def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
+    from trainer.evaluation.continuation import codes_of_beginning
     from trainer.evaluation.generation import Sampling, device_of, generate, load_for_generation, write_wav
     from trainer.evaluation.samples import file_name
     from trainer.exports.saved_models import open_saved
@@ -132,6 +163,9 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         if not any(embedding.placeholder.word in prompt for prompt in prompts):
             print(f"note: no prompt has {embedding.placeholder.word} in it, so that the text embedding has no effect")
     model = load_for_generation(source, device)
+    prefix = None
+    if flags.continue_from is not None:
+        prefix = codes_of_beginning(model.codec, Path(flags.continue_from), flags.continue_seconds)
     sampling = Sampling(
         guidance=flags.guidance,
         greedy=flags.greedy,
@@ -143,7 +177,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         print(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
     for number, prompt in enumerate(prompts, start=1):
         frames = round(flags.seconds * source.frame_rate_hz)
-        made = generate(model, prompt, frames=frames, sampling=sampling)
+        made = generate(model, prompt, frames=frames, sampling=sampling, prefix_KT=prefix)
         path = folder / file_name(number, prompt, "wav")
         write_wav(path, made.audio, source.sample_rate_hz)
         print(f"{path}  {len(made.audio) / source.sample_rate_hz:.2f} s  {prompt or '(no prompt)'}")

@@ -15,12 +15,17 @@ import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from scripts import generate as script
-from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation
+from tests.audio_files import noise
+from trainer.data import audio
+from trainer.data.codec import encode
+from trainer.evaluation.continuation import codes_of_beginning
+from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation, write_wav
 from trainer.evaluation.samples import file_name
 from trainer.exports.saved_models import open_saved
-from trainer.model.source import open_model
+from trainer.model.source import load_codec, open_model
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "arcade_meadow.wav"
 CPU = torch.device("cpu")
 KINDS = (".", "huggingface", "audiocraft", "audiocraft/state_dict.bin", "lm_final.pt", "lm_2.pt")
 
@@ -210,6 +215,50 @@ def test_a_language_model_of_another_size_than_the_base_is_refused(
     flags = ("--model", tmp_path / "fewer.pt", "--base", "debug", "--prompt", "a", "--output", tmp_path / "out")
     assert run_script(*flags) == 1
     assert "not a language model of the size of debug (2 layers" in capsys.readouterr().err
+
+
+def test_each_prompt_goes_on_from_the_beginning_of_the_sound_that_is_given(tmp_path: Path) -> None:
+    flags = ("--model", "debug", "--prompt", "slow rock", "--prompt", "", "--seconds", "0.5")
+    flags += ("--continue_from", EXAMPLE, "--continue_seconds", "0.3")
+    assert run_script(*flags, "--output", tmp_path) == 0
+    model = load_for_generation(open_model("debug"), CPU)
+    codes = codes_of_beginning(model.codec, EXAMPLE, 0.3)
+    for name, prompt in (("01_slow_rock.wav", "slow rock"), ("02_no_prompt.wav", "")):
+        made = generate(model, prompt, frames=25, sampling=Sampling(), prefix_KT=codes)
+        assert torch.equal(made.codes_KT[:, :15], codes)
+        write_wav(tmp_path / "expected.wav", made.audio, 32_000)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "expected.wav").read_bytes()
+
+
+@torch.no_grad()
+def test_a_sound_is_continued_from_the_codes_that_a_run_caches_of_its_beginning() -> None:
+    codec = load_codec(open_model("debug")).double()  # without rounding, they are the same bit for bit
+    [whole] = encode(codec, audio.stream(EXAMPLE, 32_000), offsets=[0])
+    codes = codes_of_beginning(codec, EXAMPLE, 2.0)
+    assert codes.shape == (4, 100) and torch.equal(codes, torch.from_numpy(whole[:, :100].astype("int64")))
+
+
+def test_a_sound_that_cannot_be_continued_is_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("--model", "debug", "--prompt", "a", "--seconds", "1", "--output", tmp_path / "out")
+    short, broken, endless = tmp_path / "short.wav", tmp_path / "broken.flac", tmp_path / "nan.wav"
+    soundfile.write(short, noise(0.5), 8_000)
+    broken.write_bytes(b"fLaC no sound")
+    soundfile.write(endless, noise(2) * float("nan"), 8_000, "FLOAT")
+    cases: list[tuple[tuple[object, ...], int, tuple[str, ...]]] = [
+        (("--continue_seconds", "1"), 2, ("no effect without --continue_from",)),
+        (("--continue_from", tmp_path / "no.wav"), 2, ("no.wav: there is no such file",)),
+        (("--continue_from", short), 2, ("--continue_seconds 3", "--seconds 1", "less than --seconds")),
+        (("--continue_from", short, "--continue_seconds", "nan"), 2, ("--continue_seconds nan",)),
+        (("--continue_from", short, "--continue_seconds", "0.7"), 3, ("short.wav", "it has 0.50 s", "fewer")),
+        (("--continue_from", broken, "--continue_seconds", "0.5"), 3, ("broken.flac cannot be continued",)),
+        (("--continue_from", endless, "--continue_seconds", "0.5"), 3, ("nan.wav", "NaN", "repair")),
+    ]
+    for arguments, exit_code, parts in cases:
+        assert run_script(*one, *arguments) == exit_code, arguments
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and all(part in message for part in parts), (arguments, message)
 
 
 @pytest.mark.parametrize(

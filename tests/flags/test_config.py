@@ -327,8 +327,6 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
         ("--placeholder_vectors 2", ["--placeholder_vectors has no effect", "--tune_text 1"]),
         ("--tune_text 1 --freeze heads", ["--freeze cannot be used with --tune_text 1", "remove one"]),
         ("--tune_text 1 --lora_rank 4", ["--lora_rank cannot be used with --tune_text 1", "remove one"]),
-        ("--sample_seconds 5", ["--sample_seconds has no effect without --sample_every", "--sample_every 500"]),
-        ("--sample_prompts rock", ["--sample_prompts has no effect without --sample_every"]),
         ("--trigger_place after", ["--trigger_place has no effect without --trigger", "in my-style"]),
         ("--trigger ...", ["--trigger '...'", "has no word in it"]),
         ("--trigger in\u0007style", ["control characters"]),

@@ -109,9 +109,7 @@ def generated_codes(
     return {clip: codes for clip, codes in made.items() if codes is not None}  # nothing stops it: that is all of them
 
 
-def write_sounds(
-    folder: Path, codec: EncodecModel, data: Dataset, versions: dict[str, dict[int, Tensor]]
-) -> None:
+def write_sounds(folder: Path, codec: EncodecModel, data: Dataset, versions: dict[str, dict[int, Tensor]]) -> None:
     """Write each clip's codes in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together.
 
     versions  by name: codes (K, T) by clip

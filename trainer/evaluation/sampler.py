@@ -50,7 +50,7 @@ class SampleSettings:
     """What is made at each step, and how.
 
     folder    samples/ of the run
-    frames    of the codec that are made for each sound; what a clip begins one with comes before them
+    frames    of the codec, of each sound; where it goes on from a clip, those of the clip included
     sampling  how codes are chosen; its seed is replaced by that of each prompt
     weights   which weights are heard
     device    where EnCodec decodes
@@ -154,7 +154,7 @@ class Sampler:
                 found = generate_codes(
                     model,
                     self._model.text_states(model, prompt),
-                    frames=self._settings.frames + _continued(prompt),
+                    frames=self._settings.frames,
                     sampling=replace(self._settings.sampling, seed=prompt.seed),
                     prefix_KT=prompt.prefix_KT,
                     should_stop=stop,
@@ -194,6 +194,7 @@ class Sampler:
     def _sample(
         self, prompt: SamplePrompt, *, file: str | None = None, seconds: float = 0.0, error: str | None = None
     ) -> Sample:
+        continued = 0 if prompt.prefix_KT is None else prompt.prefix_KT.shape[1]
         return Sample(
             file=file,
             prompt=prompt.text,
@@ -201,7 +202,7 @@ class Sampler:
             seconds=seconds,
             origin=prompt.origin,
             clip=prompt.clip,
-            continued_seconds=_continued(prompt) / self._settings.frame_rate_hz,
+            continued_seconds=continued / self._settings.frame_rate_hz,
             error=error,
         )
 
@@ -250,11 +251,6 @@ class _Stop:
 
     def __call__(self) -> bool:
         return self._peers.any_asks(self._what, self._stopping())
-
-
-def _continued(prompt: SamplePrompt) -> int:
-    """Frames of a clip that the prompt's sound begins with."""
-    return 0 if prompt.prefix_KT is None else prompt.prefix_KT.shape[1]
 
 
 def _in_words(error: BaseException) -> str:

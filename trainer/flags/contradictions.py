@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError
-from trainer.flags.sample_flags import SampleFlags
 from trainer.spec.trigger import why_no_trigger
 
 if TYPE_CHECKING:
@@ -70,7 +68,6 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
     for name in ("placeholder", "placeholder_vectors", "init_word"):
         if name in typed and not config.tune_text:
             raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
-    _refuse_samples_without_effect(config, typed)
     if "trigger_place" in typed and config.trigger is None:
         raise ConfigError(
             "--trigger_place has no effect without --trigger: add it, as in --trigger 'in my-style', or remove "
@@ -99,17 +96,6 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
             f"learning rate would never reach --lr: use at most {config.max_steps}."
         )
-
-
-def _refuse_samples_without_effect(config: Config, typed: frozenset[str]) -> None:
-    if config.sample_every is not None:
-        return
-    for field in dataclasses.fields(SampleFlags):
-        if field.name in typed and field.name != "sample_every":
-            raise ConfigError(
-                f"--{field.name} has no effect without --sample_every: add it, as in --sample_every 500, or remove"
-                f" --{field.name}."
-            )
 
 
 def _refuse_trigger(config: Config) -> None:

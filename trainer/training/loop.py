@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trainer.data.batches import Batch, Examples, prefetched
 from trainer.data.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
+from trainer.data.prompt_states import SamplePrompts
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
@@ -49,6 +50,7 @@ class Run:
     hours              of audio in the training clips
     header             the run that its checkpoints belong to
     on_save_step       called with a complete checkpoint each `save_step`, on rank 0, in the thread that writes it
+    prompts            of the sounds that are made between steps; None where none are
     """
 
     plan: Plan
@@ -60,6 +62,7 @@ class Run:
     intervals: Intervals
     header: RunHeader
     on_save_step: Callable[[Checkpoint], None]
+    prompts: SamplePrompts | None = None
 
 
 def _nobody(step: int) -> None:

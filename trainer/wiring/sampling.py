@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import soundfile
-import torch
 from torch import Tensor
 
-from trainer.data import sample_prompts
+from trainer.data.prompt_states import SamplePrompts, prepare_prompts
 from trainer.data.sample_prompts import SamplePrompt
 from trainer.evaluation import samples
 from trainer.evaluation.generation import Sampling
 from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
 from trainer.evaluation.samples import StepSamples
 from trainer.model.language_model import LanguageModel
-from trainer.model.new_word import extended_tokenizer
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import load_codec
 from trainer.run.metrics import Sound
@@ -26,6 +23,9 @@ from trainer.run.metrics import Sound
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
+    from trainer.data.dataset import Dataset, DataSettings
     from trainer.engine import Engine, Ranks
     from trainer.flags.config import Config
     from trainer.model.source import Source
@@ -35,13 +35,8 @@ if TYPE_CHECKING:
     from trainer.run.signals import StopRequest
     from trainer.training.loop import Run
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What sounds are made of. `states` has T5's states (S, D) float32 by a prompt's text; none where T5 learns."""
-
-    prompts: tuple[SamplePrompt, ...]
-    states: Mapping[str, Tensor | None]
+# MusicGen was trained on crops of 30 s; longer pieces lose their thread.
+TRAINED_SECONDS = 30.0
 
 
 def put_aside(folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
@@ -57,34 +52,33 @@ def put_aside(folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks) ->
         print(f"samples of {len(moved)} later steps, which are computed again, are in {folder.samples}/replaced-*")
 
 
-def sample_prompts_of(config: Config, source: Source, run: Run, device: torch.device) -> Prompts | None:
-    """The prompts of --sample_prompts or of the dataset; None without --sample_every.
-
-    Before the engine is built, since T5 may have to be on the device for them.
-    """
+def sample_prompts_of(
+    config: Config, settings: DataSettings, source: Source, data: Dataset, device: torch.device, ranks: Ranks
+) -> SamplePrompts | None:
+    """What the run will play, with T5's states of it in the cache; None without --sample_every. A collective."""
     if config.sample_every is None:
         return None
-    prompts = sample_prompts.temp_choose(
-        run.train, seed=config.seed, given=config.sample_prompts,
-        continued_frames=round((config.sample_continue or 0) * source.frame_rate_hz),
-    )  # fmt: skip
-    states = {} if config.tune_text else sample_prompts.temp_states(source, prompts, device)
-    return Prompts(prompts=prompts, states=states)
+    if config.sample_seconds > TRAINED_SECONDS:
+        ranks.say(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
+    given, continued = config.sample_prompts, config.sample_continue
+    return prepare_prompts(settings, source, device, data, given=given, continue_seconds=continued, peers=ranks)
 
 
 def sampler_of(
     config: Config,
     source: Source,
-    prompts: Prompts,
+    run: Run,
     engine: Engine,
     folder: OutputDir,
     tracker: Tracker,
     stop: StopRequest,
-) -> Sampler:
+) -> Callable[[int], None]:
     """What makes the sounds of a step."""
+    if run.prompts is None:
+        return lambda step: None
     settings = SampleSettings(
         folder=folder.samples,
-        prompts=prompts.prompts,
+        prompts=run.prompts.prompts,
         frames=round(config.sample_seconds * source.frame_rate_hz),
         frame_rate_hz=source.frame_rate_hz,
         sample_rate_hz=source.sample_rate_hz,
@@ -96,7 +90,7 @@ def sampler_of(
     )
     model = SampledModel(
         language_model=engine.sampling_model,
-        text_states=_text_states(config, source, prompts),
+        text_states=partial(_text_states, run.prompts),
         codec=partial(load_codec, source),
     )
     return Sampler(
@@ -108,22 +102,9 @@ def sampler_of(
     )
 
 
-def _text_states(
-    config: Config, source: Source, prompts: Prompts
-) -> Callable[[LanguageModel, SamplePrompt], Tensor | None]:
-    """T5's states of a prompt: those that are there already, or by T5 with the rows of a word as they are now."""
-    if config.new_word is None:
-        return lambda model, prompt: prompts.states[prompt.text]
-    tokenizer = extended_tokenizer(source.load_tokenizer(), config.new_word.placeholder)
-
-    def by_rows_of_now(model: LanguageModel, prompt: SamplePrompt) -> Tensor | None:
-        if not prompt.text.strip():
-            return None
-        assert isinstance(model, TextTunedModel)
-        tokens = tokenizer(prompt.text, truncation=False, verbose=False).input_ids
-        return model.text_states(torch.tensor([tokens], device=model.text_rows.device), None)[0]
-
-    return by_rows_of_now
+def _text_states(prompts: SamplePrompts, model: LanguageModel, prompt: SamplePrompt) -> Tensor | None:
+    """T5's states of a prompt: those of the cache, or by T5 with the rows of a learned word as they are now."""
+    return prompts.states(prompt, model if isinstance(model, TextTunedModel) else None)
 
 
 def _track(tracker: Tracker, folder: Path, made: StepSamples) -> None:
