@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def test_a_flac_has_the_samples_of_the_wav_that_generate_writes(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_disk_that_is_full_raises_and_leaves_no_sound(tmp_path, monkeypatch):
     """The sound's bytes go to a device that is full, as write_bytes of a file there does."""
-    monkeypatch.setattr(Path, "write_bytes", lambda self, content: io.open("/dev/full", "wb", 0).write(content))
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: os.write(os.open("/dev/full", os.O_WRONLY), content))
     with pytest.raises(OSError) as caught:
         samples.write_sound(tmp_path / "01_x.flac", np.zeros(640, np.float32), 32000)
     assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
