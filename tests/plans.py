@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from trainer.engine import Engine, Ranks, build_accelerator
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
-from trainer.plan.layout import Checkpointing, Layout, Workload
+from trainer.plan.layout import Checkpointing, Layout, Samples, Workload
 from trainer.plan.memory import expected_bytes
 from trainer.plan.plan import Plan
 from trainer.spec.shapes import KNOWN
@@ -34,6 +34,7 @@ def plan_for(
     compiled: bool = False,
     selection: Selection = EVERYTHING,
     on_gpu: bool = False,
+    samples: Samples | None = None,
 ) -> Plan:
     """A plan with exactly this layout, for the debug model, on CPUs unless it is said."""
     workload = Workload(
@@ -42,6 +43,7 @@ def plan_for(
         ema=ema,
         eight_bit_moments=eight_bit_moments,
         base_bits=base_bits,  # type: ignore[arg-type]
+        samples=samples,
     )
     layout = Layout(
         workload=workload,

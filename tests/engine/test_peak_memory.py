@@ -6,7 +6,8 @@ import pytest
 from accelerate.state import AcceleratorState
 from benchmarks.parts import engine_of
 from benchmarks.work import Work
-from torch.profiler import ProfilerActivity, profile
+
+from tests import allocations
 
 
 def peak_bytes(work: Work) -> int:
@@ -14,13 +15,7 @@ def peak_bytes(work: Work) -> int:
     AcceleratorState._reset_state(True)
     with engine_of(work) as (engine, step):
         step()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            step()
-        events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            most = max(most, held)
+        most = allocations.peak_bytes(step)
         return engine.backend.weight_bytes() + engine.backend.optimizer_bytes() + most
 
 

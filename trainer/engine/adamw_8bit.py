@@ -12,7 +12,7 @@ the values, and the scales beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,16 +44,26 @@ def reset(optimizer: Any, steps: int) -> None:
             optimizer.state[parameter]["step"] = steps
 
 
-def moments(state: dict[str, Any]) -> dict[str, Tensor]:
-    """One parameter's moments by name, flat float32.
+class Moments(Mapping[str, Tensor]):
+    """One parameter's moments by name, flat float32, made anew at each look-up.
 
-    state  the optimizer's state of the parameter
-
-    They are copies in host memory, so that a GPU needs no room for them: writing to them changes nothing.
+    They are copies in host memory, so that a GPU needs no room for them: writing to them changes nothing. Whoever wants
+    the weights alone, as Engine.sampling_model does, must not wait for all moments.
     """
-    return {
-        kind: _dequantized(state[key], state.get(table), state.get(scale)) for kind, (key, table, scale) in KEYS.items()
-    }
+
+    def __init__(self, state: dict[str, Any]):
+        """state  the optimizer's state of the parameter"""
+        self._state = state
+
+    def __getitem__(self, kind: str) -> Tensor:
+        key, table, scale = KEYS[kind]
+        return _dequantized(self._state[key], self._state.get(table), self._state.get(scale))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KEYS)
+
+    def __len__(self) -> int:
+        return len(KEYS)
 
 
 def scales(name: str, state: dict[str, Any]) -> dict[str, FlatSlice]:

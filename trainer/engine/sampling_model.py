@@ -7,7 +7,7 @@ none of this module's business. So one way serves every strategy, and adapters a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -150,7 +150,7 @@ def _put_together(shard: Shard, whole: Tensor, ranks: Ranks) -> None:
 
 
 @files_kept_open()
-def _fill_frozen(frozen: dict[str, Tensor], adapters: dict[str, Tensor], live: Live) -> None:
+def _fill_frozen(frozen: Mapping[str, Tensor], adapters: Mapping[str, Tensor], live: Live) -> None:
     """The weights that an export would have: the source's, and under adapters base and product merged in float32."""
     weights = merged(live.source, adapters, live.selection) if frozen else {}
     for name, parameter in frozen.items():

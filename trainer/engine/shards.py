@@ -6,7 +6,7 @@ strategy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,7 @@ class Shard:
     shape: tuple[int, ...]
     start: int
     weight: Tensor
-    moments: dict[str, Tensor]
+    moments: Mapping[str, Tensor]
     ema: Tensor | None = None
     replica: int = 0
     replicas: int = 1

@@ -161,7 +161,7 @@ class TorchBackend:
         """This rank's shard of every trained parameter; weights are live views, and so are moments of float32."""
         for values, (name, parameter) in zip(self._stepped, self._parameters, strict=True):
             state = self._optimizer.state[values]
-            moments = adamw_8bit.moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
+            moments = adamw_8bit.Moments(state) if self._eight_bit else {kind: _local(state[kind]) for kind in MOMENTS}
             start, replica, replicas = _position(parameter)
             yield Shard(
                 name=name,

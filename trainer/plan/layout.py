@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainer.spec.trainable import EVERYTHING, Selection
@@ -17,6 +17,29 @@ FLOAT32, HALF = 4, 2  # bytes per value
 
 
 @dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The sounds that a run makes while it trains, as far as memory depends on them.
+
+    sound_frames      of a sound (--sample_seconds)
+    continued_frames  of a clip, which one sound more goes on from and which are read at once (--sample_continue)
+    guided            whether each is computed with and without its prompt, side by side (--sample_guidance above 1)
+    """
+
+    sound_frames: int
+    continued_frames: int = 0
+    guided: bool = True
+
+    @property
+    def frames(self) -> int:
+        """Of the longest sound."""
+        return self.sound_frames + self.continued_frames
+
+    def lasting(self, sound_frames: int) -> Samples:
+        """The same sounds with so many frames."""
+        return replace(self, sound_frames=sound_frames)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workload:
     """What a run trains and keeps in memory, whatever the hardware: the flags decide it, and no plan changes it.
 
@@ -26,6 +49,7 @@ class Workload:
     eight_bit_moments  whether AdamW's two moments have 8 bits instead of 32 (--optimizer adamw8bit)
     base_bits          bits per value of the frozen linear layers in the decoder's layers (--base_bits); None: they are
                        held in the precision of the computation
+    samples            the sounds that are made between steps (--sample_every); None: none are
     """
 
     segment_frames: int
@@ -33,6 +57,7 @@ class Workload:
     ema: bool = False
     eight_bit_moments: bool = False
     base_bits: Literal[4, 8] | None = None
+    samples: Samples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trainer.plan.activations import caption_bytes, frame_bytes, logits_bytes
 from trainer.plan.layout import FLOAT32, HALF, Layout
+from trainer.plan.sampling import sampling_bytes
 from trainer.spec.encoding import encoding_pass
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import Counts, count
@@ -59,6 +60,8 @@ class Memory:
     reserve      CUDA's and NCCL's own memory, and the allocator's losses; 0 on a CPU
     checkpoint   the copy from which a checkpoint is written, where the device's memory is the host's; 0 on a GPU
     codec        EnCodec, T5 and their largest pass while encoding, when none of the parts above is there yet
+    samples      all that is there while sounds are made between steps, a checkpoint's copy included; 0 without
+                 --sample_every
     host         what offloading puts into host memory instead
     reused       what gradients take over from activations. With one micro-batch per step there are no gradients before
                  the backward pass, and they grow while activations are freed: not all of both is there at once
@@ -74,6 +77,7 @@ class Memory:
     host: int
     reused: int = 0
     checkpoint: int = 0
+    samples: int = 0
 
     @property
     def states(self) -> int:
@@ -87,8 +91,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What the device must have: for training or for encoding, whichever needs more."""
-        return max(self.allocated + self.checkpoint, self.codec) + self.reserve
+        """What the device must have: for training, for encoding or for making sounds, whichever needs most."""
+        return max(self.allocated + self.checkpoint, self.codec, self.samples) + self.reserve
 
     def describe(self) -> str:
         """The parts in GiB, as one line."""
@@ -96,7 +100,8 @@ class Memory:
         host = f"; {_gib(self.host)} in host memory" if self.host else ""
         copy = f", a checkpoint's copy {_gib(self.checkpoint)}" if self.checkpoint else ""
         reused = f", less {_gib(self.reused)} that gradients take over from activations" if self.reused else ""
-        return f"{', '.join(parts)}{copy}{reused}; codec while encoding {_gib(self.codec)}{host} (GiB)"
+        sounds = f"; {_gib(self.samples)} while making sounds" if self.samples else ""
+        return f"{', '.join(parts)}{copy}{reused}; codec while encoding {_gib(self.codec)}{sounds}{host} (GiB)"
 
 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "reserve")
@@ -127,7 +132,12 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         reused = min(gradients, buffers + activations - frames * working)
     weights += FLOAT32 * counts.text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * _codec_pass_samples(layout) * shape.codec_channels)
-    allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec)
+    checkpoint = 0 if layout.on_gpu else _checkpoint_copy(layout, counts)
+    sounds = 0
+    if layout.workload.samples is not None:
+        staying = weights + optimizer + _kept_between_steps(layout, gradients) + checkpoint
+        sounds = staying + sampling_bytes(shape, layout, counts, layout.workload.samples)
+    allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec, sounds)
     outside = CONTEXT_BYTES + COMMUNICATOR_BYTES * layout.communicators
     return Memory(
         weights=weights,
@@ -139,7 +149,8 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         codec=codec,
         host=host,
         reused=reused,
-        checkpoint=0 if layout.on_gpu else _checkpoint_copy(layout, counts),
+        checkpoint=checkpoint,
+        samples=sounds,
     )
 
 
@@ -188,6 +199,21 @@ def _states(shape: Shape, layout: Layout, counts: Counts) -> tuple[int, int, int
             return compute * share_of_weights, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "fsdp" | "hsdp":
             return FLOAT32 * share_of_weights - saved // layout.shards, FLOAT32 * share, MOMENTS * share
+
+
+def _kept_between_steps(layout: Layout, gradients: int) -> int:
+    """Bytes that a strategy keeps beside weights and optimizer once a step is done.
+
+    DDP's buckets, of which the gradients are views, stay; so do ZeRO-3's partitions of the gradients (DeepSpeed 0.19),
+    and the bucket in which it reduces them. The other strategies free gradients and buffers.
+    """
+    match layout.strategy:
+        case "single" | "zero2" | "fsdp" | "hsdp":
+            return 0
+        case "ddp":
+            return gradients
+        case "zero3":
+            return gradients + FLOAT32 * ZERO_BUCKET_ELEMENTS
 
 
 def _ema(layout: Layout, counts: Counts) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.plan.allowed_layouts import EstimatedLayout, Job, allowed_layouts, fits, precision_of
 from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy
-from trainer.plan.memory import GIB, Memory
-from trainer.plan.refusal import refusal
+from trainer.plan.memory import GIB, Memory, expected_bytes
+from trainer.plan.refusal import LISTEN, refusal, refusal_of_samples
 from trainer.plan.request import BatchFlags, Request
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import Shape
@@ -26,6 +26,7 @@ class Plan:
 
     global_batch      clips per optimizer step, of all processes together
     gpu_memory_bytes  of the smallest GPU, on CPUs what a process may use of the host's memory; None where it is unknown
+    sampling_bytes    what a process needs while it makes sounds: with --sample_every it does, else it would
     """
 
     layout: Layout
@@ -33,6 +34,7 @@ class Plan:
     memory: Memory
     gpu_memory_bytes: int | None
     reasons: tuple[str, ...]
+    sampling_bytes: int = 0
 
     # The layout's fields that most parts of a run read.
     @property
@@ -71,6 +73,11 @@ class Plan:
     def offload_optimizer(self) -> bool:
         return self.layout.offload_optimizer
 
+    @property
+    def samples_fit(self) -> bool:
+        """Whether sounds can be made beside the run, by --sample_every; unknown memory suffices."""
+        return self.gpu_memory_bytes is None or self.sampling_bytes <= self.gpu_memory_bytes
+
     def to_dict(self) -> dict[str, object]:
         """All of the plan in one flat dict of JSON values, the layout's fields and its workload's among the plan's own.
 
@@ -79,7 +86,7 @@ class Plan:
         layout = asdict(self.layout)
         workload = layout.pop("workload")
         own = {name: value for name, value in asdict(self).items() if name != "layout"}
-        return {**layout, **own, **workload}
+        return {**layout, **own, **workload, "samples_fit": self.samples_fit}
 
     def describe(self) -> str:
         """The plan as lines for the console."""
@@ -94,8 +101,14 @@ class Plan:
             " (processes x accumulation x micro-batch, fillers of weight 0 included)",
             f"expected memory of each process: {self.memory.total / GIB:.1f}{has} GiB",
             f"  {self.memory.describe()}",
+            f"--sample_every: {self.sampling_bytes / GIB:.1f}{has} GiB while making sounds: {self._samples_in_words()}",
         ]
         return "\n".join([*lines, *(f"  - {reason}" for reason in self.reasons)])
+
+    def _samples_in_words(self) -> str:
+        if self.gpu_memory_bytes is None:
+            return "whether that fits is not known"
+        return "fits" if self.samples_fit else f"does not fit; of a checkpoint, {LISTEN} makes them"
 
 
 def make_plan(
@@ -109,8 +122,8 @@ def make_plan(
 
     A resumed run keeps the checkpoint's global batch; micro-batch and accumulation are derived anew.
 
-    Raises ConfigError where flags contradict each other, the checkpoint or the hardware, MemoryShortError
-    where nothing that the flags allow fits the GPUs.
+    Raises ConfigError where flags contradict each other, the checkpoint or the hardware, or where the run fits and the
+    sounds of --sample_every do not, MemoryShortError where nothing that the flags allow fits the GPUs.
     """
     _refuse_unasked_cpu(cluster, shape, request)
     global_batch, batch_reason = _global_batch(cluster, batch, resumed_global_batch)
@@ -119,6 +132,8 @@ def make_plan(
     allowed = list(allowed_layouts(cluster, job))
     taken = next((estimated for estimated in allowed if fits(cluster, estimated.memory)), None)
     if taken is None:
+        if message := refusal_of_samples(cluster, job):
+            raise ConfigError(message)
         raise MemoryShortError(refusal(cluster, job, min(allowed, key=lambda estimated: estimated.memory.total)))
     return Plan(
         layout=taken.layout,
@@ -129,12 +144,21 @@ def make_plan(
             taken.candidate.reason,
             *_compile_reasons(cluster, request, taken.layout),
             *_memory_reasons(cluster, request, allowed[0], taken),
+            *_sound_reasons(cluster, job, taken),
             *_selection_reasons(shape, request),
             batch_reason,
             *_filler_reasons(global_batch, taken.layout),
             precision_reason,
         ),
+        sampling_bytes=_sampling_bytes(shape, taken.layout, request),
     )
+
+
+def _sampling_bytes(shape: Shape, layout: Layout, request: Request) -> int:
+    """What a process of this layout needs while it makes sounds, its reserve included."""
+    workload = replace(layout.workload, samples=request.samples)
+    memory = expected_bytes(shape, replace(layout, workload=workload))
+    return memory.samples + memory.reserve
 
 
 def _refuse_unasked_cpu(cluster: Cluster, shape: Shape, request: Request) -> None:
@@ -200,6 +224,22 @@ def _memory_reasons(
     elif taken.layout.gradient_checkpointing:
         longer = "some percent" if taken.layout.gradient_checkpointing == "selective" else "about a third"
         yield f"activation checkpointing because memory is short: steps take {longer} longer"
+
+
+def _sound_reasons(cluster: Cluster, job: Job, taken: EstimatedLayout) -> Iterator[str]:
+    """What was changed because sounds would not fit beside the layout that the run would have without them."""
+    request = job.request
+    if request.workload.samples is None:
+        return
+    silent = replace(request, workload=replace(request.workload, samples=None))
+    layouts = allowed_layouts(cluster, replace(job, request=silent))
+    layout = replace(next(one.layout for one in layouts if fits(cluster, one.memory)), workload=request.workload)
+    if layout != taken.layout:
+        needed = _sampling_bytes(job.shape, layout, request) / GIB
+        yield (
+            f"{layout.strategy} with micro-batch {layout.micro_batch} would fit but for the sounds of --sample_every,"
+            f" for which it would need {needed:.1f} GiB"
+        )
 
 
 def _selection_reasons(shape: Shape, request: Request) -> Iterator[str]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from trainer.errors import ConfigError
 from trainer.plan.allowed_layouts import EstimatedLayout, Job, allowed_layouts, fits, fits_gpu
 from trainer.plan.host_memory import bytes_of_a_process
-from trainer.plan.memory import GIB
+from trainer.plan.layout import Samples
+from trainer.plan.memory import GIB, expected_bytes
 from trainer.plan.request import Request
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, why_not_trained
@@ -17,6 +18,7 @@ from trainer.spec.trainable import selection_of
 MOST_GPUS_SUGGESTED = 64
 SECONDS_SUGGESTED = (20, 15, 10, 5)
 RANK_SUGGESTED = 16
+LISTEN = "python scripts/generate.py --model OUTPUT_DIR/checkpoints/step-N --prompt TEXT"
 
 
 def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
@@ -44,6 +46,35 @@ def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
         f"{job.shape.name} does not fit {where}: {lack} ({tried}, {checkpointing} activation"
         f" checkpointing: {least.memory.describe()}). What would fit: {'; or '.join(changes) or larger}"
     )
+
+
+def refusal_of_samples(cluster: Cluster, job: Job) -> str:
+    """The message of a run that fits but for the sounds of --sample_every; empty where something else is in the way."""
+    request, samples = job.request, job.request.workload.samples
+    if samples is None:
+        return ""
+    silent = allowed_layouts(cluster, replace(job, request=_with_samples(request, None)))
+    fitting = [estimated.layout for estimated in silent if fits(cluster, estimated.memory)]
+    if not fitting:
+        return ""
+    with_sounds = [expected_bytes(job.shape, replace(layout, workload=request.workload)) for layout in fitting]
+    needed = min(memory.samples + memory.reserve for memory in with_sounds)
+    shorter = [seconds for seconds in SECONDS_SUGGESTED if seconds * FRAME_RATE_HZ < samples.sound_frames]
+    changes = [
+        f"use --sample_seconds {seconds}, or leave"
+        for seconds in shorter
+        if _is_possible(cluster, job, _with_samples(request, samples.lasting(seconds * FRAME_RATE_HZ)))
+    ]
+    return (
+        f"--sample_every does not fit beside this run, which fits without it: while making sounds "
+        f"{'a process' if cluster.device == 'cpu' else 'a GPU'} needs {_gib(needed)} GiB, most of it for a copy of the"
+        f" model, and has {_gib(cluster.gpu_memory_bytes)}. So {changes[0] if changes else 'leave'} --sample_every out"
+        f" and make sounds of the checkpoints: {LISTEN} (--device cpu where the GPU is too small for the model)"
+    )
+
+
+def _with_samples(request: Request, samples: Samples | None) -> Request:
+    return replace(request, workload=replace(request.workload, samples=samples))
 
 
 def _changes_of_flags(cluster: Cluster, job: Job) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import Literal
 from trainer.errors import ConfigError
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
-from trainer.plan.layout import Checkpointing, Precision, Strategy, Workload
-from trainer.spec.shapes import segment_frames
+from trainer.plan.layout import Checkpointing, Precision, Samples, Strategy, Workload
+from trainer.spec.shapes import FRAME_RATE_HZ, segment_frames
 
 # What each value of --gradient_checkpointing asks for.
 CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
@@ -34,6 +34,7 @@ class Request:
     """What the user wants, before anything is known of the hardware; "auto" leaves a choice to the plan.
 
     workload             what is trained and kept in memory; the plan takes it over as it is
+    samples              the sounds that --sample_every would make, or makes: then the workload has them too
     strategy_named_by    the flag or file that names the strategy, for messages; no meaning for "auto"
     ..._typed            whether the flag was typed: the plan may overrule a default where memory is short, and never
                          what was typed
@@ -41,6 +42,7 @@ class Request:
     """
 
     workload: Workload
+    samples: Samples = Samples(sound_frames=10 * FRAME_RATE_HZ)
     strategy: Literal["auto"] | Strategy = "auto"
     strategy_named_by: str = "--strategy"
     offload_optimizer: bool = False
@@ -84,6 +86,7 @@ def request_of(
     from_launcher = config.strategy == "auto" and launch.strategy is not None
     return Request(
         workload=workload_of(config, frame_rate_hz),
+        samples=samples_of(config, frame_rate_hz),
         strategy=launch.strategy if from_launcher else config.strategy,  # type: ignore[arg-type]
         strategy_named_by=LAUNCHER if from_launcher else "--strategy",
         offload_optimizer=config.offload_optimizer or launch.offload_optimizer,
@@ -105,4 +108,14 @@ def workload_of(config: Config, frame_rate_hz: float) -> Workload:
         ema=config.ema_decay is not None,
         eight_bit_moments=config.optimizer == "adamw8bit",
         base_bits=config.base_bits,
+        samples=None if config.sample_every is None else samples_of(config, frame_rate_hz),
+    )
+
+
+def samples_of(config: Config, frame_rate_hz: float) -> Samples:
+    """The sounds that are made with --sample_every, where a codec has this frame rate."""
+    return Samples(
+        sound_frames=segment_frames(config.sample_seconds, frame_rate_hz),
+        continued_frames=segment_frames(config.sample_continue or 0, frame_rate_hz),
+        guided=config.sample_guidance > 1,
     )
