@@ -258,7 +258,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         fates.write_report(data.fates, parts.folder.report)
         if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
             wiring.report_dataset(config, parts.folder, parts.source, data.folders)
-    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+    prompts = wiring.sample_prompts_of(config, settings, parts.source, data, device, ranks)
+    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source, prompts)
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:
@@ -271,6 +272,7 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
     from trainer.training import loop
 
     settings, folder, checkpoint = wiring.engine_settings(config), parts.folder, parts.checkpoint
+    wiring.put_aside(folder, checkpoint, ranks)
     engine = Engine(accelerator, ranks, parts.source, run.plan, settings)
     engine.rehearse(loop.worst_case(run), run.plan.accumulation)
     if checkpoint is not None:
@@ -280,7 +282,8 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
     trackers = start_trackers(accelerator, settings, folder, config.to_dict())
     tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=trackers)
     with StopRequest() as stop:
-        step = loop.train(run, engine, saver, tracker, stop, start_step)
+        sample = wiring.sampler_of(config, parts.source, run, engine, folder, tracker, stop)
+        step = loop.train(run, engine, saver, tracker, stop, start_step, sample)
         tracker.close()
     if ranks.is_first and (hint := folder.upload_hint()):
         print(hint)

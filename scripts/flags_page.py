@@ -30,6 +30,7 @@ single quotes), and `./~` a folder named ~.
 # The page of docs/ that says more about a flag.
 MORE: dict[str, tuple[str, ...]] = {
     "stopping.md": ("max_minutes", "resume", "checkpoint_minutes"),
+    "samples.md": ("sample_every", "sample_prompts"),
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),
     "drafting_captions.md#a-trigger": ("trigger",),
     "captions.md": ("captions", "caption_column", "caption_template", "default_caption", "caption", "merge_metadata"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -145,6 +144,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
     from trainer.evaluation.continuation import codes_of_beginning
     from trainer.evaluation.generation import Sampling, device_of, generate, load_for_generation, write_wav
+    from trainer.evaluation.samples import file_name
     from trainer.exports.saved_models import open_saved
     from trainer.model.new_word import read_text_embedding, with_embedding
     from trainer.model.source import quiet_libraries
@@ -178,16 +178,9 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     for number, prompt in enumerate(prompts, start=1):
         frames = round(flags.seconds * source.frame_rate_hz)
         made = generate(model, prompt, frames=frames, sampling=sampling, prefix_KT=prefix)
-        path = folder / file_name(number, prompt)
+        path = folder / file_name(number, prompt, "wav")
         write_wav(path, made.audio, source.sample_rate_hz)
         print(f"{path}  {len(made.audio) / source.sample_rate_hz:.2f} s  {prompt or '(no prompt)'}")
-
-
-def file_name(number: int, prompt: str) -> str:
-    """A name safe on every file system: "Café jazz, 90 bpm" as the second prompt is 02_cafe_jazz_90_bpm.wav."""
-    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    plain = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:60].strip("_")
-    return f"{number:02d}_{plain or 'prompt'}.wav" if prompt.strip() else f"{number:02d}_no_prompt.wav"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from trainer.data import audio
 from trainer.data.codec import encode
 from trainer.evaluation.continuation import codes_of_beginning
 from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation, write_wav
+from trainer.evaluation.samples import file_name
 from trainer.exports.saved_models import open_saved
 from trainer.model.source import load_codec, open_model
 
@@ -271,7 +272,7 @@ def test_a_sound_that_cannot_be_continued_is_refused_with_the_reason(
     ],
 )
 def test_file_names_are_safe(prompt: str, name: str) -> None:
-    assert script.file_name(3, prompt) == name
+    assert file_name(3, prompt, "wav") == name
 
 
 def test_the_runs_config_is_what_names_an_lm_files_base(finished_run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import struct
 import time
@@ -53,7 +54,12 @@ def test_steps_that_killed_runs_reported_beyond_their_checkpoint_are_told_once(t
 
 
 def wandb_steps(file: Path) -> Iterator[int]:
-    """The steps in an offline run's file: records of protobuf in LevelDB's log format, after a header of 7 bytes."""
+    """The steps whose loss an offline run's file has."""
+    return (step for step, items in wandb_history(file) if "loss" in items)
+
+
+def wandb_history(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """What was logged, by step: records of protobuf in LevelDB's log format, after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = file.read_bytes()
@@ -70,8 +76,8 @@ def wandb_steps(file: Path) -> Iterator[int]:
             record = Record.FromString(parts)
             parts = b""
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            if "loss" in items:
-                yield record.history.step.num
+            if items:
+                yield record.history.step.num, items
 
 
 def tensorboard_steps(folder: Path) -> list[int]:
@@ -112,3 +118,46 @@ def test_three_interruptions_leave_one_run_without_gap_or_repeat(tmp_path):
     boards = {path.parent for path in (tmp_path / "models").rglob("events.out.tfevents.*")}
     top = min(boards, key=lambda path: len(path.parts))
     assert tensorboard_steps(top) == every
+
+
+@pytest.mark.full
+def test_sounds_come_to_wandb_and_tensorboard_once_with_their_prompts_across_a_resume(tmp_path):
+    few_clips(tmp_path / "data")
+    flags = ("--max_steps", "4", "--batch_size", "2", "--grad_acc", "1", "--code_views", "1", "--save_step", "2")
+    flags += ("--use_wandb", "1", "--use_tensorboard", "1", "--sample_every", "2", "--sample_seconds", "0.2")
+    flags += ("--sample_prompts", "slow rock|Gentle 'piano'")
+    launch(tmp_path, *flags, WANDB_MODE="offline")
+    shutil.rmtree(tmp_path / "models/checkpoints/step-00000004")
+    launch(tmp_path, *flags, WANDB_MODE="offline")
+    assert (tmp_path / "models/samples/replaced-1/step-00000004/samples.json").is_file()
+    names = {"samples/01_slow_rock": "slow rock", "samples/02_gentle_piano": "Gentle 'piano'"}
+    runs = sorted((tmp_path / "models/wandb").glob("offline-run-*"))
+    history = [entry for run in runs for entry in wandb_history(next(run.glob("*.wandb")))]
+    for name, prompt in names.items():
+        sounds = {}
+        for step, items in history:
+            parts = {key.removeprefix(f"{name}/"): json.loads(value) for key, value in items.items() if name in key}
+            if parts:
+                assert step not in sounds, f"{name} of step {step} was sent twice"
+                sounds[step] = parts
+        assert sorted(sounds) == [0, 2, 4]
+        for step, sound in sounds.items():
+            assert sound["_type"] == "audio-file" and sound["caption"] == prompt
+            sent = next(file for run in runs if (file := run / "files" / sound["path"]).exists())
+            listed = tmp_path / f"models/samples/step-0000000{step}/{name.removeprefix('samples/')}.flac"
+            aside = tmp_path / f"models/samples/replaced-1/step-0000000{step}/{listed.name}"
+            assert sent.read_bytes() == (aside if aside.exists() else listed).read_bytes()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    texts: dict[str, set[str]] = {}
+    boards = {path.parent for path in (tmp_path / "models").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(
+        str(min(boards, key=lambda path: len(path.parts))), size_guidance={"audio": 0, "tensors": 0}
+    )
+    events.Reload()
+    for name, prompt in names.items():
+        found[name] = [(event.step, event.sample_rate) for event in events.Audio(name)]
+        texts[name] = {event.tensor_proto.string_val[0].decode() for event in events.Tensors(f"{name}/text_summary")}
+        assert found[name] == [(step, 32000.0) for step in (0, 2, 4)]
+        assert texts[name] == {prompt}

@@ -179,6 +179,38 @@ def test_steps_go_on_beside_a_slow_save_and_its_successor_comes_a_step_after_it(
     assert not any(busy for step, busy in saved if step < 8), "only the last save may wait for another one"
 
 
+def times_of_samples(run: Run, folder: Path, start_step: int = 0, ask_at: int | None = None) -> list[tuple]:
+    """Each step whose samples were asked for: what was reported by then, and the checkpoints that were there or on
+    their way. `ask_at`: the step at whose samples the run is asked to end."""
+    engine, found = engine_of(run), []
+    reports, saver = Reports(engine), Saver(folder)
+    if start_step:
+        engine.load(newest(folder))
+    with StopRequest() as stop:
+
+        def sample(step: int) -> None:
+            if step == ask_at:
+                stop.name = "SIGTERM"
+            saved = [other for other in range(run.order.steps + 1) if saver.has(other)]
+            found.append((step, len(reports.values), max(saved, default=None)))
+
+        train(run, engine, saver, reports, stop, start_step, sample)
+    return found
+
+
+def test_samples_come_before_step_1_after_a_steps_save_and_once_the_last_state_is_on_disk(tmp_path):
+    run = run_of(steps=7, sample_steps=3, save_step=3)
+    assert times_of_samples(run, tmp_path) == [(0, 0, None), (3, 3, 3), (6, 6, 6), (7, 7, 7)]
+
+
+def test_samples_that_a_stop_cuts_short_are_asked_for_again_by_the_run_that_goes_on(tmp_path):
+    run = run_of(steps=5, sample_steps=2)
+    assert times_of_samples(run, tmp_path, ask_at=2) == [(0, 0, None), (2, 2, None)]
+    assert newest(tmp_path).step == 3  # the step after the samples ended the run
+    assert times_of_samples(run, tmp_path, start_step=3) == [(4, 1, 3), (5, 2, 5)]
+    assert times_of_samples(run, tmp_path, start_step=5) == [(5, 0, 5)]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_names_its_clips_and_changes_nothing(tmp_path):
     run = run_of(global_batch=2)
     engine = engine_of(run)
@@ -240,12 +272,14 @@ def test_each_flag_of_schedule_and_intervals_reaches_its_place(tmp_path):
     run = run_of()
     flags = {
         "lr": 0.25, "warmup_steps": 3, "lr_schedule": "linear", "min_lr_ratio": 0.125, "log_steps": 4,
-        "validation_steps": 9, "save_step": 5, "checkpoint_minutes": 7.5,
+        "validation_steps": 9, "save_step": 5, "checkpoint_minutes": 7.5, "sample_every": 11,
     }  # fmt: skip
     data = type("Data", (), {"train": run.train, "validation": None, "seconds": 0.0})
     made = wiring.run_of(Config(dataset_path="x", **flags), run.plan, run.order, data, {}, None, None)
     assert made.schedule == Schedule(peak=0.25, steps=6, warmup_steps=3, decay="linear", min_ratio=0.125)
-    assert made.intervals == Intervals(log_steps=4, validation_steps=9, save_step=5, checkpoint_minutes=7.5)
+    assert made.intervals == Intervals(
+        log_steps=4, validation_steps=9, save_step=5, checkpoint_minutes=7.5, sample_steps=11
+    )
     unset = wiring.run_of(Config(dataset_path="x"), run.plan, run.order, data, {}, None, None)
     assert unset.intervals.validation_steps == 1 and unset.intervals.save_step is None  # 5 clips, 4 a step
 

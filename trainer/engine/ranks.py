@@ -27,6 +27,8 @@ from trainer.run.signals import ignore_requests
 POLL_SECONDS = 0.02
 # How long a network file system may take to show a file that another machine has made.
 SHOWN_SECONDS = 5.0
+# How often `Ranks.any_asks` looks into the store: four times a second are nothing to it, and soon enough for a person.
+LOOK_SECONDS = 0.25
 # How long the rank that may hold the store stays for those that have come to their end and not yet said that they left.
 LEAVING_SECONDS = 10.0
 
@@ -51,6 +53,8 @@ class Ranks:
         self.steps_begun = 0  # optimizer steps; set by the engine, sent with each heartbeat
         self._computing = ""  # see `computing`
         self._waits: dict[str, int] = {}
+        self._asked: dict[str, bool] = {}  # what `any_asks` has seen
+        self._looked = -math.inf  # when it has looked last
         self._store: dist.TCPStore | None = None
         self._watch: PeerWatch | None = None
         if several:
@@ -84,8 +88,12 @@ class Ranks:
         if self.is_first:
             print(text, flush=True)
 
-    def wait(self, what: str, *, limit_seconds: float = math.inf) -> None:
+    def wait(
+        self, what: str, *, limit_seconds: float = math.inf, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
         """Return once every rank has called this with the same `what`, however long it takes, while all are alive.
+
+        meanwhile  called again and again while this rank waits
 
         Raises PeerLostError where they have not after `limit_seconds`.
         """
@@ -101,7 +109,25 @@ class Ranks:
                     f"{self.world_size - there} of {self.world_size} processes were not done with {what} after"
                     f" {limit_seconds / 3600:.1f} hours. {RESUME_ADVICE}"
                 )
+            meanwhile()
             time.sleep(POLL_SECONDS)
+
+    def any_asks(self, what: str, asks: bool) -> bool:
+        """Whether this rank asks, or another one has called this for the same `what` and asked. Not a collective.
+
+        For work between whose parts ranks do not meet. Others see it within LOOK_SECONDS; cheap enough to be called
+        for every part, however small.
+        """
+        if self._store is None or self._asked.get(what, False):
+            return asks or self._asked.get(what, False)
+        key = f"trainer/asked/{what}"
+        if asks:
+            self._store.set(key, "")
+            self._asked[what] = True
+        elif time.monotonic() - self._looked > LOOK_SECONDS:
+            self._asked[what] = self._store.check([key])
+            self._looked = time.monotonic()
+        return self._asked.get(what, False)
 
     def once_per_machine(self, what: str, action: Callable[[], object], *, limit_seconds: float) -> None:
         """Do it on rank 0, then on the first rank of each other machine; returns on every rank once all have.

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import soundfile
 
 from trainer.atomic import write_whole
 
 Value = int | float | str | list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A sound as trackers get it: `name` tells it from the others of a step, and is the same at every step."""
+
+    name: str
+    caption: str
+    path: Path
 
 
 class ExternalTrackers(Protocol):
@@ -57,6 +69,24 @@ class Tracker:
             self._file.flush()
         if self._external is not None and _report_key(values) not in self._sent_before:
             self._external.log(_scalars(values), step=int(values["step"]))  # type: ignore[arg-type]
+
+    def log_sounds(self, step: int, sounds: Sequence[Sound]) -> None:
+        """Send sounds to wandb and TensorBoard, where a sample of a song can be played beside the curves.
+
+        Raises OSError and soundfile.LibsndfileError where a file cannot be read.
+        """
+        for tracker in [] if self._external is None else self._external.trackers:
+            if tracker.name == "wandb":
+                import wandb
+
+                audio = {sound.name: wandb.Audio(str(sound.path), caption=sound.caption) for sound in sounds}
+                tracker.run.log(audio, step=step)
+            elif tracker.name == "tensorboard":  # which shows no captions: the text beside it has them
+                for sound in sounds:
+                    samples, rate_hz = soundfile.read(sound.path, dtype="float32")
+                    tracker.writer.add_audio(sound.name, samples[None], step, sample_rate=rate_hz)
+                    tracker.writer.add_text(sound.name, sound.caption, step)
+                tracker.writer.flush()
 
     def close(self) -> None:
         """Close the file and finish the external trackers."""

@@ -34,6 +34,11 @@ class OutputDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Sounds that were made while training."""
+        return self.root / "samples"
+
+    @property
     def report(self) -> Path:
         """The fate of each file of the dataset."""
         return self.root / "dataset.csv"

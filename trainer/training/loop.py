@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trainer.data.batches import Batch, Examples, prefetched
 from trainer.data.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
+from trainer.data.prompt_states import SamplePrompts
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
@@ -31,12 +32,14 @@ class Intervals:
     validation_steps    optimizer steps from one validation to the next; it happens at the end too
     save_step           optimizer steps from one call of Run.on_save_step to the next
     checkpoint_minutes  from one checkpoint to the next; each `save_step` makes one too
+    sample_steps        from one call of `sample` to the next; it is called before the first step and at the end too
     """
 
     log_steps: int
     validation_steps: int | None
     save_step: int | None
     checkpoint_minutes: float
+    sample_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Run:
     hours              of audio in the training clips
     header             the run that its checkpoints belong to
     on_save_step       called with a complete checkpoint each `save_step`, on rank 0, in the thread that writes it
+    prompts            of the sounds that are made between steps; None where none are
     """
 
     plan: Plan
@@ -58,10 +62,25 @@ class Run:
     intervals: Intervals
     header: RunHeader
     on_save_step: Callable[[Checkpoint], None]
+    prompts: SamplePrompts | None = None
 
 
-def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRequest, start_step: int) -> int:
+def _nobody(step: int) -> None:
+    raise AssertionError(f"samples of step {step} are due, and nobody makes them")
+
+
+def train(
+    run: Run,
+    engine: Engine,
+    saver: Saver,
+    tracker: Tracker,
+    stop: StopRequest,
+    start_step: int,
+    sample: Callable[[int], None] = _nobody,
+) -> int:
     """Train from `start_step` to the end of the order, or until any rank is asked to stop; returns the steps done.
+
+    sample  makes the sounds of a step, where they are not there yet; called on every rank after the same steps
 
     On return the last state is in a complete checkpoint on disk. Every rank runs this loop, and takes every decision
     in it from what is the same on all of them. Raises NotFiniteError, which names the step's clips, after saving the
@@ -72,6 +91,9 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
     meter = _Meter()
     work = _work(run, engine.ranks.rank, start_step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
+        # Sample, before step 1; and after a resume, where what was due then has been cut short.
+        if start_step < steps and _samples_are_due(run, start_step):
+            sample(start_step)
         while step < steps and not stopping:
             # Step. What this rank asks for travels with the losses; what comes back is the same on every rank.
             since = time.perf_counter()
@@ -102,10 +124,17 @@ def train(run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRe
                 saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
                 last_save = time.monotonic()
             saver.check()  # a save that has failed ends the run now, and not when the next one is due
+
+            # Sample, once the save is on its way: it may take minutes, in which the run may be killed.
+            if step < steps and not stopping and _samples_are_due(run, step):
+                sample(step)
     # Stop, at the end or on request, with a checkpoint of the last step.
     if not saver.has(step):
         saver.save(step, engine.state(), run.header)
     saver.wait()
+    # Sample, at the end, where the last state is safe already.
+    if step == steps and _samples_are_due(run, step):
+        sample(step)
     return step
 
 
@@ -273,6 +302,11 @@ def _show(bar: tqdm, result: StepResult, rate: float) -> None:
     """Move the progress bar on by a step; the terminal is written no oftener than TQDM_MININTERVAL."""
     bar.set_postfix({"loss": f"{result.loss:.4f}", "lr": f"{rate:.2e}"}, refresh=False)
     bar.update()
+
+
+def _samples_are_due(run: Run, step: int) -> bool:
+    every = run.intervals.sample_steps
+    return every is not None and (step % every == 0 or step == run.order.steps)
 
 
 def _every(interval: int | None, step: int) -> bool:

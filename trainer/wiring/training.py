@@ -19,6 +19,7 @@ from trainer.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from trainer.data.dataset import Dataset
+    from trainer.data.prompt_states import SamplePrompts
     from trainer.flags.config import Config
     from trainer.model.source import Source
     from trainer.run.checkpoint import Checkpoint
@@ -91,6 +92,7 @@ def run_of(
     identity: dict[str, object],
     folder: OutputDir,
     source: Source,
+    prompts: SamplePrompts | None = None,
 ) -> Run:
     """What the training loop needs that does not change during a run."""
     steps_per_epoch = max(1, round(order.crops_per_epoch / order.global_batch))
@@ -112,9 +114,11 @@ def run_of(
             validation_steps=config.validation_steps or steps_per_epoch,
             save_step=config.save_step,
             checkpoint_minutes=config.checkpoint_minutes,
+            sample_steps=config.sample_every,
         ),
         header=RunHeader(identity=identity, global_batch=plan.global_batch, flags=config.to_dict()),
         on_save_step=lambda saved: write_step(config, source, saved, folder),
+        prompts=prompts,
     )
 
 

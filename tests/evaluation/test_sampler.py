@@ -1,0 +1,200 @@
+"""The sounds of a step: those of scripts/generate.py, and what fails among them is a warning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from trainer.data.peers import Alone
+from trainer.data.sample_prompts import SamplePrompt
+from trainer.data.text_states import text_states
+from trainer.errors import MemoryShortError, ModelError
+from trainer.evaluation import sampler, samples
+from trainer.evaluation.generation import Sampling, generate, load_for_generation, write_wav
+from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
+from trainer.evaluation.samples import StepSamples
+from trainer.model.source import load_codec, open_model
+
+FRAMES = 12
+SOURCE = open_model("debug")
+WHOLE = load_for_generation(SOURCE, torch.device("cpu"))
+PROMPTS = (
+    SamplePrompt(text="slow rock", seed=7, origin="caption", clip="a.wav", prefix_KT=None),
+    SamplePrompt(text="", seed=8, origin="unknown", clip=None, prefix_KT=None),
+    SamplePrompt(
+        text="jazz", seed=9, origin="continuation", clip="b.wav", prefix_KT=torch.arange(20).reshape(4, 5)
+    ),
+)  # fmt: skip
+
+
+class OneProcess(Alone):
+    """What trainer.engine.Ranks is for a run of one process."""
+
+    def wait(self, what: str, *, meanwhile: Callable[[], object] = lambda: None) -> None:
+        meanwhile()
+
+    def any_asks(self, what: str, asks: bool) -> bool:
+        return asks
+
+
+@contextlib.contextmanager
+def whole_model() -> Iterator[Any]:
+    with torch.no_grad():
+        yield WHOLE.language_model
+
+
+def sampler_into(folder: Path, *, stopping: Callable[[], bool] = lambda: False, **changes: Any) -> Sampler:
+    model = {
+        "language_model": whole_model,
+        "text_states": lambda model, prompt: text_states(WHOLE.text_encoder, WHOLE.tokenizer, prompt.text),
+        "codec": lambda: load_codec(SOURCE),
+    }
+    settings = SampleSettings(
+        folder=folder, prompts=PROMPTS, frames=FRAMES, frame_rate_hz=50.0, sample_rate_hz=32000,
+        sampling=Sampling(guidance=2.0, top_k=50), weights="live", device=torch.device("cpu"),
+    )  # fmt: skip
+    told: list[StepSamples] = changes.pop("told", [])
+    return Sampler(settings, SampledModel(**model | changes), OneProcess(), stopping=stopping, on_finished=told.append)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_each_sound_is_the_one_that_generate_writes_and_the_list_says_how_to_make_it(tmp_path, capsys):
+    told: list[StepSamples] = []
+    sampler_into(tmp_path, told=told)(120)
+    names = ["01_slow_rock.flac", "02_no_prompt.flac", "03_jazz.flac"]
+    assert files(tmp_path) == [*(f"step-00000120/{name}" for name in names), "step-00000120/samples.json"]
+    listed = samples.read(tmp_path, 120)
+    assert told == [listed] and [sample.file for sample in listed.samples] == names
+    assert (listed.step, listed.guidance, listed.top_k, listed.weights) == (120, 2.0, 50, "live")
+    for prompt, sample in zip(PROMPTS, listed.samples, strict=True):
+        assert (sample.prompt, sample.seed, sample.origin, sample.clip) == (
+            prompt.text, prompt.seed, prompt.origin, prompt.clip
+        )  # fmt: skip
+        sampling = Sampling(guidance=listed.guidance, top_k=listed.top_k, seed=sample.seed)
+        expected = generate(WHOLE, sample.prompt, frames=FRAMES, sampling=sampling, prefix_KT=prompt.prefix_KT)
+        write_wav(tmp_path / "expected.wav", expected.audio, 32000)
+        found = soundfile.read(tmp_path / "step-00000120" / sample.file, dtype="int16")[0]
+        assert np.array_equal(found, soundfile.read(tmp_path / "expected.wav", dtype="int16")[0])
+        assert sample.seconds == len(found) / 32000
+    assert [sample.continued_seconds for sample in listed.samples] == [0, 0, 0.1]
+    assert f"samples of step 120: {tmp_path / 'step-00000120'} (3 sounds" in capsys.readouterr().out
+
+
+def test_a_finished_step_is_made_once_and_one_that_was_cut_short_again(tmp_path):
+    made = sampler_into(tmp_path)
+    made(3)
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
+    made(3)
+    assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
+    (tmp_path / "step-00000003/samples.json").unlink()
+    (tmp_path / "step-00000003/03_jazz.flac").unlink()
+    made(3)
+    assert files(tmp_path) == sorted(before)
+
+
+def test_a_step_that_was_told_before_a_kill_is_not_told_again(tmp_path):
+    told: list[StepSamples] = []
+    made = sampler_into(tmp_path, told=told)
+    made(2)
+    made(4)
+    assert samples.move_later(tmp_path, 3) == [4]
+    made(4)
+    made(6)
+    assert [one.step for one in told] == [2, 4, 6]
+
+
+def test_a_stop_ends_it_within_one_token_and_what_is_not_whole_is_not_there(tmp_path, capsys):
+    asked = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) > FRAMES + 10  # while the second sound is made
+
+    told: list[StepSamples] = []
+    sampler_into(tmp_path, stopping=stopping, told=told)(5)
+    assert len(asked) < FRAMES + 10 + 7, "a sound has 15 tokens; the last questions come between the parts of the work"
+    assert files(tmp_path) == [] and told == [] and not samples.is_finished(tmp_path, 5)
+    assert capsys.readouterr().out == ""
+
+
+def failing(error: BaseException, at: int = 2) -> Callable[..., Any]:
+    """A function that raises at its second call, in place of the real one."""
+    calls = []
+
+    def instead(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise error
+        return real(*arguments, **named)
+
+    return instead
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("generate_codes", torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "CUDA out of memory."),
+        ("generate_codes", MemoryError(), "MemoryError"),
+        ("decode", ModelError("sound that is NaN"), "sound that is NaN"),
+        ("write_sound", OSError(28, "No space left on device", "/a/b"), "No space left on device"),
+        ("write_sound", soundfile.LibsndfileError(1), "LibsndfileError"),
+    ],
+)
+def test_a_sound_that_fails_is_a_warning_and_the_others_are_there(tmp_path, monkeypatch, capsys, name, error, reason):
+    home = samples if name == "write_sound" else sampler
+    real, instead = getattr(home, name), failing(error)
+    monkeypatch.setattr(home, name, lambda *given, **named: instead(real, *given, **named))
+    sampler_into(tmp_path)(5)
+    first, second, third = samples.read(tmp_path, 5).samples
+    assert first.file and third.file and second.file is None and second.seconds == 0
+    if reason != "LibsndfileError":
+        assert reason in second.error
+    assert first.error is None is third.error
+    assert files(tmp_path) == [f"step-00000005/{name}" for name in (first.file, third.file, "samples.json")]
+    output = capsys.readouterr().out
+    assert f"warning: sample 2 of step 5 (no prompt): {second.error}" in output and "2 sounds of" in output
+
+
+def test_where_the_model_does_not_fit_all_sounds_have_the_reason(tmp_path, capsys):
+    @contextlib.contextmanager
+    def too_large() -> Iterator[Any]:
+        raise MemoryShortError("the weights do not fit")
+        yield
+
+    made = sampler_into(tmp_path, language_model=too_large)
+    made(5)
+    made(10)
+    for step in (5, 10):
+        assert {sample.error for sample in samples.read(tmp_path, step).samples} == {"the weights do not fit"}
+    assert capsys.readouterr().out.count("warning") == 1, "the same reason is told once"
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning_and_nothing_is_computed(tmp_path, capsys):
+    (tmp_path / "samples").write_text("a file where the folder has to go")
+
+    def computed() -> None:
+        raise AssertionError("the model was asked for")
+
+    made = sampler_into(tmp_path / "samples", language_model=computed)
+    made(0)
+    made(5)
+    assert capsys.readouterr().out.count("warning: samples of step 0 are not made") == 1
+
+
+def test_random_numbers_are_drawn_by_the_training_as_without(tmp_path):
+    import random
+
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    sampler_into(tmp_path)(1)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]

@@ -1,0 +1,121 @@
+"""From the flags to the sounds that a run makes while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import soundfile
+from torch import Tensor
+
+from trainer.data.prompt_states import SamplePrompts, prepare_prompts
+from trainer.data.sample_prompts import SamplePrompt
+from trainer.evaluation import samples
+from trainer.evaluation.generation import Sampling
+from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
+from trainer.evaluation.samples import StepSamples
+from trainer.model.language_model import LanguageModel
+from trainer.model.new_word_model import TextTunedModel
+from trainer.model.source import load_codec
+from trainer.run.metrics import Sound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from trainer.data.dataset import Dataset, DataSettings
+    from trainer.engine import Engine, Ranks
+    from trainer.flags.config import Config
+    from trainer.model.source import Source
+    from trainer.run.checkpoint import Checkpoint
+    from trainer.run.metrics import Tracker
+    from trainer.run.output_dir import OutputDir
+    from trainer.run.signals import StopRequest
+    from trainer.training.loop import Run
+
+# MusicGen was trained on crops of 30 s; longer pieces lose their thread.
+TRAINED_SECONDS = 30.0
+
+
+def put_aside(folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+    """Move the sounds of steps that this run computes anew out of their way; on the first process."""
+    if not ranks.is_first:
+        return
+    try:
+        moved = samples.move_later(folder.samples, -1 if checkpoint is None else checkpoint.step)
+    except OSError as error:
+        print(f"warning: the samples of later steps in {folder.samples} cannot be moved aside: {error}")
+        return
+    if moved:
+        print(f"samples of {len(moved)} later steps, which are computed again, are in {folder.samples}/replaced-*")
+
+
+def sample_prompts_of(
+    config: Config, settings: DataSettings, source: Source, data: Dataset, device: torch.device, ranks: Ranks
+) -> SamplePrompts | None:
+    """What the run will play, with T5's states of it in the cache; None without --sample_every. A collective."""
+    if config.sample_every is None:
+        return None
+    if config.sample_seconds > TRAINED_SECONDS:
+        ranks.say(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
+    given, continued = config.sample_prompts, config.sample_continue
+    return prepare_prompts(settings, source, device, data, given=given, continue_seconds=continued, peers=ranks)
+
+
+def sampler_of(
+    config: Config,
+    source: Source,
+    run: Run,
+    engine: Engine,
+    folder: OutputDir,
+    tracker: Tracker,
+    stop: StopRequest,
+) -> Callable[[int], None]:
+    """What makes the sounds of a step."""
+    if run.prompts is None:
+        return lambda step: None
+    settings = SampleSettings(
+        folder=folder.samples,
+        prompts=run.prompts.prompts,
+        frames=round(config.sample_seconds * source.frame_rate_hz),
+        frame_rate_hz=source.frame_rate_hz,
+        sample_rate_hz=source.sample_rate_hz,
+        sampling=Sampling(
+            guidance=config.sample_guidance, temperature=config.sample_temperature, top_k=config.sample_top_k
+        ),
+        weights="live" if config.ema_decay is None else "ema",
+        device=engine.device,
+    )
+    model = SampledModel(
+        language_model=engine.sampling_model,
+        text_states=partial(_text_states, run.prompts),
+        codec=partial(load_codec, source),
+    )
+    return Sampler(
+        settings,
+        model,
+        engine.ranks,
+        stopping=lambda: stop.name is not None,
+        on_finished=partial(_track, tracker, folder.samples),
+    )
+
+
+def _text_states(prompts: SamplePrompts, model: LanguageModel, prompt: SamplePrompt) -> Tensor | None:
+    """T5's states of a prompt: those of the cache, or by T5 with the rows of a learned word as they are now."""
+    return prompts.states(prompt, model if isinstance(model, TextTunedModel) else None)
+
+
+def _track(tracker: Tracker, folder: Path, made: StepSamples) -> None:
+    """Send a step's sounds to the trackers, each under the name and prompt that it has at every step."""
+    at = samples.step_folder(folder, made.step)
+    sounds = [
+        Sound(name=f"samples/{sample.file.removesuffix('.flac')}", caption=sample.prompt, path=at / sample.file)
+        for sample in made.samples
+        if sample.file is not None
+    ]
+    try:
+        tracker.log_sounds(made.step, sounds)
+    except (OSError, soundfile.LibsndfileError) as error:
+        print(f"warning: the samples of step {made.step} could not be sent to the trackers: {error}")
