@@ -26,6 +26,9 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "sample_temperature": ("0.9", 0.9),
     "sample_top_k": ("0", 0),
     "sample_continue": ("2", 2.0),
+    "keep_best": ("1", True),
+    "early_stop": ("3", 3),
+    "export": ("last", "last"),
     "no_label": ("1", True),
     "segment_seconds": ("12.5", 12.5),
     "min_seconds": ("2", 2.0),
@@ -185,7 +188,8 @@ def test_a_bare_switch_is_1(after: tuple[str, ...]) -> None:
     switches = [s for s in settings(Config).values() if s.kind is bool] + [settings(Config)["compile"]]
     assert len(switches) > 5
     for setting in switches:
-        beside = {"caption_lines": ["--no_label=0"], "tune_text": []}.get(setting.name, [])
+        needs = {"caption_lines": ["--no_label=0"], "keep_best": ["--validation=0.1"]}
+        beside = needs.get(setting.name, [])
         config, typed = parse(["--dataset", "music", *beside, f"--{setting.name}", *after])
         assert getattr(config, setting.name) in (True, "1") and setting.name in typed
     assert config_of("--gradient_checkpointing", *after).gradient_checkpointing == "1"
