@@ -73,9 +73,9 @@ def train(
 ) -> int:
     """Train from `start_step` to the end of the order, or until the judge ends the run, or any rank is asked to stop.
 
-    Returns the steps done. Then the last state is in a complete checkpoint on disk. Every rank runs this loop, and takes
-    every decision in it from what is the same on all of them. Raises NotFiniteError, which names the step's clips,
-    after saving the state before that step.
+    Returns the steps done. Then the last state is in a complete checkpoint on disk. Every rank runs this loop, and
+    takes every decision in it from what is the same on all of them. Raises NotFiniteError, which names the clips of the
+    step, after saving the state before it.
     """
     steps, intervals, judge = run.order.steps, run.intervals, judge or Judge(_standing(run))
     step, stopping, last_save = start_step, False, time.monotonic()
