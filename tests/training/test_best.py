@@ -85,13 +85,14 @@ class Watched(Saver):
         super().save(step, *arguments)
 
 
-def judged(run: loop.Run, root: Path, checkpoint: Checkpoint | None, said: list[str], digest: str, **flags) -> Judge:
+def judged(
+    run: loop.Run, root: Path, checkpoint: Checkpoint | None, said: list[str], digest: str, ranks: Ranks, **flags
+) -> Judge:
     """The judge that launch.py would have, whose lines go to `said`."""
     data = type("Data", (), {"validation": run.validation, "validation_digest": digest})
-    with Ranks(timeout_seconds=60) as ranks:
-        ranks.say = said.append  # type: ignore[method-assign]
-        config = Config(dataset_path="x", validation="0.5", **flags)
-        judge = wiring.judge_of(config, run.order, data, checkpoint, OutputDir(root=root), ranks)  # type: ignore[arg-type]
+    ranks.say = said.append  # type: ignore[method-assign]
+    config = Config(dataset_path="x", validation="0.5", **flags)
+    judge = wiring.judge_of(config, run.order, data, checkpoint, OutputDir(root=root), ranks)  # type: ignore[arg-type]
     judge._say = said.append
     return judge
 
@@ -118,9 +119,10 @@ def trained(
     )
     run = run_of(steps=steps, validation=HELD_OUT, **{"validation_steps": 1, **(intervals or {})})
     folder, checkpoint = open_output_dir(str(root), resume)
-    judge = judged(run, root, checkpoint, [] if said is None else said, digest, **flags)
+    ranks = Ranks(timeout_seconds=60)
+    judge = judged(run, root, checkpoint, [] if said is None else said, digest, ranks, **flags)
     start = 0 if checkpoint is None else checkpoint.step
-    engine, saver, stop = SmallEngine(Ranks(timeout_seconds=60)), Watched(root), Stop(stop_after, start)
+    engine, saver, stop = SmallEngine(ranks), Watched(root), Stop(stop_after, start)
     if checkpoint is not None:
         engine.load(checkpoint)
     wiring.mend(judge, folder)
@@ -262,6 +264,7 @@ def test_learning_by_heart_is_said_once_for_each_time_that_it_begins(tmp_path, m
     trained(tmp_path, monkeypatch, losses=rises, said=said)
     assert [line.split(":")[0] for line in said] == ["step 4", "step 10"]
     assert all("--keep_best 1" in line and "Best so far is step 1 with 1.0000" in line for line in said)
+    assert all("--early_stop 3" in line and "fewer epochs" in line for line in said)
 
 
 def test_a_best_step_waits_for_the_save_in_flight(tmp_path, monkeypatch):

@@ -10,11 +10,6 @@ from dataclasses import replace
 
 from trainer.run.standing import RISES_OF_A_TREND, Standing
 
-ADVICE = (
-    "--keep_best 1 exports the step that was best on them, --early_stop 3 ends a run at such a point, and more clips or"
-    " fewer --epochs keep it from getting there"
-)
-
 
 class Judge:
     """Owns the standing of a run while it trains."""
@@ -61,7 +56,17 @@ class Judge:
         self.standing = self.standing.after_validation(step, loss, keep_best=self._keep_best)
         if self.standing.learns_by_heart and not self.standing.told:
             self.standing = replace(self.standing, told=True)
-            self._say(_trend_in_words(self.standing))
+            self._say(f"{_trend_in_words(self.standing)} {self._advice()}")
+
+    def _advice(self) -> str:
+        """What to do about a model that learns by heart, of what is not done already."""
+        ways = [
+            *([] if self._keep_best else ["--keep_best 1 keeps and exports the best step"]),
+            *([] if self._early_stop is not None else ["--early_stop 3 ends a run at such a point"]),
+            "more clips or fewer epochs keep a run from getting here",
+        ]
+        advice = "; ".join(ways)
+        return f"{advice[0].upper()}{advice[1:]}."
 
 
 def _trend_in_words(standing: Standing) -> str:
@@ -70,5 +75,5 @@ def _trend_in_words(standing: Standing) -> str:
         f"step {standing.last.step}: the training loss falls ({standing.training_loss_at_rise:.4f} to"
         f" {standing.training_loss:.4f}) while the validation loss has risen {RISES_OF_A_TREND} times in a row or more,"
         f" to {standing.last.loss:.4f}: the model learns its clips by heart and gets worse on others. Best so far is"
-        f" step {standing.best.step} with {standing.best.loss:.4f}. {ADVICE}"
+        f" step {standing.best.step} with {standing.best.loss:.4f}."
     )
