@@ -557,3 +557,15 @@ def test_reading_flags_loads_no_heavy_library() -> None:
 def test_settings_of_adapters_without_adapters_are_refused(flag: str) -> None:
     assert "has no effect without --lora_rank" in refusal("--dataset", "music", flag)
     assert config_of(flag, "--lora_rank", "4").selection.lora is not None
+
+
+@pytest.mark.parametrize("flag", ["--keep_best=1", "--early_stop=3"])
+def test_comparing_steps_without_data_to_validate_on_is_refused(flag: str) -> None:
+    assert "without data to validate on" in refusal("--dataset", "music", flag)
+    assert config_of(flag, "--validation=0.1") == config_of(flag, "--validation", "0.1")
+
+
+def test_which_step_to_export_is_refused_where_there_is_one_only() -> None:
+    for value in ("best", "last"):
+        assert "has no effect without --keep_best 1" in refusal("--dataset", "music", f"--export={value}")
+    assert config_of("--export=last", "--keep_best", "--validation=0.1").export == "last"

@@ -90,7 +90,7 @@ def test_the_last_step_is_exported_where_that_is_asked_for_without_a_step_more(t
 
 @pytest.mark.full
 @pytest.mark.parametrize("flags", [("--ema_decay", "0.7"), ("--lora_rank", "4"), ("--tune_text", "1", "--lr", "0.5")])
-def test_an_average_adapters_and_a_new_word_are_exported_of_the_best_step_too(flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_averages_adapters_and_new_words_are_exported_of_the_best_step(flags: tuple[str, ...], tmp_path: Path) -> None:
     folder = with_others(tmp_path)
     output = launch_here(folder, *FLAGS, *flags, "--max_steps", "12")
     step, loss = told_best(folder)
