@@ -10,6 +10,10 @@ import pytest
 
 from tests.plans import plan_for
 from tests.ranks.harness import run_ranks
+from tests.ranks.launches import ends, launch, start
+from tests.run.test_best import named_best, steps_on_disk
+from tests.runs import assert_bit_equal, few_clips, final_state, metrics
+from tests.whole_runs.test_best import OTHERS, exported, killed_before_naming, told_best, weights_of
 from trainer.run.standing import Standing
 
 STEPS = 24
@@ -92,3 +96,30 @@ def test_two_ranks_end_early_at_the_step_of_one_process(alone, tmp_path):
     first, second = run_ranks(2, judged_steps, "ddp", str(tmp_path))
     assert first == second
     assert first[:2] == alone[:2] and first[2].kept.step == alone[2].kept.step
+
+
+LAUNCHED = ("--validation", "held_out", "--validation_steps", "2", "--max_steps", "60", "--warmup_steps", "1")
+LAUNCHED += ("--keep_best", "1", "--early_stop", "3", "--strategy", "ddp")
+
+
+@pytest.mark.full
+def test_a_launch_of_two_ranks_killed_before_the_best_is_named_ends_as_one_that_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        few_clips(folder / "held_out", OTHERS)
+    output = launch(whole, *LAUNCHED)
+    step, loss = told_best(whole)
+    last = max(metrics(whole, "validation_loss"))
+    assert last == step + 6 < 60 and f"Exported is step {step}, validation loss {loss:.4f}" in output
+    assert_bit_equal(exported(whole), weights_of(whole, step))
+    codes = [code for code, _ in ends(start(killed, *LAUNCHED, change=killed_before_naming), killed, 120)]
+    assert codes[0] == -9 and codes[1] != 0
+    launch(killed, *LAUNCHED)
+    assert metrics(killed, "validation_loss") == metrics(whole, "validation_loss")
+    assert steps_on_disk(killed / "models")[-1] == last and named_best(killed / "models") == step
+    assert_bit_equal(final_state(killed), final_state(whole))
+    assert_bit_equal(exported(killed), exported(whole))
+    assert "already complete" in launch(killed, *LAUNCHED)
+    # Another number of processes goes on, with the count at zero because there are more steps.
+    more = launch(killed, *LAUNCHED, "--max_steps", "70", "--strategy", "single", world_size=1)
+    assert "70 steps now instead of 60" in more and f"step {last} of 70" in more
