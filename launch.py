@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.run.checkpoint import Checkpoint, Saver
     from trainer.run.exit_code import ExitCodeFile
     from trainer.run.output_dir import OutputDir
+    from trainer.training.judge import Judge
     from trainer.training.loop import Run
 
 
@@ -133,15 +134,16 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
         plan = plan_together(config, typed, launch, parts, device, ranks)
         exit_code.on_held()  # by rank 0, and the folder is the same one for all
         accelerator = build_accelerator(plan, wiring.engine_settings(config), parts.folder.root)
-        run = prepare(config, parts, plan, accelerator.device, ranks)
-        if run is None:
+        prepared = prepare(config, parts, plan, accelerator.device, ranks)
+        if prepared is None:
             return EXIT_DONE
-        step, stopped_by, saver = train(config, parts, run, accelerator, ranks)
-        if step < run.order.steps:
+        run, judge = prepared
+        step, stopped_by, saver = train(config, parts, run, judge, accelerator, ranks)
+        if step < run.order.steps and not judge.ends_run:
             ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
             return EXIT_RESUME
         if ranks.is_first:
-            export(config, parts, run, saver, step)
+            export(config, parts, run, judge, saver, step)
         return EXIT_DONE
 
 
@@ -218,7 +220,9 @@ def plan_together(
     return plan
 
 
-def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks) -> Run | None:
+def prepare(
+    config: Config, parts: Parts, plan: Plan, device: torch.device, ranks: Ranks
+) -> tuple[Run, Judge] | None:
     """Encode what the cache lacks and put the run together; None where the run is complete already."""
     from trainer import wiring
     from trainer.data import dataset, fates, reading_in_parts
@@ -237,11 +241,12 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
     ranks.check_equal(**{"what the run is made of": identity})
     order = wiring.order_of(config, plan, data)
     if parts.checkpoint is not None:
-        step = parts.checkpoint.step
         check_same_run(parts.checkpoint, identity, lambda report: fates.changed_since(report, data.fates))
-        if step >= order.steps and parts.folder.finished_step() == step:
-            more = "--epochs" if config.max_steps is None else "--max_steps"
-            ranks.say(f"already complete: {step} steps, results in {parts.folder.root} (a larger {more} adds to them)")
+    judge = wiring.judge_of(config, order, data, parts.checkpoint, parts.folder, ranks)
+    if parts.checkpoint is not None:
+        step = parts.checkpoint.step
+        if complete := wiring.complete_in_words(config, judge, order, step, parts.folder):
+            ranks.say(complete)
             return None
         ranks.say(f"resuming from {parts.checkpoint.folder}, step {step} of {order.steps}")
     elif parts.start is not None:
@@ -250,6 +255,8 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         ranks.say(wiring.crops_in_words(order))
     if config.ema_decay is not None:
         ranks.say(wiring.ema_in_words(config.ema_decay, order))
+    if config.keep_best:
+        ranks.say(wiring.keep_best_in_words(plan, parts.source))
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())
@@ -259,10 +266,12 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
             wiring.report_dataset(config, parts.folder, parts.source, data.folders)
     prompts = wiring.sample_prompts_of(config, settings, parts.source, data, device, ranks)
-    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source, prompts)
+    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source, prompts), judge
 
 
-def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:
+def train(
+    config: Config, parts: Parts, run: Run, judge: Judge, accelerator: Accelerator, ranks: Ranks
+) -> tuple[int, str, Saver]:
     """Build the engine and train; returns the steps done, what asked for an early end, and the checkpoints' Saver."""
     from trainer import wiring
     from trainer.engine import Engine, start_trackers
@@ -277,30 +286,34 @@ def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, rank
     engine.rehearse(loop.worst_case(run), run.plan.accumulation)
     if checkpoint is not None:
         engine.load(checkpoint)
+    if ranks.is_first:
+        wiring.mend(judge, folder)
     start_step = 0 if checkpoint is None else checkpoint.step
-    saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size)
+    saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size, best=folder.best)
     trackers = start_trackers(accelerator, settings, folder, config.to_dict())
     tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=trackers)
     with StopRequest() as stop:
         sample = wiring.sampler_of(config, parts.source, run, engine, folder, tracker, stop)
-        step = loop.train(run, engine, saver, tracker, stop, start_step, sample)
+        step = loop.train(run, engine, saver, tracker, stop, start_step, sample, judge)
         tracker.close()
     if ranks.is_first and (hint := folder.upload_hint()):
         print(hint)
     return step, stop.name or "stopped", saver
 
 
-def export(config: Config, parts: Parts, run: Run, saver: Saver, step: int) -> None:
-    """Write the trained model from the last checkpoint, on the first process."""
+def export(config: Config, parts: Parts, run: Run, judge: Judge, saver: Saver, step: int) -> None:
+    """Write the trained model from the last checkpoint, or the best one, on the first process."""
     from trainer import wiring
     from trainer.spec.trigger import in_a_shell
 
     print("exporting ...")
-    wiring.export(config, parts.source, run, saver.last(), parts.folder)
-    parts.folder.write_json("finished.json", {"step": step})
+    ending = wiring.ending_of(config, judge, run.order, step)
+    saved = saver.last() if ending.exported_step == step else saver.of_step(ending.exported_step)
+    wiring.export(config, parts.source, run, saved, parts.folder, ending.validation_loss)
+    parts.folder.write_json("finished.json", ending.to_json())
     word = None if config.new_word is None else config.new_word.placeholder.word
     prompt = "..." if config.caption_trigger is None else config.caption_trigger.put_into("...")
-    print(parts.folder.closing_message(step, word, in_a_shell(prompt)))
+    print(parts.folder.closing_message(step, word, in_a_shell(prompt), ending.in_words()))
 
 
 if __name__ == "__main__":

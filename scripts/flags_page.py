@@ -29,6 +29,7 @@ single quotes), and `./~` a folder named ~.
 
 # The page of docs/ that says more about a flag.
 MORE: dict[str, tuple[str, ...]] = {
+    "best_checkpoint.md": ("keep_best", "early_stop", "export"),
     "stopping.md": ("max_minutes", "resume", "checkpoint_minutes"),
     "samples.md": ("sample_every", "sample_prompts"),
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder", "spec.trigger"),
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
-    "flags.sample_flags",
+    *("flags.sample_flags", "flags.best_flags"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "plan.sampling", "preflight"),
@@ -55,8 +55,8 @@ WITHOUT_TORCH = (
     *("data.caption_metadata", "data.metadata_files", "data.json_captions", "data.music_fields", "data.tags"),
     *("data.caption_template", "spec.caption_sources"),
     *("run.signals", "run.lock", "run.exit_code", "run.checkpoint_folders", "run.metrics", "run.console"),
-    "run.log_file",
-    "training.schedule",
+    *("run.log_file", "run.standing", "run.best"),
+    *("training.schedule", "training.judge"),
 )
 WITH_RANKS = ("trainer.engine", "launch")
 # Below launch.py and the scripts, the only modules that know the flags as a whole: they make each room's settings.

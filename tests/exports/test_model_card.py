@@ -69,6 +69,13 @@ def _facts(
     )
 
 
+def test_the_cards_tell_the_validation_loss_of_the_exported_step_where_it_is_known() -> None:
+    facts = replace(_facts(base_model="small", dataset="songs"), validation_loss=3.14159)
+    for card in (model_card(facts), adapter_card(facts)):
+        assert "| optimizer steps | 40 |\n| validation loss (nats) | 3.1416 |" in card
+    assert "validation loss" not in model_card(_facts(base_model="small", dataset="songs"))
+
+
 def test_a_loras_cards_say_so_and_name_the_weights_that_the_adapter_fits() -> None:
     training = replace(_facts(base_model="small", dataset="songs"), trained=selection_of(lora_rank=4))
     merged, adapter = model_card(training), adapter_card(training)

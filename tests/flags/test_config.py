@@ -26,6 +26,9 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "sample_temperature": ("0.9", 0.9),
     "sample_top_k": ("0", 0),
     "sample_continue": ("2", 2.0),
+    "keep_best": ("1", True),
+    "early_stop": ("3", 3),
+    "export": ("last", "last"),
     "no_label": ("1", True),
     "segment_seconds": ("12.5", 12.5),
     "min_seconds": ("2", 2.0),
@@ -185,7 +188,8 @@ def test_a_bare_switch_is_1(after: tuple[str, ...]) -> None:
     switches = [s for s in settings(Config).values() if s.kind is bool] + [settings(Config)["compile"]]
     assert len(switches) > 5
     for setting in switches:
-        beside = {"caption_lines": ["--no_label=0"], "tune_text": []}.get(setting.name, [])
+        needs = {"caption_lines": ["--no_label=0"], "keep_best": ["--validation=0.1"]}
+        beside = needs.get(setting.name, [])
         config, typed = parse(["--dataset", "music", *beside, f"--{setting.name}", *after])
         assert getattr(config, setting.name) in (True, "1") and setting.name in typed
     assert config_of("--gradient_checkpointing", *after).gradient_checkpointing == "1"
@@ -556,3 +560,15 @@ def test_reading_flags_loads_no_heavy_library() -> None:
 def test_settings_of_adapters_without_adapters_are_refused(flag: str) -> None:
     assert "has no effect without --lora_rank" in refusal("--dataset", "music", flag)
     assert config_of(flag, "--lora_rank", "4").selection.lora is not None
+
+
+@pytest.mark.parametrize("flag", ["--keep_best=1", "--early_stop=3"])
+def test_comparing_steps_without_data_to_validate_on_is_refused(flag: str) -> None:
+    assert "without data to validate on" in refusal("--dataset", "music", flag)
+    assert config_of(flag, "--validation=0.1") == config_of(flag, "--validation", "0.1")
+
+
+def test_which_step_to_export_is_refused_where_there_is_one_only() -> None:
+    for value in ("best", "last"):
+        assert "has no effect without --keep_best 1" in refusal("--dataset", "music", f"--export={value}")
+    assert config_of("--export=last", "--keep_best", "--validation=0.1").export == "last"

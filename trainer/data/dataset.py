@@ -113,6 +113,7 @@ class Dataset:
     folders            those folders, for the report: the one to train on, and that to validate on if there is one
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
+    validation_digest  the same of the clips that validate; "" where none do
     remark             on what is put into every caption; "" where nothing is
     seconds            of all training clips together
     table              of the training clips, with the columns of Manifest
@@ -127,6 +128,7 @@ class Dataset:
     seconds: float
     table: Columns
     remark: str = ""
+    validation_digest: str = ""
 
     @property
     def clips(self) -> int:
@@ -182,6 +184,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         seconds=float(sum(train["seconds"])),
         table=train,
         remark=prompts.remark(source),
+        validation_digest=_digest(held_out) if _count(held_out) else "",
     )
 
 

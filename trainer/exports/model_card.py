@@ -44,7 +44,8 @@ class CardFacts:
     base_model       as --model_id named it
     dataset          folder or dataset id
     clips, hours     number of training clips, and hours of audio in them together
-    steps            optimizer steps
+    steps            optimizer steps, up to the weights that are exported
+    validation_loss  cross entropy over clips that were not trained on, in nats; None where it is not known
     hyperparameters  value by flag or quantity, in the order of the table
     started_from     as --init_from named it; None where the run started from the base model
     trained          which parameters were trained
@@ -62,6 +63,7 @@ class CardFacts:
     trained: Selection = EVERYTHING
     placeholder: str | None = None
     trigger: Trigger | None = None
+    validation_loss: float | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -227,7 +229,10 @@ def _dataset(facts: CardFacts) -> str:
 
 
 def _table(facts: CardFacts) -> str:
-    rows = {"optimizer steps": facts.steps, "trained": facts.trained.describe(), **facts.hyperparameters}
+    rows: dict[str, object] = {"optimizer steps": facts.steps}
+    if facts.validation_loss is not None:
+        rows["validation loss (nats)"] = f"{facts.validation_loss:.4f}"
+    rows |= {"trained": facts.trained.describe(), **facts.hyperparameters}
     return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
 
 

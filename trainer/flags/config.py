@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from trainer.errors import ConfigError
 from trainer.flags import command_line
+from trainer.flags.best_flags import BestFlags
 from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.data_flags import DataFlags
 from trainer.flags.flag import Flag, Value, checked_values
@@ -41,7 +42,7 @@ logging = partial(Flag, "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SampleFlags, DataFlags):
+class Config(BestFlags, SampleFlags, DataFlags):
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     model_id: Annotated[

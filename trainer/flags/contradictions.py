@@ -61,6 +61,7 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--sample_continue {config.sample_continue:g} leaves nothing to be made of --sample_seconds "
             f"{config.sample_seconds:g}, which is the length of all: lower the first or raise the second."
         )
+    _refuse_best_without_validation(config)
     _refuse_contradicting_captions(config)
     _refuse_overlapping_folders(config)
 
@@ -104,11 +105,27 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             "--validation_steps has no effect without data to validate on: add --validation 0.1 or a folder."
         )
+    if "export" in typed and not config.keep_best:
+        raise ConfigError(
+            f"--export {config.export} has no effect without --keep_best 1, since the last step is then the only one to"
+            " export: add it, or remove --export."
+        )
     if "warmup_steps" in typed and config.max_steps is not None and config.warmup_steps > config.max_steps:
         raise ConfigError(
             f"--warmup_steps {config.warmup_steps} is more than --max_steps {config.max_steps}, so that the "
             f"learning rate would never reach --lr: use at most {config.max_steps}."
         )
+
+
+def _refuse_best_without_validation(config: Config) -> None:
+    if config.validation_folder is not None or config.validation_share > 0:
+        return
+    for name, value in (("keep_best", int(config.keep_best)), ("early_stop", config.early_stop)):
+        if value:
+            raise ConfigError(
+                f"--{name} {value} cannot be used without data to validate on, by which steps are compared: add"
+                " --validation 0.1 or a folder of other clips."
+            )
 
 
 def _refuse_trigger(config: Config) -> None:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.plan.activations import caption_bytes, frame_bytes, logits_bytes
-from trainer.plan.layout import FLOAT32, HALF, Layout
+from trainer.plan.layout import FLOAT32, HALF, Layout, Workload
 from trainer.plan.sampling import sampling_bytes
 from trainer.spec.encoding import encoding_pass
 from trainer.spec.shapes import Shape
@@ -228,8 +228,16 @@ def _checkpoint_copy(layout: Layout, counts: Counts) -> int:
     """Bytes of what one process saves, of which it makes a float32 copy so that training may go on meanwhile: its share
     of the trained weights, their moments and their average. Under ddp, and between nodes under hsdp, processes share
     what they have in common."""
-    values = (FLOAT32 + MOMENTS) + (FLOAT32 if layout.workload.ema else 0)
-    return values * math.ceil(counts.trained / layout.world_size)
+    return _saved_bytes_of_a_value(layout.workload) * math.ceil(counts.trained / layout.world_size)
+
+
+def checkpoint_bytes(shape: Shape, workload: Workload) -> int:
+    """Bytes of a checkpoint on disk: trained weights, moments and average in float32, whatever the layout."""
+    return _saved_bytes_of_a_value(workload) * count(shape, workload.selection).trained
+
+
+def _saved_bytes_of_a_value(workload: Workload) -> int:
+    return (FLOAT32 + MOMENTS) + (FLOAT32 if workload.ema else 0)
 
 
 def _buffers(shape: Shape, layout: Layout, counts: Counts) -> int:

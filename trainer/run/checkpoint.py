@@ -31,6 +31,7 @@ from trainer.atomic import PARTIAL, flush_folder, names_in, rename_folder, repla
 from trainer.errors import CheckpointError, StorageError
 from trainer.model.safetensors_file import fill, read_header
 from trainer.model.weights import StoredTensor, Weights
+from trainer.run.best import name_best
 from trainer.run.checkpoint_folders import (
     HEADER,
     complete_checkpoints,
@@ -39,9 +40,10 @@ from trainer.run.checkpoint_folders import (
     rank_file,
     remove_all_but_newest,
 )
+from trainer.run.standing import Standing
 
 FORMAT = 1  # to be raised when older versions of the program could not read what this one writes
-KEPT = 2  # complete checkpoints that stay on disk
+KEPT = 2  # complete checkpoints that stay on disk, besides the best
 # A tensor's key is one of these and the parameter's name. Moments are exp_avg/NAME and exp_avg_sq/NAME.
 WEIGHT = "weight/"
 EMA = "ema/"  # the exponential moving average of the weights, where the run keeps one
@@ -69,21 +71,30 @@ class RunHeader:
                   that checkpoints from before the setting existed can be continued
     global_batch  clips per optimizer step
     flags         the run's flags by name
+    validations   what they have shown up to the checkpoint's step. None where the run never validated, and in
+                  checkpoints of older versions, which can read newer ones too: they pass over it
     """
 
     identity: Mapping[str, object]
     global_batch: int
     flags: Mapping[str, object]
+    validations: Standing | None = None
 
     def to_json(self) -> dict[str, object]:
         """The value of `run` in checkpoint.json. Keep the keys: older checkpoints have them."""
-        return {"identity": dict(self.identity), "global_batch": self.global_batch, "config": dict(self.flags)}
+        values = {"identity": dict(self.identity), "global_batch": self.global_batch, "config": dict(self.flags)}
+        return values if self.validations is None else {**values, "validations": self.validations.to_json()}
 
     @staticmethod
     def of_json(values: Mapping[str, Any]) -> RunHeader:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `values` is not what it returns."""
-        identity, flags = dict(values["identity"]), dict(values["config"])
-        return RunHeader(identity=identity, global_batch=int(values["global_batch"]), flags=flags)
+        identity, flags, found = dict(values["identity"]), dict(values["config"]), values.get("validations")
+        return RunHeader(
+            identity=identity,
+            global_batch=int(values["global_batch"]),
+            flags=flags,
+            validations=None if found is None else Standing.of_json(found),
+        )
 
 
 class Checkpoint:
@@ -184,12 +195,30 @@ def newest(folder: Path) -> Checkpoint | None:
     return Checkpoint(found[0]) if found else None
 
 
+def rotate(folder: Path, validations: Standing | None) -> None:
+    """Remove the checkpoints that are neither among the newest nor the best one that is kept."""
+    kept = None if validations is None else validations.kept
+    remove_all_but_newest(folder, KEPT, spared=() if kept is None else (folder_name(kept.step),))
+
+
 class Saver:
     """Writes checkpoints in a thread beside the training loop, at most one at a time; one Saver on each rank."""
 
-    def __init__(self, folder: Path, *, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800.0):
-        """timeout_seconds  how long rank 0 waits for the other ranks' files"""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        timeout_seconds: float = 1800.0,
+        best: Path | None = None,
+    ):
+        """
+        timeout_seconds  how long rank 0 waits for the other ranks' files
+        best             the file that names the best checkpoint; None where nobody reads it
+        """
         self._folder = folder
+        self._best = best
         self._rank = rank
         self._world_size = world_size
         self._timeout_seconds = timeout_seconds
@@ -237,6 +266,11 @@ class Saver:
         checkpoint = newest(self._folder)
         assert checkpoint is not None, "nothing was saved"
         return checkpoint
+
+    def of_step(self, step: int) -> Checkpoint:
+        """The complete checkpoint of this step, after waiting for the one that is being written."""
+        self.wait()
+        return Checkpoint(self._folder / folder_name(step))
 
     def wait(self) -> None:
         """Return once nothing is being written; raises what the last save raised."""
@@ -286,7 +320,18 @@ class Saver:
         write_whole(partial / HEADER, json.dumps(header, indent=1).encode())
         rename_folder(partial, final)
         flush_folder(self._folder)
-        remove_all_but_newest(self._folder, KEPT)
+        self._name_and_rotate(step, run.validations)
+
+    def _name_and_rotate(self, step: int, validations: Standing | None) -> None:
+        """Name the checkpoint of this step if it is the best, and remove those that are neither new nor the best.
+
+        In this order, once it is complete: so there is a best checkpoint at any moment, and a kill in between leaves
+        one too many, or a name that the next start mends from the newest header (`mend_best`).
+        """
+        kept = None if validations is None else validations.kept
+        if kept is not None and kept.step == step and self._best is not None:
+            name_best(self._best, self._folder, kept)
+        rotate(self._folder, validations)
 
     def _wait_for_files(self, folder: Path, names: list[str]) -> None:
         """Wait until the other ranks' files are there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def remove_unfinished(folder: Path) -> None:
             _remove_files(path)
 
 
-def remove_all_but_newest(folder: Path, kept: int) -> None:
-    """Remove our complete checkpoints but for the newest `kept`."""
+def remove_all_but_newest(folder: Path, kept: int, spared: Collection[str] = ()) -> None:
+    """Remove our complete checkpoints but for the newest `kept`, and for those of these names."""
     for path in complete_checkpoints(folder)[kept:]:
+        if path.name in spared:
+            continue
         if path.is_symlink():  # somebody moved the checkpoint elsewhere, and it is theirs
             path.unlink()
         else:

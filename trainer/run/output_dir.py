@@ -44,8 +44,16 @@ class OutputDir:
         return self.root / "dataset.csv"
 
     @property
+    def best(self) -> Path:
+        """Names the checkpoint of the lowest validation loss, where --keep_best keeps one."""
+        return self.root / "best.json"
+
+    @property
     def finished(self) -> Path:
-        """Holds the step whose exports lie beside it. Written last: a run killed while exporting then exports again."""
+        """Holds the run's last step, and the one whose exports lie beside it.
+
+        Written last: a run killed while exporting then exports again.
+        """
         return self.root / "finished.json"
 
     def tracker_id(self) -> str:
@@ -79,29 +87,42 @@ class OutputDir:
             return {}
         return values if isinstance(values, dict) else {}
 
-    def closing_message(self, step: int, placeholder: str | None = None, prompt: str = '"..."') -> str:
+    def closing_message(
+        self, step: int, placeholder: str | None = None, prompt: str = '"..."', exported: str = ""
+    ) -> str:
         """What is ready after a run of `step` steps, and how to listen to it, for the console.
 
         placeholder  the word that the run learned; None where it trained the language model or adapters
         prompt       an example of one as it is typed, with the phrase in it that stood in every caption
+        exported     a sentence on the step that is exported; "" where there is nothing to say of it
         """
+        done = f"done: {step} steps. {exported}".rstrip()
         if placeholder is not None:
             return (
-                f"done: {step} steps. {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
+                f"{done} {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
                 f'  python scripts/generate.py --model {self.root}/huggingface --prompt "{placeholder} ..."'
             )
         return (
-            f"done: {step} steps. {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
+            f"{done} {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
             f'  python scripts/generate.py --model {self.root}/huggingface --prompt {prompt} --seconds 10'
         )
 
     def finished_step(self) -> int | None:
-        """The step that was exported as the run's last; None where nothing was, or where the file was cut by a crash:
-        exporting again gives the same files."""
+        """The step that was the run's last when it was exported; None where it was not, or where the file was cut by a
+        crash: exporting again gives the same files."""
+        return self._finished("step")
+
+    def exported_step(self) -> int | None:
+        """The step whose weights are exported, which is the last one unless an earlier one was better."""
+        exported = self._finished("exported_step")  # files of older versions hold the last step alone
+        return self.finished_step() if exported is None else exported
+
+    def _finished(self, name: str) -> int | None:
+        """A number in finished.json; None where it is not there."""
         if not is_there(self.finished):
             return None
         try:
-            return int(json.loads(self.finished.read_text())["step"])
+            return int(json.loads(self.finished.read_text())[name])
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -21,6 +21,8 @@ from trainer.plan.plan import Plan
 from trainer.run.checkpoint import Checkpoint, RunHeader, Saver
 from trainer.run.metrics import Tracker, Value
 from trainer.run.signals import StopRequest
+from trainer.run.standing import Standing
+from trainer.training.judge import Judge
 from trainer.training.schedule import Schedule, learning_rate
 
 
@@ -77,33 +79,37 @@ def train(
     stop: StopRequest,
     start_step: int,
     sample: Callable[[int], None] = _nobody,
+    judge: Judge | None = None,
 ) -> int:
-    """Train from `start_step` to the end of the order, or until any rank is asked to stop; returns the steps done.
+    """Train from `start_step` to the end of the order, or until the judge ends the run, or any rank is asked to stop.
 
     sample  makes the sounds of a step, where they are not there yet; called on every rank after the same steps
 
-    On return the last state is in a complete checkpoint on disk. Every rank runs this loop, and takes every decision
-    in it from what is the same on all of them. Raises NotFiniteError, which names the step's clips, after saving the
-    state before that step.
+    Returns the steps done. Then the last state is in a complete checkpoint on disk. Every rank runs this loop, and
+    takes every decision in it from what is the same on all of them. Raises NotFiniteError, which names the clips of the
+    step, after saving the state before it.
     """
-    steps, intervals = run.order.steps, run.intervals
+    steps, intervals, judge = run.order.steps, run.intervals, judge or Judge(_standing(run))
     step, stopping, last_save = start_step, False, time.monotonic()
     meter = _Meter()
     work = _work(run, engine.ranks.rank, start_step)
+    if judge.keeps(step) and not saver.has(step):  # it lies in the output_dir that this run goes on from
+        _save(run, engine, saver, judge, step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         # Sample, before step 1; and after a resume, where what was due then has been cut short.
-        if start_step < steps and _samples_are_due(run, start_step):
+        if start_step < steps and not judge.ends_run and _samples_are_due(run, start_step):
             sample(start_step)
-        while step < steps and not stopping:
+        while step < steps and not stopping and not judge.ends_run:
             # Step. What this rank asks for travels with the losses; what comes back is the same on every rank.
             since = time.perf_counter()
             step_work = next(work)
             # By rank 0's clock alone, since the clocks of two machines differ.
             save_is_due = engine.ranks.is_first and time.monotonic() - last_save > 60 * intervals.checkpoint_minutes
             requests = (stop.name is not None, save_is_due, saver.busy)
-            result = _step(run, engine, saver, step_work, requests)
+            result = _step(run, engine, saver, judge, step_work, requests)
             stopping, save, saving = result.requests
             step += 1
+            judge.add_step(result.loss)
             meter.add(step_work.rows, step_work.batches, time.perf_counter() - since)
             _show(bar, result, learning_rate(run.schedule, step - 1))
 
@@ -113,27 +119,28 @@ def train(
 
             # Validate.
             if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
-                tracker.log(validate(run, engine, step))
+                tracker.log(_judged(judge, validate(run, engine, step)))
 
             # Save. Every rank writes its own file, in a thread beside the next steps. While a rank still writes, a
-            # save that the clock asked for is left to a later step, and one that an export needs is waited for.
+            # save that the clock asked for is left to a later step, and one of this very step is waited for: one that
+            # an export needs, or that of the best validation so far.
             export_is_due = _every(intervals.save_step, step)
-            if export_is_due and saving:
-                _wait_for_save(engine, saver)
-            if export_is_due or (save and not saving):
-                saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
+            if export_is_due or judge.keeps(step) or (save and not saving):
+                if saving:
+                    _wait_for_save(engine, saver)
+                _save(run, engine, saver, judge, step, run.on_save_step if export_is_due else None)
                 last_save = time.monotonic()
             saver.check()  # a save that has failed ends the run now, and not when the next one is due
 
             # Sample, once the save is on its way: it may take minutes, in which the run may be killed.
-            if step < steps and not stopping and _samples_are_due(run, step):
+            if step < steps and not (stopping or judge.ends_run) and _samples_are_due(run, step):
                 sample(step)
     # Stop, at the end or on request, with a checkpoint of the last step.
     if not saver.has(step):
-        saver.save(step, engine.state(), run.header)
+        _save(run, engine, saver, judge, step)
     saver.wait()
     # Sample, at the end, where the last state is safe already.
-    if step == steps and _samples_are_due(run, step):
+    if (step == steps or judge.ends_run) and intervals.sample_steps is not None:
         sample(step)
     return step
 
@@ -253,6 +260,31 @@ def _rows_by_micro_batch(run: Run, rank: int, start_step: int) -> Iterator[Seque
         )
 
 
+def _standing(run: Run) -> Standing | None:
+    """That of a run of which nobody wants to know which step was best; None where it does not validate."""
+    return None if run.validation is None else Standing(validated_on="", steps=run.order.steps)
+
+
+def _judged(judge: Judge, report: dict[str, Value]) -> dict[str, Value]:
+    """A validation's report, of which the judge has taken note."""
+    step, loss = report["step"], report["validation_loss"]
+    assert isinstance(step, int) and isinstance(loss, float)
+    judge.add_validation(step, loss)
+    return report
+
+
+def _save(
+    run: Run,
+    engine: Engine,
+    saver: Saver,
+    judge: Judge,
+    step: int,
+    then: Callable[[Checkpoint], None] | None = None,
+) -> None:
+    """Save the state after `step` steps, with what the validations have shown so far."""
+    saver.save(step, engine.state(), replace(run.header, validations=judge.standing), then)
+
+
 def _wait_for_save(engine: Engine, saver: Saver) -> None:
     """Return once no rank writes a checkpoint any more.
 
@@ -263,14 +295,16 @@ def _wait_for_save(engine: Engine, saver: Saver) -> None:
     engine.ranks.wait("saved")
 
 
-def _step(run: Run, engine: Engine, saver: Saver, work: _StepWork, requests: tuple[bool, ...]) -> StepResult:
+def _step(
+    run: Run, engine: Engine, saver: Saver, judge: Judge, work: _StepWork, requests: tuple[bool, ...]
+) -> StepResult:
     """One optimizer step; where it is not finite, save the state before it and name its clips."""
     cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames)
     rate = learning_rate(run.schedule, work.step)
     try:
         return engine.step(work.batches, cells_K, step=work.step, learning_rate=rate, requests=requests)
     except NotFiniteError as error:
-        saver.save(work.step, engine.state(), run.header)
+        _save(run, engine, saver, judge, work.step)
         saver.wait()
         clips = ", ".join(sorted({run.train.names[row.clip] for row in work.rows}))
         raise NotFiniteError(
@@ -305,8 +339,7 @@ def _show(bar: tqdm, result: StepResult, rate: float) -> None:
 
 
 def _samples_are_due(run: Run, step: int) -> bool:
-    every = run.intervals.sample_steps
-    return every is not None and (step % every == 0 or step == run.order.steps)
+    return _every(run.intervals.sample_steps, step)
 
 
 def _every(interval: int | None, step: int) -> bool:

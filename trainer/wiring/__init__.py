@@ -4,6 +4,7 @@ Besides this room only trainer/preflight.py, trainer/plan/request.py and trainer
 whole.
 """
 
+from trainer.wiring.best import complete_in_words, ending_of, judge_of, keep_best_in_words, mend, step_to_export
 from trainer.wiring.data import caption_settings, data_settings, fetched_data, find_hub_datasets, treatment
 from trainer.wiring.exporting import export
 from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
@@ -24,9 +25,11 @@ from trainer.wiring.training import (
 __all__ = [
     "DOWNLOAD_SECONDS",
     "caption_settings",
+    "complete_in_words",
     "crops_in_words",
     "data_settings",
     "ema_in_words",
+    "ending_of",
     "engine_settings",
     "export",
     "fetch_datasets",
@@ -35,6 +38,9 @@ __all__ = [
     "find_on_hub",
     "identity_of",
     "identity_of_captions",
+    "judge_of",
+    "keep_best_in_words",
+    "mend",
     "model_settings",
     "order_of",
     "plan_of",
@@ -46,6 +52,7 @@ __all__ = [
     "sample_prompts_of",
     "sampler_of",
     "shown_on_page",
+    "step_to_export",
     "treatment",
     "write_step",
 ]

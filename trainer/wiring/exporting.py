@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 @files_kept_open()
-def export(config: Config, source: Source, run: Run, saved: Checkpoint, folder: OutputDir) -> None:
-    """Write what the run trained, from a checkpoint, into output_dir."""
-    settings = export_settings(config, card_facts(config, run, saved.step))
+def export(
+    config: Config, source: Source, run: Run, saved: Checkpoint, folder: OutputDir, validation_loss: float | None = None
+) -> None:
+    """Write what the run trained, from a checkpoint, into output_dir.
+
+    validation_loss  at the checkpoint's step; None where it is not known
+    """
+    settings = export_settings(config, card_facts(config, run, saved.step, validation_loss))
     if config.new_word is not None:
         embedding = embedding_of(source, config.new_word.placeholder, saved.weights())
         export_text(source, embedding, folder.root, card=settings.card)
@@ -28,8 +33,8 @@ def export(config: Config, source: Source, run: Run, saved: Checkpoint, folder: 
         export_all(source, saved.weights(), folder.root, settings)
 
 
-def card_facts(config: Config, run: Run, step: int) -> CardFacts:
-    """What the model card tells about the run."""
+def card_facts(config: Config, run: Run, step: int, validation_loss: float | None = None) -> CardFacts:
+    """What the model card tells about the run, of which the weights after `step` steps are exported."""
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
     return CardFacts(
         base_model=config.model_id,
@@ -41,6 +46,7 @@ def card_facts(config: Config, run: Run, step: int) -> CardFacts:
         clips=run.order.clips,
         hours=run.hours,
         steps=step,
+        validation_loss=validation_loss,
         hyperparameters={
             "global batch (clips)": run.plan.global_batch,
             "epochs": round(run.order.epoch_of(step), 2),
