@@ -136,13 +136,14 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
         run = prepare(config, parts, plan, accelerator.device, ranks)
         if run is None:
             return EXIT_DONE
-        step, stopped_by, saver = train(config, parts, run, accelerator, ranks)
-        if step < run.order.steps:
-            ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
-            return EXIT_RESUME
-        if ranks.is_first:
-            export(config, parts, run, saver, step)
-        return EXIT_DONE
+        with wiring.reporter_of(parts.folder, first=ranks.is_first) as report:
+            step, stopped_by, saver = train(config, parts, run, accelerator, ranks)
+            if step < run.order.steps:
+                ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
+                report.exit_code = EXIT_RESUME
+            elif ranks.is_first:
+                export(config, parts, run, saver, step)
+        return report.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,11 @@ def prepare(config: Config, parts: Parts, plan: Plan, device: torch.device, rank
         fates.write_report(data.fates, parts.folder.report)
         if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
             wiring.report_dataset(config, parts.folder, parts.source, data.folders)
-    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+    run = wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source)
+    if ranks.is_first:
+        start_step = 0 if parts.checkpoint is None else parts.checkpoint.step
+        wiring.record_start(config, run, parts.source, parts.folder, start_step)
+    return run
 
 
 def train(config: Config, parts: Parts, run: Run, accelerator: Accelerator, ranks: Ranks) -> tuple[int, str, Saver]:

@@ -10,6 +10,7 @@ from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
 from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
+from trainer.wiring.run_report import record_start, reporter_of
 from trainer.wiring.training import (
     crops_in_words,
     ema_in_words,
@@ -37,9 +38,11 @@ __all__ = [
     "model_settings",
     "order_of",
     "plan_of",
+    "record_start",
     "refuse_before_fetching",
     "report_dataset",
     "report_settings",
+    "reporter_of",
     "run_of",
     "shown_on_page",
     "treatment",
