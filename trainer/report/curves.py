@@ -13,7 +13,8 @@ SMOOTHED_OVER = 50  # the smoothed curve averages over about one in so many of a
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points of a curve: the lowest and the highest of equal parts, in order. NaN is left out.
+    """At most `most` points of a curve (4 or more): its ends, and the lowest and the highest of equal parts, in order.
+    NaN is left out.
 
     steps, values  (n,) float64
     """
@@ -21,8 +22,8 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> t
     steps, values = steps[finite], values[finite]
     if len(values) <= most:
         return steps, values
-    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
-    chosen = set()
+    edges = np.linspace(0, len(values), max(1, most // 2 - 1) + 1).astype(int)
+    chosen = {0, len(values) - 1}
     for start, stop in pairwise(edges):
         part = values[start:stop]
         chosen |= {int(start + part.argmin()), int(start + part.argmax())}

@@ -39,6 +39,7 @@ class Reporter:
         self._root, self._defaults = root, defaults
         self._ended = threading.Event()
         self._warned = False
+        self._least_bytes = 0 if root is None else _size(root / "metrics.jsonl")
         self._thread = threading.Thread(target=self._work, name="report", daemon=True)
 
     def __enter__(self) -> Reporter:
@@ -60,12 +61,18 @@ class Reporter:
         if not self._thread.is_alive() and not self._warned:
             print(f"the page of this run: {self._root / PAGE}", flush=True)
 
+    def pause_seconds(self, took_seconds: float) -> float:
+        """From a page to the next: on a slow disk, or a busy machine, pages take at most a twentieth of the time."""
+        return max(SECONDS_BETWEEN, 20 * took_seconds)
+
     def _work(self) -> None:
         assert self._root is not None
         metrics = self._root / "metrics.jsonl"
-        before = _size(metrics)
-        while not self._ended.wait(LOOK_SECONDS) and _size(metrics) in (before, 0):
-            pass
+        while not self._ended.wait(LOOK_SECONDS):
+            size = _size(metrics)
+            if size > self._least_bytes:
+                break
+            self._least_bytes = size  # a resumed run cuts off what it computes anew
         try:
             from trainer.report.run_facts import RunReader  # soundfile, and jinja2 with the page: not before step 1
         except ImportError as error:
@@ -75,8 +82,7 @@ class Reporter:
         while not self._ended.is_set():
             started = time.monotonic()
             self._write(reader, alive=True)
-            # On a slow disk, or a busy machine, no more than a twentieth of the time.
-            self._ended.wait(max(SECONDS_BETWEEN, 20 * (time.monotonic() - started)))
+            self._ended.wait(self.pause_seconds(time.monotonic() - started))
         self._write(reader, alive=False)
 
     def _write(self, reader: RunReader, *, alive: bool) -> None:

@@ -105,7 +105,7 @@ def _state(file: Path) -> tuple[int, int] | None:
 def _waveform(file: Path) -> Waveform | None:
     """None where the file is no sound."""
     try:
-        with soundfile.SoundFile(file) as sound:
+        with file.open("rb") as opened, soundfile.SoundFile(opened) as sound:  # which cannot take every name
             frames, rate = sound.frames, sound.samplerate
             edges = np.linspace(0, frames, BARS + 1).astype(int)
             peaks = [_peak(sound.read(stop - start, always_2d=True)) for start, stop in pairwise(edges)]
@@ -123,7 +123,7 @@ def _mp3(file: Path, seconds: float) -> Embedded | None:
     """The first seconds of a sound, in mono. None where the file is no sound, or has a rate that mp3 does not know."""
     made = io.BytesIO()
     try:
-        with soundfile.SoundFile(file) as sound:
+        with file.open("rb") as opened, soundfile.SoundFile(opened) as sound:  # which cannot take every name
             rate = sound.samplerate
             samples = sound.read(round(seconds * rate), dtype="float32", always_2d=True).mean(1)
         samples = np.clip(np.nan_to_num(samples), -1, 1)
