@@ -104,4 +104,8 @@ def test_a_smoothed_curve_is_the_weighted_mean_of_what_came_before() -> None:
     for at in (0, 1, 57, 199):
         weights = decay ** np.arange(at, -1, -1)
         assert np.isclose(smoothed(values)[at], (weights * values[: at + 1]).sum() / weights.sum())
-    assert np.array_equal(smoothed(np.full(10, 3.0)), np.full(10, 3.0))
+    many = draw.normal(size=60_000)
+    weights = (1 - 50 / 60_000) ** np.arange(59_999, -1, -1)
+    assert np.isclose(smoothed(many)[-1], (weights * many).sum() / weights.sum())
+    assert np.allclose(smoothed(np.array([np.nan, 3.0, np.nan, 3.0])), [np.nan, 3, 3, 3], equal_nan=True)
+    assert np.allclose(smoothed(many[:40]), many[:40], atol=1e-4) and len(smoothed(many[:0])) == 0

@@ -36,13 +36,18 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
     It is divided by the weights so far, so that it starts at the first value and not at 0.
     """
-    decay = 1 - 1 / max(1.0, len(values) / SMOOTHED_OVER)
-    average, weight, made = 0.0, 0.0, []
-    for value in values.tolist():
-        if value == value:
-            average, weight = decay * average + (1 - decay) * value, decay * weight + (1 - decay)
-        made.append(average / weight if weight else np.nan)
-    return np.array(made)
+    decay = max(1e-6, 1 - SMOOTHED_OVER / max(1, len(values)))
+    known = np.isfinite(values)
+    sums = np.zeros((2, len(values)))  # of values and of weights
+    terms, before = np.stack([np.where(known, values, 0.0), known.astype(float)]), np.zeros((2, 1))
+    # A sum of decay^(i - j) x_j is decay^i times a sum of decay^-j x_j: in blocks, over which the power stays finite.
+    block = max(1, int(20 / (1 - decay)))
+    for start in range(0, len(values), block):
+        part = terms[:, start : start + block]
+        powers = decay ** np.arange(part.shape[1])
+        sums[:, start : start + block] = powers * (decay * before + np.cumsum(part / powers, axis=1))
+        before = sums[:, start + part.shape[1] - 1, None]
+    return np.divide(sums[0], sums[1], out=np.full(len(values), np.nan), where=sums[1] > 0)
 
 
 def series(name: str, steps: np.ndarray, values: np.ndarray, kind: str, colour: int, most: int) -> dict[str, Any]:
