@@ -30,7 +30,8 @@ def check_as_if_anew(metrics: Metrics) -> None:
 
 
 GARBLED = (b"{\n", b"\xff\0\n", b"[1]\n", b'{"step": "x", "loss": 1}\n', b'{"step": 7, "loss": NaN}\n', b"\n",
-           b'{"step": 8, "loss": "x", "loss_per_codebook": [1, null, 3]}\n', b'{"step": 9, "loss": %s}\n' % (b"9" * 400),
+           b'{"step": 8, "loss": "x", "loss_per_codebook": [1, null, 3]}\n',
+           b'{"step": 9, "loss": %s}\n' % (b"9" * 400),
            )  # fmt: skip
 pieces = st.lists(
     st.one_of(

@@ -1,4 +1,4 @@
-"""report.html in a real browser, from file://: it plays, one sound at a time, draws its curves, and asks for nothing."""
+"""report.html in a real browser, from file://: it plays one sound at a time, draws its curves, asks for nothing."""
 
 from __future__ import annotations
 
