@@ -138,13 +138,14 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
         if prepared is None:
             return EXIT_DONE
         run, judge = prepared
-        step, stopped_by, saver = train(config, parts, run, judge, accelerator, ranks)
-        if step < run.order.steps and not judge.ends_run:
-            ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
-            return EXIT_RESUME
-        if ranks.is_first:
-            export(config, parts, run, judge, saver, step)
-        return EXIT_DONE
+        with wiring.reporter_of(parts.folder, first=ranks.is_first) as report:
+            step, stopped_by, saver = train(config, parts, run, judge, accelerator, ranks)
+            if step < run.order.steps and not judge.ends_run:
+                ranks.say(f"{stopped_by}: saved after step {step} of {run.order.steps}; run the same command again")
+                report.exit_code = EXIT_RESUME
+            elif ranks.is_first:
+                export(config, parts, run, judge, saver, step)
+        return report.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,11 @@ def prepare(
         if all(folder.inspected for folder in data.folders):  # the sounds of a prepared folder cannot be shown
             wiring.report_dataset(config, parts.folder, parts.source, data.folders)
     prompts = wiring.sample_prompts_of(config, settings, parts.source, data, device, ranks)
-    return wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source, prompts), judge
+    run = wiring.run_of(config, plan, order, data, identity, parts.folder, parts.source, prompts)
+    if ranks.is_first:
+        start_step = 0 if parts.checkpoint is None else parts.checkpoint.step
+        wiring.record_start(config, run, parts.source, parts.folder, start_step)
+    return run, judge
 
 
 def train(

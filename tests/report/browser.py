@@ -14,15 +14,22 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Tab:
-    """One page that is open."""
+    """One page that is open.
+
+    requests  the addresses that it asked for
+    console   what its console was told, errors of the page and refusals of its security policy included
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str):
         self._process, self._number, self._session = process, 0, None
         self.requests: list[str] = []
+        self.console: list[str] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._ask("Network.enable")
         self._ask("Page.enable")
+        self._ask("Runtime.enable")
+        self._ask("Log.enable")
         self._ask("Page.navigate", url=url)
         while self._read().get("method") != "Page.loadEventFired":
             pass
@@ -34,6 +41,12 @@ class Tab:
         )
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
+
+    def press(self, key: str, code: int) -> None:
+        """A key as if it were pressed and let go. code: its Windows virtual-key code."""
+        text = {"text": key} if len(key) == 1 else {}
+        for kind in ("keyDown", "keyUp"):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
     def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
         self._number += 1
@@ -57,6 +70,8 @@ class Tab:
         message = json.loads(text)
         if message.get("method") == "Network.requestWillBeSent":
             self.requests.append(message["params"]["request"]["url"])
+        if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+            self.console.append(json.dumps(message["params"]))
         return message
 
 

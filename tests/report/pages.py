@@ -49,7 +49,7 @@ class Page(HTMLParser):
     tags     names of all elements, in order
     links    values of all attributes that can make a browser fetch something
     figures  value attributes of the elements with data-figure, by that
-    data     the JSON of the table
+    data     the JSON that the page's program reads
     """
 
     def __init__(self, text: str):
@@ -60,7 +60,7 @@ class Page(HTMLParser):
         self.feed(text)
         self.close()
         self.data: dict[str, Any] = json.loads(self.scripts[0])
-        self.rows = [dict(zip(self.data["columns"], row, strict=True)) for row in self.data["rows"]]
+        self.rows = [dict(zip(self.data["columns"], row, strict=True)) for row in self.data.get("rows", [])]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

@@ -129,6 +129,11 @@ def settings(schema: type) -> dict[str, Setting]:
     return {field.name: _setting(field, hints[field.name]) for field in dataclasses.fields(schema)}
 
 
+def defaults_of(schema: type) -> dict[str, Value]:
+    """The default of each flag that has one, by name."""
+    return {name: setting.default for name, setting in settings(schema).items() if not setting.required}
+
+
 def checked_values(schema: type, values: Mapping[str, object]) -> dict[str, Value]:
     """`values` by field name, each of an allowed type and range; else, or for unknown names, ConfigError."""
     known = settings(schema)

@@ -71,7 +71,7 @@ def _digest(folders: Sequence[ScannedFolder], settings: ReportSettings, *, has_t
     """Of all that the report depends on: equal contents have equal facts. The page's own files are among it, so that a
     newer version writes its page."""
     digest = hashlib.blake2b(repr((VERSION, settings, has_tokenizer)).encode(), digest_size=16)
-    for name in ("page.html", "page.css", "page.js"):
+    for name in ("page.html", "base.css", "page.css", "page.js"):
         digest.update((Path(__file__).parent / name).read_bytes())
     for folder in folders:
         fates = [(fate.path, fate.fate, fate.detail) for fate in folder.fates]

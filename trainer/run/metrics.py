@@ -50,7 +50,7 @@ class Tracker:
         self._sent_before: set[tuple[str, ...]] = set()
         if path is not None and path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
-            found = [(line, report) for line in lines if (report := _report(line)) is not None]
+            found = [(line, report) for line in lines if (report := report_of_line(line)) is not None]
             kept = [line for line, report in found if report["step"] <= start_step]
             sent_path = path.with_name(".told.json")
             beyond = {_report_key(report) for _, report in found if report["step"] > start_step}
@@ -100,10 +100,11 @@ class Tracker:
 
 def reports(path: Path) -> list[dict[str, Any]]:
     """What a metrics.jsonl reports, line by line, without lines that a kill or a power loss has cut or garbled."""
-    return [report for line in path.read_bytes().splitlines(keepends=True) if (report := _report(line)) is not None]
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [report for line in lines if (report := report_of_line(line)) is not None]
 
 
-def _report(line: bytes) -> dict[str, Any] | None:
+def report_of_line(line: bytes) -> dict[str, Any] | None:
     """The report in a whole line of metrics.jsonl; None where it is none. The cut last line lacks its newline."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None

@@ -11,6 +11,7 @@ from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
 from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
+from trainer.wiring.run_report import record_start, reporter_of
 from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of
 from trainer.wiring.training import (
     crops_in_words,
@@ -45,9 +46,11 @@ __all__ = [
     "order_of",
     "plan_of",
     "put_aside",
+    "record_start",
     "refuse_before_fetching",
     "report_dataset",
     "report_settings",
+    "reporter_of",
     "run_of",
     "sample_prompts_of",
     "sampler_of",

@@ -1,0 +1,127 @@
+"""What a page says of a run in words: its settings, the commands that go on with it, and what cannot be expected."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.report.run_facts import FAILED, FINISHED, RUNNING, Facts
+
+TINY_PARAMETERS = 50_000_000  # Meta's smallest model has 420 million
+MEANINGS = {
+    1: "it failed: log.txt says why",
+    2: "a flag could not work: log.txt says which",
+    3: "no clip could be used",
+    4: "a folder could not be written, or the disk was full",
+    5: "a loss or gradient was not finite; no weight was changed by it",
+    6: "the memory did not suffice",
+}
+
+
+def value_in_words(value: object) -> str:
+    """A setting as it is typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings_of(config: Mapping[str, Any], defaults: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Name, value and default of each setting; first those that differ, each part in the order of the file."""
+    rows = [
+        (str(name), value_in_words(value), value_in_words(defaults[name]) if name in defaults else "")
+        for name, value in config.items()
+    ]
+    differs = [row for row in rows if row[1] != row[2]]
+    return differs + [row for row in rows if row[1] == row[2]]
+
+
+def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What to do next: a sentence, and a command or some lines of Python."""
+    folder = str(facts.config.get("output_dir") or facts.root)
+    made, done = [], facts.state == FINISHED
+    if facts.config:
+        why = {
+            FINISHED: "Train longer: the same command with more --epochs (or --max_steps) goes on from the last step.",
+            RUNNING: "If it is stopped or killed, the same command goes on from the newest checkpoint.",
+        }.get(facts.state, "Go on from the newest checkpoint.")
+        made.append((why, _start(facts, defaults)))
+    prompt = _prompt(facts)
+    listen = f"python scripts/generate.py --model {shlex.quote(folder)} --prompt {shlex.quote(prompt)} --seconds 10"
+    if done:
+        made.append(("Listen to the result.", listen))
+    if facts.checkpoint is not None:
+        checkpoint = shlex.quote(f"{folder}/checkpoints/step-{facts.checkpoint:08d}")
+        beside = listen.replace(f"--model {shlex.quote(folder)}", f"--model {checkpoint}")
+        made.append((f"Hear the checkpoint of step {facts.checkpoint:,}.", beside))
+    if done and not facts.config.get("tune_text"):
+        name = repr(f"{folder}/huggingface")
+        made.append((
+            "Load the exported model in Python.",
+            "from transformers import MusicgenForConditionalGeneration\n"
+            f"model = MusicgenForConditionalGeneration.from_pretrained({name})",
+        ))  # fmt: skip
+    return made
+
+
+def _start(facts: Facts, defaults: Mapping[str, object]) -> str:
+    """The command that starts this run, by its settings and the number of its processes."""
+    words = ["python", "launch.py"]
+    processes = facts.plan.get("world_size")
+    if isinstance(processes, int) and processes > 1:
+        words = ["accelerate", "launch", "--num_processes", str(processes), "launch.py"]
+    flags = [(name, value) for name, value in facts.config.items() if name not in defaults or value != defaults[name]]
+    for name, value in sorted(flags, key=lambda flag: flag[0] != "dataset_path"):
+        words += ["--dataset" if name == "dataset_path" else f"--{name}", value_in_words(value)]
+    return " ".join(word if word.startswith("--") else shlex.quote(word) for word in words)
+
+
+def _prompt(facts: Facts) -> str:
+    for step in facts.steps_of_sounds:
+        for sound in step.sounds:
+            if sound.prompt.text:
+                return sound.prompt.text
+    return "..."
+
+
+def limits_of(facts: Facts) -> list[str]:
+    """What nobody should expect of this run's sounds."""
+    parameters = facts.start.get("parameters")
+    if facts.config.get("model_id") == "debug":
+        return [
+            "This is the debug model: random weights, and a codec of random weights too, through which even a clip's"
+            " own codes are noise. It shows that training works on this machine. It cannot make music."
+        ]
+    if isinstance(parameters, int) and 0 < parameters < TINY_PARAMETERS:
+        return [
+            f"This is a demonstration model of {parameters / 1e6:.1f} million parameters (Meta's smallest has 420). It"
+            " knows nothing but the clips that it was trained on, and its codec may be made for these clips alone:"
+            " other prompts give a mixture of them or noise. It shows that training works; it is no model for music."
+        ]
+    return []
+
+
+def end_in_words(facts: Facts) -> str:
+    """Why the run is in the state in which it is."""
+    left = "" if facts.checkpoint is None else f"; the newest checkpoint is that of step {facts.checkpoint:,}"
+    if facts.state == FINISHED:
+        reason = facts.finished.get("reason")
+        exported = facts.finished.get("exported_step")
+        words = "it stopped early: no validation was better for long enough" if reason == "early stop" else ""
+        if isinstance(exported, int) and exported != facts.step:
+            words += ("; " if words else "") + f"what is exported is step {exported:,}, the best"
+        return words
+    if facts.state == FAILED:
+        return f"exit code {facts.exit_code}: {MEANINGS.get(facts.exit_code or 1, MEANINGS[1])}{left}"
+    if facts.state == RUNNING:
+        return ""
+    return ("it was asked to stop" if facts.exit_code is not None else "killed, or stuck") + left
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The settings in which runs differ, with the value of each run; but for the folder that each writes to."""
+    names = dict.fromkeys(name for config in configs for name in config if name not in ("output_dir", "resume"))
+    rows = [(name, [value_in_words(config[name]) if name in config else "" for config in configs]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]

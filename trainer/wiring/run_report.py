@@ -1,0 +1,45 @@
+"""From the flags to run.json, which says what a run is about to do, and to the thread that writes report.html."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer.flags.config import Config
+from trainer.flags.flag import defaults_of
+from trainer.report.reporter import Reporter
+from trainer.report.run_facts import START
+from trainer.spec.trainable import count
+
+if TYPE_CHECKING:
+    from trainer.model.source import Source
+    from trainer.run.output_dir import OutputDir
+    from trainer.training.loop import Run
+
+
+def record_start(config: Config, run: Run, source: Source, folder: OutputDir, start_step: int) -> None:
+    """Write run.json. Starts that led to the checkpoint of `start_step` stay in its list; those of later steps go."""
+    before = folder.read_json(START).get("starts") if start_step > 0 else None
+    known = before if isinstance(before, list) else []
+    starts = [one for one in known if isinstance(one, dict) and one.get("start_step", start_step) < start_step]
+    now = {"started": time.time(), "start_step": start_step}
+    counts = count(source.shape, config.selection)
+    folder.write_json(START, {
+        "steps": run.order.steps,
+        "steps_per_epoch": run.order.crops_per_epoch / run.order.global_batch,
+        "global_batch": run.plan.global_batch,
+        "clips": run.order.clips,
+        "hours": run.hours,
+        "parameters": source.shape.parameters,
+        "trained_parameters": counts.trained,
+        "device": torch.cuda.get_device_name() if run.plan.layout.on_gpu else "CPU",
+        **now,
+        "starts": [*starts, now],
+    })  # fmt: skip
+
+
+def reporter_of(folder: OutputDir, *, first: bool) -> Reporter:
+    """The thread that writes the page of the run, on the first process; on others nothing."""
+    return Reporter(folder.root if first else None, defaults_of(Config))
