@@ -238,13 +238,13 @@
   byId("load").addEventListener("change", async (event) => {
     const [file] = event.target.files;
     if (!file) return;
+    event.target.value = ""; // so that the same file can be chosen again
     let read = null;
     try {
       const values = JSON.parse(await file.text());
       if (values.format === data.format && values.page !== page) { say("That file is of another listening page."); return; }
       if (values.format === data.format && values.version === data.version) read = restored(values);
     } catch (error) { /* said below: it is no JSON, or lacks what a file of ours has */ }
-    event.target.value = "";
     if (!isState(read)) { say("That is no file that this page has saved."); return; }
     state = read;
     keep();

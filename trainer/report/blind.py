@@ -18,18 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import soundfile
 import soxr
-from markupsafe import Markup
 
 from trainer.data.loudness import LoudnessMeter
 from trainer.errors import DataError
 from trainer.report.blind_sides import Prompt, Side
-from trainer.report.page import in_script
+from trainer.report.template import rendered
 
-HERE = Path(__file__).parent
 FORMAT, VERSION = "musicgen-trainer listening", 1  # of the files that the page saves; blind_score.py reads them
 RATE_HZ = 32_000  # MusicGen's
 # LAME's constant bitrate at this level of libsndfile 1.2.2 is 64 kbit/s at 32 kHz. Constant, so that no sound's length
@@ -185,25 +182,18 @@ def _mp3(sound: np.ndarray) -> str:
 
 
 def _rendered(shown: Sequence[dict[str, Any]], key: dict[str, Any], seed: int, marks_only: bool) -> str:
-    program = (HERE / "blind.js").read_text(encoding="utf-8")
     content = json.dumps([shown, key, seed, marks_only], sort_keys=True).encode()
     page_id = hashlib.blake2b(content, digest_size=16).hexdigest()
     letters = string.ascii_uppercase[: len(key["sides"])]
-    data = {
-        "format": FORMAT, "version": VERSION, "page": page_id, "seed": seed, "marks_only": marks_only,
-        "letters": letters, "prompts": shown, "key": hidden(key, page_id),
-    }  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "blind.css"))
-    return environment.get_template("blind.html").render(
+    return rendered(
+        "blind.html",
+        styles=("base.css", "blind.css"),
+        programs=("blind.js",),
+        data={
+            "format": FORMAT, "version": VERSION, "page": page_id, "seed": seed, "marks_only": marks_only,
+            "letters": letters, "prompts": shown, "key": hidden(key, page_id),
+        },
         letters=letters,
         prompts=len(shown),
         marks_only=marks_only,
-        style=Markup(style),
-        program=Markup(program),
-        program_hash=base64.b64encode(hashlib.sha256(program.encode()).digest()).decode(),
-        data=in_script(data),
-    )
+    )  # fmt: skip

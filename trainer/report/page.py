@@ -57,11 +57,11 @@ def page_of(report: Mapping[str, Any], rows: Sequence[Row], excerpts: Mapping[st
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         program=Markup(program),
         program_hash=base64.b64encode(hashlib.sha256(program.encode()).digest()).decode(),
-        data=in_script(data),
+        data=_in_script(data),
     )
 
 
-def in_script(values: object) -> Markup:
+def _in_script(values: object) -> Markup:
     """JSON that no text in it can leave: it is ASCII, and <, > and & are escaped."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     for sign in "<>&":
