@@ -47,6 +47,7 @@ WITHOUT_TORCH = (
     *("data.fingerprint", "data.inventory", "data.garbage_collection"),
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
     *("report.plots", "report.excerpts"),
+    *("report.blind", "report.blind_sides", "report.blind_score", "report.template"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),
     *("data.levels", "data.loudness", "data.excerpt", "data.treatment", "data.crops"),

@@ -174,7 +174,7 @@ def test_the_page_computes_what_the_script_computes(tmp_path: Path) -> None:
         rows = tab.run(RESULT.format("pairs"))
         assert [row[0] for row in rows] == [f"{one.first} against {one.second}" for one in outcome.pairs]
         for row, pair in zip(rows, outcome.pairs, strict=True):
-            p = "" if pair.p is None else f"{pair.p:.3f}"
+            p = "none" if pair.p is None else f"{pair.p:.3f}"
             assert row[1:] == [str(pair.first_better), str(pair.second_better), str(pair.ties), p]
         marks = [len(side.marks) for side in outcome.sides]
         assert sum(marks) == 16 and [int(row[2]) for row in tab.run(RESULT.format("marks"))] == marks

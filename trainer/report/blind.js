@@ -321,9 +321,13 @@
       const [wins, losses, ties] = [1, -1, 0].map((value) => said.filter((one) => one === value).length);
       return { a, b, wins, losses, ties, p: wins + losses ? signTest(wins, losses) : null };
     });
-    byId("pairs").tBodies[0].replaceChildren(...counted.map((one) => row(
-      [name(sides[one.a].name), " against ", name(sides[one.b].name)],
-      [one.wins, one.losses, one.ties, one.p === null ? "" : one.p.toFixed(3)])));
+    const titles = [...byId("pairs").tHead.rows[0].cells].slice(1).map((cell) => cell.textContent);
+    byId("pairs").tBodies[0].replaceChildren(...counted.map((one) => {
+      const made = row([name(sides[one.a].name), " against ", name(sides[one.b].name)],
+        [one.wins, one.losses, one.ties, one.p === null ? "none" : one.p.toFixed(3)]);
+      [...made.cells].slice(1).forEach((cell, n) => { cell.dataset.label = titles[n]; }); // on a phone, without the head
+      return made;
+    }));
     byId("verdict").replaceChildren(...(counted.length === 1 ? verdict(sides, counted[0]) : []));
     byId("remarks").replaceChildren(...notes.map((note) => element("li", note)));
   }
