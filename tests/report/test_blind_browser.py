@@ -13,7 +13,7 @@ import report
 from tests.report.browser import CHROMIUM, Tab, open_page
 from tests.report.runs_with_samples import PROMPTS, sample, sound, write_run, write_step
 from trainer.errors import EXIT_DONE
-from trainer.report.blind_score import read_saved, score
+from trainer.report.blind_score import fixed, read_saved, score, table
 
 pytestmark = [
     pytest.mark.full,
@@ -135,7 +135,7 @@ def test_what_is_judged_stays_over_a_reload_and_is_saved_loaded_and_revealed(tab
     for row, side in zip(tab.run(RESULT.format("marks")), outcome.sides, strict=True):
         assert row[:3] == [side.side, str(side.chosen), str(len(side.marks))]
     [pair], [row] = outcome.pairs, tab.run(RESULT.format("pairs"))
-    assert row[1:] == [str(pair.first_better), str(pair.second_better), str(pair.ties), f"{pair.p:.3f}"]
+    assert row[1:] == [str(pair.first_better), str(pair.second_better), str(pair.ties), fixed(pair.p, 3)]
     assert tab.run('document.querySelector(".which").textContent').startswith("A is models, step")
     tab.key("A", shift=True)  # after that, nothing changes any more
     assert tab.run(CHOICE) == "1"
@@ -158,7 +158,8 @@ def test_the_page_computes_what_the_script_computes(tmp_path: Path) -> None:
         samples = [sample("x", seed=seed) for seed in range(7)]
         write_step(tmp_path / name, 60, [sound(9 * number + n, seconds=0.5) for n in range(7)], samples)
     goal = tmp_path / "blind.html"
-    assert report.main([*(str(tmp_path / name) for name in names), "--blind", "--output", str(goal)]) == EXIT_DONE
+    runs = [str(tmp_path / name) for name in names]
+    assert report.main([*runs, "--blind", "--seed", "5", "--output", str(goal)]) == EXIT_DONE
     with open_page(goal, tmp_path / "profile") as tab:
         judged = (("A", "351"), ("A", "441"), ("C", "254"), ("0", "333"), ("B", ""), ("", "215"), ("A", "1"))
         for choice, marks in judged:
@@ -174,10 +175,11 @@ def test_the_page_computes_what_the_script_computes(tmp_path: Path) -> None:
         rows = tab.run(RESULT.format("pairs"))
         assert [row[0] for row in rows] == [f"{one.first} against {one.second}" for one in outcome.pairs]
         for row, pair in zip(rows, outcome.pairs, strict=True):
-            p = "none" if pair.p is None else f"{pair.p:.3f}"
+            p = "none" if pair.p is None else fixed(pair.p, 3)
             assert row[1:] == [str(pair.first_better), str(pair.second_better), str(pair.ties), p]
-        marks = [len(side.marks) for side in outcome.sides]
-        assert sum(marks) == 16 and [int(row[2]) for row in tab.run(RESULT.format("marks"))] == marks
+        assert sum(len(side.marks) for side in outcome.sides) == 16
+        for row in tab.run(RESULT.format("marks")):
+            assert " ".join(row).replace("±", "+-").split() in [line.split() for line in table(outcome).splitlines()]
         assert tab.errors == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import DataError
-from trainer.report.blind_score import mean_and_reach, preference, read_saved, score, sign_test, table
+from trainer.report.blind_score import fixed, mean_and_reach, preference, read_saved, score, sign_test, table
 
 SIDES = ("models, step 0 (before training)", "models, step 120")
 
@@ -49,6 +49,11 @@ def test_the_sign_test_counts_all_outcomes_of_coins() -> None:
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert mean_and_reach([1, 2, 3, 4, 5]) == (3.0, pytest.approx(1.96 * (2.5 / 5) ** 0.5))
     assert mean_and_reach([4]) == (4.0, None)
+
+
+def test_numbers_are_written_as_a_browser_writes_them() -> None:
+    assert [fixed(value, 3) for value in (0.0625, 1.0, 0.0004, 1.0005)] == ["0.063", "1.000", "0.000", "1.000"]
+    assert fixed(3.125, 2) == "3.13"  # and 1.0005 lies below 1.0005, as a binary number
 
 
 def test_files_of_several_listeners_are_joined(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,11 @@ def mean_and_reach(marks: Sequence[int]) -> tuple[float, float | None]:
     return mean, 1.96 * math.sqrt(variance / len(marks))
 
 
+def fixed(value: float, digits: int) -> str:
+    """The number with so many decimals, as toFixed of a browser writes it: 0.0625 is 0.063, where Python says 0.062."""
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
 def table(outcome: Score) -> str:
     """The outcome as lines for a console."""
     listeners = ", ".join(f"{display(name)} {count}" for name, count in outcome.judged.items())
@@ -170,7 +176,7 @@ def table(outcome: Score) -> str:
     rows = [("pair", "first better", "second better", "no difference", "p")]
     for pair in outcome.pairs:
         name = f"{display(pair.first)} against {display(pair.second)}"
-        p = "" if pair.p is None else f"{pair.p:.3f}"
+        p = "none" if pair.p is None else fixed(pair.p, 3)
         rows.append((name, str(pair.first_better), str(pair.second_better), str(pair.ties), p))
     lines += ["", *_columns(rows)]
     return "\n".join([*lines, *(f"note: {note}" for note in outcome.notes)])
@@ -214,7 +220,7 @@ def _mean_in_words(one: SideScore) -> str:
     if not one.marks:
         return ""
     mean, reach = mean_and_reach(one.marks)
-    return f"{mean:.2f}" if reach is None else f"{mean:.2f} +- {reach:.2f}"
+    return fixed(mean, 2) if reach is None else f"{fixed(mean, 2)} +- {fixed(reach, 2)}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
