@@ -2,21 +2,29 @@
 
 python scripts/report.py models
 python scripts/report.py sweep/* --output sweep.html
+
+With --blind, a page on which a person listens without knowing which run, or which step, made a sound:
+
+python scripts/report.py models --blind
+python scripts/report.py --score listening_anna.json listening_ben.json
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 try:
+    from listening import command
+
     from trainer.atomic import write_whole
     from trainer.errors import EXIT_DONE, ConfigError, StorageError, TrainerError
     from trainer.flags.config import Config
-    from trainer.flags.flag import defaults_of
+    from trainer.flags.flag import defaults_of, did_you_mean
     from trainer.flags.paths import expanded
     from trainer.report.run_facts import RunReader
     from trainer.report.run_page import PAGE, page_of_run, page_of_runs
@@ -29,9 +37,13 @@ OF_A_RUN = ("metrics.jsonl", "config.json", "checkpoints", "samples")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are ConfigErrors."""
+    """An ArgumentParser whose refusals are ConfigErrors, with the nearest flag."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            names = [option for action in self._actions for option in action.option_strings]
+            raise ConfigError(f"{unknown[1]} is no flag.{did_you_mean(unknown[1], names, '')}")
         raise ConfigError(f"{message}. All flags: --help")
 
 
@@ -39,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     try:
         request = read_request(argv)
+        if request.blind or request.score:
+            command.run(request)
+            return EXIT_DONE
         runs = list(map(run_of, request.runs))
         goal = Path(request.output) if request.output else _page_of(runs)
         write(goal, runs)
@@ -53,12 +68,18 @@ def read_request(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="report.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=expanded, help="the output_dir of a run")
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=expanded, help="the output_dir of a run")
     parser.add_argument(
         "--output", metavar="FILE", type=expanded,
-        help=f"the page to write; without it RUN/{PAGE}, and of several runs {PAGE_OF_RUNS} here",
+        help=f"the page to write; without it RUN/{PAGE}, and of several runs {PAGE_OF_RUNS} here; "
+        f"with --blind {command.PAGE} in the first RUN",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    command.add_flags(parser)
+    request = parser.parse_args(argv)
+    command.check_flags(request)
+    if not request.runs and not request.score:
+        raise ConfigError("give the output_dir of a run, as in: python scripts/report.py models")
+    return request
 
 
 def run_of(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -16,20 +17,23 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 class Tab:
     """One page that is open.
 
-    requests  the addresses that it asked for
-    console   what its console was told, errors of the page and refusals of its security policy included
+    requests  addresses that it asked for
+    errors    what it has thrown and not caught, and what the browser or the page wrote to the console as an error,
+              refusals of its security policy included
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str):
         self._process, self._number, self._session = process, 0, None
         self.requests: list[str] = []
-        self.console: list[str] = []
+        self.errors: list[str] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._ask("Network.enable")
-        self._ask("Page.enable")
-        self._ask("Runtime.enable")
-        self._ask("Log.enable")
+        for domain in ("Network", "Page", "Runtime", "Log"):
+            self._ask(f"{domain}.enable")
+        self.open(url)
+
+    def open(self, url: str) -> None:
+        """Go to an address, or load the same one again, and wait until the page is there."""
         self._ask("Page.navigate", url=url)
         while self._read().get("method") != "Page.loadEventFired":
             pass
@@ -42,11 +46,36 @@ class Tab:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    def press(self, key: str, code: int) -> None:
-        """A key as if it were pressed and let go. code: its Windows virtual-key code."""
+    def key(self, key: str, *, code: int = 0, shift: bool = False) -> None:
+        """Press a key and let it go, wherever the focus is. code: the Windows virtual-key code of one without a sign."""
         text = {"text": key} if len(key) == 1 else {}
         for kind in ("keyDown", "keyUp"):
-            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
+            self._ask(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=8 * shift, **text
+            )
+
+    def downloads_to(self, folder: Path) -> None:
+        """Where what the page saves goes, without a question."""
+        self._ask("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def choose_file(self, element: str, file: Path) -> None:
+        """Give a file to the input that a selector names, as its dialog would."""
+        root = self._ask("DOM.getDocument")["root"]["nodeId"]
+        node = self._ask("DOM.querySelector", nodeId=root, selector=element)["nodeId"]
+        self._ask("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Give the window this size in CSS pixels, and the person this taste."""
+        self._ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+
+    def picture(self) -> bytes:
+        """The whole page as PNG."""
+        made = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(made["data"])
 
     def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
         self._number += 1
@@ -68,10 +97,16 @@ class Tab:
             assert byte, "the browser ended"
             text += byte
         message = json.loads(text)
-        if message.get("method") == "Network.requestWillBeSent":
-            self.requests.append(message["params"]["request"]["url"])
-        if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.console.append(json.dumps(message["params"]))
+        told = message.get("params", {})
+        match message.get("method"):
+            case "Network.requestWillBeSent":
+                self.requests.append(told["request"]["url"])
+            case "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(told["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if told["type"] in ("error", "assert"):
+                self.errors.append(json.dumps(told["args"]))
+            case "Log.entryAdded" if told["entry"]["level"] == "error":
+                self.errors.append(told["entry"]["text"])
         return message
 
 

@@ -47,7 +47,7 @@ def shown(tmp_path: Path, *runs: Path) -> Iterator[Tab]:
     assert report_script.main([*map(str, runs), "--output", str(page)]) == 0
     with open_page(page, tmp_path / "profile") as tab:
         yield tab
-        assert tab.console == []
+        assert tab.errors == []
         assert all(url.startswith("data:") or url == page.as_uri() for url in tab.requests), tab.requests
 
 
@@ -91,13 +91,13 @@ def test_arrows_move_through_the_grid_and_space_plays_and_pauses(tmp_path: Path)
             tab.press(key, ARROWS[key])
             seen.append(tab.run(FOCUS).removeprefix("Play ").split(": ")[0])
         assert seen == ["step 20", "step 40", "step 40", "step 20", "step 20", "step 20", "base model"]
-        tab.press("ArrowRight", 39)
-        tab.press(" ", 32)
+        tab.key("ArrowRight", code=39)
+        tab.key(" ", code=32)
         assert tab.run(HEARD % (0, "0")) > 0 and tab.run(PLAYING) == ["Play step 20: slow rock"]
-        tab.press(" ", 32)
+        tab.key(" ", code=32)
         assert tab.run("document.querySelector('audio').paused") and tab.run(SILENT)
         tab.run("document.activeElement.blur()")
-        tab.press(" ", 32)  # the page's own, where no button has the focus
+        tab.key(" ", code=32)  # the page's own, where no button has the focus
         assert not tab.run("document.querySelector('audio').paused")
 
 
