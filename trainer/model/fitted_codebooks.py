@@ -35,7 +35,7 @@ def fit_codebooks(codec: EncodecModel, latents_ND: Tensor, *, seed: int) -> None
     latents_ND  (N, D) float32, of which at most MOST_LATENTS are different
 
     The same set of latents gives the same rows, whatever their order and the number of threads. Rows to which nothing
-    is fitted hold noise as loud as what their codebook gets, from which every latent is far.
+    is fitted hold noise as loud as what their codebook gets: a model that has learned nothing picks them, and is heard.
 
     Raises DataError where the latents are too many.
     """
