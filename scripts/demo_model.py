@@ -99,7 +99,8 @@ def make(dataset: Path, output: Path, *, seed: int) -> None:
     weights = load_language_model(source).state_dict()
     write_huggingface(source, weights, output, card(clips, seed))
     frames = sum(len(clip.samples) for clip in clips) // source.frame_samples
-    print(f"{output}: a model whose codec is fitted to {len(clips)} clip{'s' * (len(clips) > 1)}, {frames:,} frames of 20 ms")
+    number = f"{len(clips)} clip{'s' * (len(clips) > 1)}"
+    print(f"{output}: a model whose codec is fitted to {number}, {frames:,} frames of 20 ms")
     print(f"({fitted - started:.1f} s for reading and fitting, {time.perf_counter() - fitted:.1f} s for the rest)")
     print("How exactly its codes give each clip back, signal to noise in dB (60 cannot be told from the clip by ear):")
     for clip, ratio in zip(clips, ratios, strict=True):
@@ -201,5 +202,5 @@ the published models.
 
 
 if __name__ == "__main__":
-    with Console(shows_libraries=True):
+    with Console():  # what libraries warn of when they are loaded is no news here
         sys.exit(main(sys.argv[1:]))

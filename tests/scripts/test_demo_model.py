@@ -46,7 +46,7 @@ def test_the_codebooks_fitted_to_the_examples_give_every_clip_back() -> None:
     fit_codebooks(quantizer, torch.cat(latents), seed=0)
     for clip, latents_TD in zip(clips, latents, strict=True):
         codes = quantizer.quantizer.encode(latents_TD.T[None])
-        assert 0 <= codes.min() and codes.max() < CODES
+        assert codes.min() >= 0 and codes.max() < CODES
         made = quantizer.quantizer.decode(codes)[0].T.reshape(-1)
         # What is left is the rounding of latents: at most 2**-22 (-132 dB) a sample, of clips of about -20 dB.
         assert snr_db(clip.samples.numpy(), made.numpy()) > 100, clip.name
