@@ -3,7 +3,7 @@
 #
 # The whole road in minutes on a laptop, without a network beyond pip: install, train a tiny model on the clips of
 # examples/, and play them back, to be heard. FOLDER gets the model, the run, a cache and the sounds. A second call shows
-# the result again.
+# the result again. SEED=1 before the command trains in another order.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SECONDS=0
@@ -16,7 +16,7 @@ sounds=$folder/sounds
 # Two clips in each step, at a rate for random weights: the default 1e-5 is for fine-tuning trained ones.
 # --code_views 1: one encoding of each clip, so that there is one right answer.
 training=(--dataset examples --model_id "$model" --code_views 1
-    --epochs 120 --batch_size 2 --grad_acc 1 --lr 1.5e-3 --seed "$seed"
+    --epochs 150 --batch_size 2 --grad_acc 1 --lr 1.5e-3 --seed "$seed"
     --cache_dir "$folder/cache" --output_dir "$run")
 # HEARD WHILE IT TRAINS: the flags of --sample_every are added to `training` here.
 
@@ -27,14 +27,14 @@ bash scripts/setup.sh
 python=.venv/bin/python
 installed=$SECONDS
 
+if [[ ! -d $model ]]; then
+    echo "== Making a model of random weights, whose codec knows the sound of these ten clips"
+    "$python" scripts/demo_model.py --dataset examples --output "$model"
+    echo
+fi
 if [[ -f $run/finished.json ]]; then
     echo "== $run holds a finished run: nothing is trained again (delete $folder to start anew)"
 else
-    if [[ ! -d $model ]]; then
-        echo "== Making a model of random weights, whose codec knows the sound of these ten clips"
-        "$python" scripts/demo_model.py --dataset examples --output "$model"
-    fi
-    echo
     echo "== Training it (2 M parameters) on ten clips of 4 to 8 seconds, in four formats"
     "$python" launch.py "${training[@]}"
 fi
