@@ -3,8 +3,10 @@
 python scripts/recall.py --run models
 
 Each clip's caption is given to the model, which generates greedily and without guidance. Those of its codes are counted
-that equal the clip's. Near 100 % the model has learned its clips by heart, which is right where it is tested whether
-training works at all, and overfitting elsewhere. Before the training means: the model that --model_id named.
+that equal the clip's, and their sound is compared with that of the clip's own codes: signal to noise in dB, where above
+60 nobody hears a difference, and below 3 it is another sound. Near 100 % the model has learned its clips by heart,
+which is right where it is tested whether training works at all, and overfitting elsewhere. Before the training means:
+the model that --model_id named.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from trainer.evaluation.recall import Recall
     from trainer.model.source import Source
+
+INAUDIBLE_DB = 60.0  # the difference is then a thousandth of the sound
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,13 +96,25 @@ def config_of(run: Path) -> Config:
 
 
 def table(rows: Sequence[Recall]) -> str:
-    """Clip by clip and in all, in per cent."""
-    lines = [f"{'clip':<32}{'codes':>8}{'before':>10}{'after':>10}"]
+    """Clip by clip and in all: codes in per cent, sound in dB."""
+    lines = [f"{'':<32}{'':>8}{'codes played back':>20}{'signal to noise, dB':>22}"]
+    lines += [f"{'clip':<32}{'codes':>8}{'before':>10}{'after':>10}{'before':>11}{'after':>11}"]
+    for row in rows:
+        sounds = "".join(f"{in_words(ratio_db):>11}" for ratio_db in (row.snr_before_db, row.snr_after_db))
+        lines.append(_line(row.clip, row.codes, row.before, row.after) + sounds)
     codes, before, after = (sum(getattr(row, name) for row in rows) for name in ("codes", "before", "after"))
-    shown = [(row.clip, row.codes, row.before, row.after) for row in rows] + [("all", codes, before, after)]
-    for name, total, first, last in shown:
-        lines.append(f"{name[-31:]:<32}{total:>8}{first / total:>10.2%}{last / total:>10.2%}")
+    alike = sum(row.snr_after_db is None or row.snr_after_db > INAUDIBLE_DB for row in rows)
+    lines.append(_line("all", codes, before, after))
+    lines.append(f"{alike} of {len(rows)} clips cannot be told from the true ones after the training")
     return "\n".join(lines)
+
+
+def in_words(ratio_db: float | None) -> str:
+    return "the same" if ratio_db is None else f"{ratio_db:.1f}"
+
+
+def _line(name: str, codes: int, before: int, after: int) -> str:
+    return f"{name[-31:]:<32}{codes:>8}{before / codes:>10.2%}{after / codes:>10.2%}"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Tab:
         return said["result"].get("value")
 
     def key(self, key: str, *, code: int = 0, shift: bool = False) -> None:
-        """Press a key and let it go, wherever the focus is. code: the Windows virtual-key code of one without a sign."""
+        """Press a key and let it go, wherever the focus is. code: of Windows, for a key that is no character."""
         text = {"text": key} if len(key) == 1 else {}
         for kind in ("keyDown", "keyUp"):
             self._ask(

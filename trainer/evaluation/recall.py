@@ -5,9 +5,12 @@ It shows whether a run has learned its clips by heart.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +32,8 @@ class Recall:
     caption        the prompt; "" where it has none
     codes          how many codes of it are trained
     before, after  how many of those codes each model generates at their places
+    snr_before_db, snr_after_db  the sound of each model's codes against that of the clip's own, see `snr_db`; None
+                   where they are the same sound
     """
 
     clip: str
@@ -36,6 +41,8 @@ class Recall:
     codes: int
     before: int
     after: int
+    snr_before_db: float | None
+    snr_after_db: float | None
 
 
 def measure(
@@ -44,7 +51,7 @@ def measure(
     """The recall of `most_clips` clips, the first by name among those that fit the segment.
 
     base, trained  the model before and after the training
-    wav            a folder to write each clip's own codes and the generated ones to, as sound; None writes none
+    wav            a folder to write the sound of each clip's own codes and of the generated ones to; None writes none
 
     Raises DataError where no clip fits the segment.
     """
@@ -52,9 +59,10 @@ def measure(
     clip_codes = {clip: codes_of(data, clip) for clip in clips}
     after = generated_codes(trained, data, clip_codes, device)
     before = generated_codes(base, data, clip_codes, device)
+    versions = {"0_true": clip_codes, "1_before": before, "2_after": after}
+    sounds = decoded(load_codec(trained).to(device), versions)
     if wav is not None:
-        versions = {"0_true": clip_codes, "1_before": before, "2_after": after}
-        write_sounds(wav, load_codec(trained).to(device), data, versions)
+        write_sounds(wav, sounds, data, trained.sample_rate_hz)
     return [
         Recall(
             clip=data.train.names[clip],
@@ -62,6 +70,8 @@ def measure(
             codes=int(trained_cells(clip_codes[clip], data.train.segment_frames).sum()),
             before=equal_codes(before[clip], clip_codes[clip], data.train.segment_frames),
             after=equal_codes(after[clip], clip_codes[clip], data.train.segment_frames),
+            snr_before_db=_or_none(snr_db(sounds["0_true"][clip], sounds["1_before"][clip])),
+            snr_after_db=_or_none(snr_db(sounds["0_true"][clip], sounds["2_after"][clip])),
         )
         for clip in clips
     ]
@@ -109,14 +119,42 @@ def generated_codes(
     return {clip: codes for clip, codes in made.items() if codes is not None}  # nothing stops it: that is all of them
 
 
-def write_sounds(folder: Path, codec: EncodecModel, data: Dataset, versions: dict[str, dict[int, Tensor]]) -> None:
-    """Write each clip's codes in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together.
+def decoded(codec: EncodecModel, versions: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, np.ndarray]]:
+    """The sound of each clip in each version, (samples,) float32.
 
     versions  by name: codes (K, T) by clip
     """
+    return {
+        version: {clip: decode(codec, codes_KT) for clip, codes_KT in codes.items()}
+        for version, codes in versions.items()
+    }
+
+
+def snr_db(true: np.ndarray, made: np.ndarray) -> float:
+    """How much louder a sound is than what another one adds to it, in dB; infinite where they are the same.
+
+    true, made  (samples,) float, equally long
+
+    0 where `made` is silence, about -3 where it is another sound as loud; above 60 the difference is not heard.
+    """
+    signal = float(np.square(true, dtype=np.float64).sum())
+    noise = float(np.square(made.astype(np.float64) - true).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def write_sounds(
+    folder: Path, sounds: Mapping[str, Mapping[int, np.ndarray]], data: Dataset, sample_rate_hz: int
+) -> None:
+    """Write each clip in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together."""
     folder.mkdir(parents=True, exist_ok=True)
-    for version, codes in versions.items():
-        for number, clip in enumerate(codes, start=1):
+    for version, sound_of_clip in sounds.items():
+        for number, (clip, sound) in enumerate(sound_of_clip.items(), start=1):
             stem = Path(data.train.names[clip]).stem
-            path = folder / f"{number:02d}_{stem}_{version}.wav"
-            write_wav(path, decode(codec, codes[clip]), codec.config.sampling_rate)
+            write_wav(folder / f"{number:02d}_{stem}_{version}.wav", sound, sample_rate_hz)
+
+
+def _or_none(ratio_db: float) -> float | None:
+    """None for an infinite ratio, which JSON does not have."""
+    return ratio_db if math.isfinite(ratio_db) else None

@@ -57,7 +57,7 @@ def build_debug_model(
         audio_encoder=codec_config().to_dict(),
         decoder=_decoder_config(width, layers, heads, dropout).to_dict(),
     )
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(SEED)
         model = MusicgenForConditionalGeneration(config)
         set_codebooks(model.audio_encoder)
@@ -139,7 +139,7 @@ def _decoder_config(width: int, layers: int, heads: int, dropout: float) -> Musi
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute with one thread, so that sums have one order.
 
     With several threads the codebooks would differ in their last bits from machine to machine, and with them the

@@ -1,0 +1,40 @@
+"""What scripts/recall.py says of how like two sounds are."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from scripts.recall import table
+from trainer.evaluation.recall import Recall, snr_db
+
+
+def test_signal_to_noise_is_that_of_the_textbook() -> None:
+    random = np.random.default_rng(0)
+    true, other = random.standard_normal((2, 100_000)).astype(np.float32)
+    assert snr_db(true, true) == math.inf
+    assert snr_db(true, np.zeros_like(true)) == 0
+    assert snr_db(true, -true) == pytest.approx(-10 * math.log10(4))
+    # A thousandth of the amplitude is -60 dB; independent sounds add their powers: 1 to 2. Powers of 100,000 values
+    # vary by sqrt(2 / 100,000), which is 0.02 dB; five times that is allowed.
+    assert snr_db(true, true + 1e-3 * other) == pytest.approx(60, abs=0.1)
+    assert snr_db(true, other) == pytest.approx(-10 * math.log10(2), abs=0.1)
+
+
+def test_the_table_counts_the_clips_that_cannot_be_told_from_the_true_ones() -> None:
+    def row(clip: str, after: int, ratio_db: float | None) -> Recall:
+        return Recall(
+            clip=clip, caption="", codes=100, before=1, after=after, snr_before_db=-3.04, snr_after_db=ratio_db
+        )
+
+    rows = [row("a.wav", 100, None), row("b.wav", 99, 31.7), row("c.wav", 99, 60.1)]
+    lines = table(rows).splitlines()
+    assert lines[2].split() == ["a.wav", "100", "1.00%", "100.00%", "-3.0", "the", "same"]
+    assert lines[3].split() == ["b.wav", "100", "1.00%", "99.00%", "-3.0", "31.7"]
+    assert lines[5].split() == ["all", "300", "1.00%", "99.33%"]
+    assert lines[6] == "2 of 3 clips cannot be told from the true ones after the training"
+    assert "Infinity" not in json.dumps([asdict(one) for one in rows])
