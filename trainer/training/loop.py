@@ -72,15 +72,9 @@ def _nobody(step: int) -> None:
 
 
 def train(
-    run: Run,
-    engine: Engine,
-    saver: Saver,
-    tracker: Tracker,
-    stop: StopRequest,
-    start_step: int,
-    sample: Callable[[int], None] = _nobody,
-    judge: Judge | None = None,
-) -> int:
+    run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRequest, start_step: int,
+    sample: Callable[[int], None] = _nobody, judge: Judge | None = None,
+) -> int:  # fmt: skip
     """Train from `start_step` to the end of the order, or until the judge ends the run, or any rank is asked to stop.
 
     sample  makes the sounds of a step, where they are not there yet; called on every rank after the same steps
@@ -91,18 +85,16 @@ def train(
     """
     steps, intervals, judge = run.order.steps, run.intervals, judge or Judge(_standing(run))
     step, stopping, last_save = start_step, False, time.monotonic()
-    meter = _Meter()
-    work = _work(run, engine.ranks.rank, start_step)
-    if judge.keeps(step) and not saver.has(step):  # it lies in the output_dir that this run goes on from
-        _save(run, engine, saver, judge, step)
+    meter, work = _Meter(), _work(run, engine.ranks.rank, start_step)
+    _save_if_kept(run, engine, saver, judge, step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
-        # Sample, before step 1; and after a resume, where what was due then has been cut short.
-        if start_step < steps and not judge.ends_run and _samples_are_due(run, start_step):
-            sample(start_step)
         while step < steps and not stopping and not judge.ends_run:
+            # Sample, once a save is on its way: it may take minutes, in which the run may be killed. After a resume too.
+            if _every(intervals.sample_steps, step):
+                sample(step)
+
             # Step. What this rank asks for travels with the losses; what comes back is the same on every rank.
-            since = time.perf_counter()
-            step_work = next(work)
+            since, step_work = time.perf_counter(), next(work)
             # By rank 0's clock alone, since the clocks of two machines differ.
             save_is_due = engine.ranks.is_first and time.monotonic() - last_save > 60 * intervals.checkpoint_minutes
             requests = (stop.name is not None, save_is_due, saver.busy)
@@ -131,10 +123,6 @@ def train(
                 _save(run, engine, saver, judge, step, run.on_save_step if export_is_due else None)
                 last_save = time.monotonic()
             saver.check()  # a save that has failed ends the run now, and not when the next one is due
-
-            # Sample, once the save is on its way: it may take minutes, in which the run may be killed.
-            if step < steps and not (stopping or judge.ends_run) and _samples_are_due(run, step):
-                sample(step)
     # Stop, at the end or on request, with a checkpoint of the last step.
     if not saver.has(step):
         _save(run, engine, saver, judge, step)
@@ -285,6 +273,12 @@ def _save(
     saver.save(step, engine.state(), replace(run.header, validations=judge.standing), then)
 
 
+def _save_if_kept(run: Run, engine: Engine, saver: Saver, judge: Judge, step: int) -> None:
+    """Save what a run starts from where that is the best step and lies in the output_dir that it goes on from."""
+    if judge.keeps(step) and not saver.has(step):
+        _save(run, engine, saver, judge, step)
+
+
 def _wait_for_save(engine: Engine, saver: Saver) -> None:
     """Return once no rank writes a checkpoint any more.
 
@@ -336,10 +330,6 @@ def _show(bar: tqdm, result: StepResult, rate: float) -> None:
     """Move the progress bar on by a step; the terminal is written no oftener than TQDM_MININTERVAL."""
     bar.set_postfix({"loss": f"{result.loss:.4f}", "lr": f"{rate:.2e}"}, refresh=False)
     bar.update()
-
-
-def _samples_are_due(run: Run, step: int) -> bool:
-    return _every(run.intervals.sample_steps, step)
 
 
 def _every(interval: int | None, step: int) -> bool:
