@@ -89,7 +89,7 @@ def train(
     _save_if_kept(run, engine, saver, judge, step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         while step < steps and not stopping and not judge.ends_run:
-            # Sample, after a resume too. Once the save is on its way: it may take minutes, and the run may be killed then.
+            # Sample, once a save is on its way: sounds may take minutes. After a resume too, where they were cut short.
             if _every(intervals.sample_steps, step):
                 sample(step)
 
