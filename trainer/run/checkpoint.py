@@ -187,12 +187,23 @@ def newest(folder: Path) -> Checkpoint | None:
 class Saver:
     """Writes checkpoints in a thread beside the training loop, at most one at a time; one Saver on each rank."""
 
-    def __init__(self, folder: Path, *, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800.0):
-        """timeout_seconds  how long rank 0 waits for the other ranks' files"""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        timeout_seconds: float = 1800.0,
+        on_complete: Callable[[int, Path], None] = lambda step, folder: None,
+    ):
+        """timeout_seconds  how long rank 0 waits for the other ranks' files
+        on_complete      called with the step and folder of each new checkpoint, on rank 0, in the writing thread
+        """
         self._folder = folder
         self._rank = rank
         self._world_size = world_size
         self._timeout_seconds = timeout_seconds
+        self._on_complete = on_complete
         self._thread: threading.Thread | None = None
         self._step_in_flight: int | None = None
         self._error: BaseException | None = None
@@ -287,6 +298,7 @@ class Saver:
         rename_folder(partial, final)
         flush_folder(self._folder)
         remove_all_but_newest(self._folder, KEPT)
+        self._on_complete(step, final)
 
     def _wait_for_files(self, folder: Path, names: list[str]) -> None:
         """Wait until the other ranks' files are there.

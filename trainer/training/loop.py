@@ -115,15 +115,9 @@ def train(
             if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
                 tracker.log(validate(run, engine, step))
 
-            # Save. Every rank writes its own file, in a thread beside the next steps. While a rank still writes, a
-            # save that the clock asked for is left to a later step, and one that an export needs is waited for.
-            export_is_due = _every(intervals.save_step, step)
-            if export_is_due and saving:
-                _wait_for_save(engine, saver)
-            if export_is_due or (save and not saving):
-                saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
+            # Save. Every rank writes its own file, in a thread beside the next steps.
+            if _save(run, engine, saver, step, is_due=save, saving=saving):
                 last_save = time.monotonic()
-            saver.check()  # a save that has failed ends the run now, and not when the next one is due
 
             # Sample, once the save is on its way: it may take minutes, in which the run may be killed.
             if step < steps and not stopping and _samples_are_due(run, step):
@@ -251,6 +245,22 @@ def _rows_by_micro_batch(run: Run, rank: int, start_step: int) -> Iterator[Seque
             world_size=run.plan.world_size,
             rank=rank,
         )
+
+
+def _save(run: Run, engine: Engine, saver: Saver, step: int, *, is_due: bool, saving: bool) -> bool:
+    """Start a checkpoint where one is due by the clock or by `save_step`; returns whether it was started.
+
+    While a rank still writes (`saving`), one that the clock asked for is left to a later step, and one that an export
+    needs is waited for.
+    """
+    export_is_due = _every(run.intervals.save_step, step)
+    if export_is_due and saving:
+        _wait_for_save(engine, saver)
+    starts = export_is_due or (is_due and not saving)
+    if starts:
+        saver.save(step, engine.state(), run.header, run.on_save_step if export_is_due else None)
+    saver.check()  # a save that has failed ends the run now, and not when the next one is due
+    return starts
 
 
 def _wait_for_save(engine: Engine, saver: Saver) -> None:

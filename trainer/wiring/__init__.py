@@ -10,7 +10,7 @@ from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
 from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
-from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of
+from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of, tell_how_to_listen
 from trainer.wiring.training import (
     crops_in_words,
     ema_in_words,
@@ -46,6 +46,7 @@ __all__ = [
     "sample_prompts_of",
     "sampler_of",
     "shown_on_page",
+    "tell_how_to_listen",
     "treatment",
     "write_step",
 ]
