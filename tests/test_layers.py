@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     *("plan.unused_gpu", "plan.sampling", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
-    *("data.places", "data.table_file", "data.table_scan", "data.split_files"),
+    *("data.sample_prompts", "data.places", "data.table_file", "data.table_scan", "data.split_files"),
     *("data.hub_dataset", "data.hub_parts", "data.stand_ins", "spec.dataset_path"),
     *("data.fingerprint", "data.inventory", "data.garbage_collection"),
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),

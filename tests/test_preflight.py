@@ -37,6 +37,7 @@ def refused(folder: Path, *flags: str, launch: Launch | None = None) -> str:
     ("flags", "launch", "words"),
     [
         ("--validation nowhere", Launch(), "nowhere cannot be opened"),
+        ("--sample_every 5 --sample_prompts no.txt", Launch(), "--sample_prompts no.txt cannot be read"),
         ("--resume nowhere", Launch(), "--resume nowhere: there is no such folder"),
         ("--model_id ./nowhere", Launch(), "--model_id ./nowhere: there is no such folder"),
         ("--strategy single", Launch(world_size=2, local_world_size=2), "is for one process, and 2 were started"),

@@ -13,6 +13,7 @@ from trainer.data.caption_sources import check_texts
 from trainer.data.hub_dataset import HubDataset, folder_of
 from trainer.data.manifest import check_folder
 from trainer.data.prepared import Prepared, is_prepared, open_prepared, read_about
+from trainer.data.sample_prompts import read_prompts
 from trainer.data.split_files import TRAIN
 from trainer.errors import EXIT_RESUME, CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config
@@ -46,7 +47,10 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
 
 def check_folders(config: Config) -> None:
     """Raise DataError where a folder of music is not there. For the first process: other machines need the folders only
-    for what they encode. A name that can be a data set of the hub is looked for there, later."""
+    for what they encode. A name that can be a data set of the hub is looked for there, later. The first process alone
+    reads the file of --sample_prompts too, so that what it cannot be used for is raised here."""
+    if config.sample_prompts is not None:
+        read_prompts(config.sample_prompts)
     paths = [path for path in (config.dataset_path, config.validation_folder) if path is not None]
     for path in paths:
         if not is_hub_id(path):

@@ -239,11 +239,14 @@ def fill_text(
         store.append_all(_text_rows(encoder, by_length, device, batch_size, bar))
 
 
-def open_text(store: Store, captions: Iterable[str]) -> CachedText:
-    """The states of these captions. Raises StorageError where the store lacks some."""
+def open_text(store: Store, captions: Iterable[str], *, alone: bool = False) -> CachedText:
+    """The states of these captions. Raises StorageError where the store lacks some.
+
+    alone  see `text_keys`
+    """
     rows = store.open()
     distinct = sorted(set(captions))
-    found = _rows_of(store, rows, [_text_key(caption) for caption in distinct], "captions")
+    found = _rows_of(store, rows, text_keys(distinct, alone=alone), "captions")
     return CachedText(
         _values=rows.binaries("states"),
         _row_of=dict(zip(distinct, found.tolist(), strict=True)),
@@ -251,9 +254,12 @@ def open_text(store: Store, captions: Iterable[str]) -> CachedText:
     )
 
 
-def text_keys(captions: Iterable[str]) -> list[str]:
-    """The keys under which the store of states has these captions."""
-    return [_text_key(caption) for caption in captions]
+def text_keys(captions: Iterable[str], *, alone: bool = False) -> list[str]:
+    """The keys under which the store of states has these captions.
+
+    alone  those of texts that T5 was given one by one: in a batch, as captions are, the last bits may be others
+    """
+    return [_text_key(caption, b"alone" if alone else b"") for caption in captions]
 
 
 def _check_room_for_codes(
@@ -338,8 +344,8 @@ def _text_rows(
             bar.update(len(batch))
 
 
-def _text_key(caption: str) -> str:
-    return hashlib.blake2b(caption.encode(), digest_size=16).hexdigest()
+def _text_key(caption: str, purpose: bytes = b"") -> str:
+    return hashlib.blake2b(caption.encode(), digest_size=16, person=purpose).hexdigest()
 
 
 def _rows_of(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.ndarray:

@@ -37,7 +37,7 @@ class Prompts:
 
     def first(self, clips: Columns) -> list[str | None]:
         """The text by which each clip is validated; None is no text."""
-        return [self._prompt(first_caption(caption)) for caption in clips["caption"]]
+        return [self.put_into(first_caption(caption)) for caption in clips["caption"]]
 
     def drawn(self, clips: Columns) -> list[tuple[str | None, ...]] | None:
         """The texts among which each clip's is drawn; None where every clip always has its caption."""
@@ -54,9 +54,9 @@ class Prompts:
             )
             for caption, fields in zip(captions, clips["caption_fields"], strict=True)
         ]
-        return [tuple(self._prompt(text) for text in texts) for texts in drawn]
+        return [tuple(self.put_into(text) for text in texts) for texts in drawn]
 
-    def _prompt(self, text: str | None) -> str | None:
+    def put_into(self, text: str | None) -> str | None:
         """The text as the model is given it: with --tune_text 1 the placeholder is in each, or else the trigger."""
         if self.trigger is not None:
             return self.trigger.put_into(text)

@@ -12,6 +12,11 @@ from trainer.spec.trigger import why_no_trigger
 if TYPE_CHECKING:
     from trainer.flags.config import Config
 
+SAMPLE_FLAGS = (
+    *("sample_prompts", "sample_seconds", "sample_guidance", "sample_temperature", "sample_top_k"),
+    "sample_continue",
+)
+
 
 def refuse_contradicting_values(config: Config) -> None:
     """Raise ConfigError for values that cannot be had together, whoever gave them."""
@@ -51,6 +56,11 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
             "or a folder (./2024 for one whose name is a number)."
         )
+    if config.sample_continue is not None and config.sample_continue >= config.sample_seconds:
+        raise ConfigError(
+            f"--sample_continue {config.sample_continue:g} leaves nothing to be made of --sample_seconds "
+            f"{config.sample_seconds:g}, which is the length of all: lower the first or raise the second."
+        )
     _refuse_contradicting_captions(config)
     _refuse_overlapping_folders(config)
 
@@ -62,6 +72,9 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
             f"--cfg_rate {config.cfg_rate:g} has no effect without --use_cfg 1: add it, or remove --cfg_rate."
         )
     _refuse_captions_without_effect(config, typed)
+    for name in SAMPLE_FLAGS:
+        if name in typed and config.sample_every is None:
+            raise ConfigError(f"--{name} has no effect without --sample_every: add it, as in --sample_every 100.")
     for name in ("lora_alpha", "lora_dropout", "lora_targets"):
         if name in typed and config.lora_rank is None:
             raise ConfigError(f"--{name} has no effect without --lora_rank: add it, as in --lora_rank 16.")
