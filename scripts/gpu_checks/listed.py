@@ -13,10 +13,12 @@ SPEED = "tests/gpu/test_speed.py"
 ENCODING = "tests/gpu/test_encoding_speed.py"
 START = "tests/gpu/test_start.py"
 PRECISIONS = "tests/gpu/test_precisions.py"
+SAMPLING = "tests/gpu/test_sampling.py"
 
 RESUMED = f"{BITS}::test_a_resumed_run_goes_on_bit_for_bit"
 MEMORY = f"{CUDA}::test_memory_is_what_the_plan_expects"
 EQUAL = f"{RANKS}::test_ranks_that_share_a_card_give_the_numbers_of_one_process"
+SOUND = f"{SAMPLING}::test_a_sound_takes_what_the_plan_says_and_leaves_nothing"
 LOST = f"{RUNS}::test_a_lost_rank_ends_the_other_in_time_with_a_message"
 TOLD = f"{RUNS}::test_sigterm_to_one_rank_ends_both_with_a_checkpoint_and_another_strategy_goes_on"
 WORLD = f"{WORLDS}::test_a_rank_of_a_large_world_needs_what_the_plan_says"
@@ -57,6 +59,16 @@ def _bf16(strategy: str, way: str) -> Check:
     )
 
 
+def _sound(size: str, strategy: str, gib: float) -> Check:
+    return Check(
+        name=f"sounds: {size} {strategy}",
+        claim="beside a run, the peak of 10 s of sound is at most the plan's, and nothing is left of it",
+        test=f"{SOUND}[{size}-{strategy}]",
+        usual_seconds=90,
+        gib=gib,
+    )
+
+
 def _world(case: str, gib: float, *needs: str) -> Check:
     return Check(
         name=f"one rank: {case}",
@@ -84,6 +96,8 @@ CHECKS: tuple[Check, ...] = (
     _memory("small", "single", 4, "compiled", 14, 40),
     _memory("medium", "single", 8, "selective", 50, 50),
     _memory("large", "single", 4, "selective", 70, 75),
+    _sound("small", "single", 14),
+    _sound("medium", "fsdp", 50),
     _equal("ddp 2 ranks"),
     _equal("zero2 2 ranks", "deepspeed"),
     _equal("fsdp 2 ranks"),

@@ -35,11 +35,13 @@ WIDTH, LAYERS = 256, 4
 def generate(model: LanguageModel, samples: Samples) -> None:
     """Each step of a sound with guidance, on the keys and values of those before, kept as transformers keeps them."""
     cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
-    text_BSD = model.enc_to_dec_proj(torch.randn(2, TEXT_TOKENS, model.enc_to_dec_proj.in_features))
+    projection = model.enc_to_dec_proj
+    device = projection.weight.device
+    text_BSD = projection(torch.randn(2, TEXT_TOKENS, projection.in_features, device=device))
     at_once = [samples.continued_frames] if samples.continued_frames else []
     for steps in at_once + [1] * samples.sound_frames:
         hidden_BTD = model.decoder.model(
-            input_ids=torch.zeros(2 * 4, steps, dtype=torch.int64),
+            input_ids=torch.zeros(2 * model.decoder.num_codebooks, steps, dtype=torch.int64, device=device),
             encoder_hidden_states=text_BSD,
             past_key_values=cache,
             use_cache=True,

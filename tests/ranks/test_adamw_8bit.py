@@ -92,7 +92,7 @@ def test_saved_moments_are_those_that_bitsandbytes_reads_out_of_its_codes() -> N
     optimizer.step()
     state = optimizer.state[weight]
     assert state["step"] == 4 and state["state1"].dtype == torch.uint8
-    found = adamw_8bit.moments(state)
+    found = adamw_8bit.Moments(state)
     for number, kind in enumerate(MOMENTS, start=1):
         codes, scale, table = state[f"state{number}"], state[f"absmax{number}"], state[f"qmap{number}"]
         expected = bitsandbytes.functional.dequantize_blockwise(codes, absmax=scale, code=table, blocksize=256)

@@ -1,4 +1,4 @@
-"""Between steps a rank holds what the plan says, inside Engine.sampling_model the copy besides, and after it no more."""
+"""Between steps a rank holds what the plan says, inside Engine.sampling_model the copy besides, after it no more."""
 
 from __future__ import annotations
 

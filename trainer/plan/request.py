@@ -14,6 +14,7 @@ from trainer.spec.shapes import FRAME_RATE_HZ, segment_frames
 # What each value of --gradient_checkpointing asks for.
 CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
 LAUNCHER = "the accelerate configuration"
+TEN_SECONDS = Samples(sound_frames=10 * FRAME_RATE_HZ)  # as the flags have it by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Request:
     """
 
     workload: Workload
-    samples: Samples = Samples(sound_frames=10 * FRAME_RATE_HZ)
+    samples: Samples = TEN_SECONDS
     strategy: Literal["auto"] | Strategy = "auto"
     strategy_named_by: str = "--strategy"
     offload_optimizer: bool = False

@@ -11,8 +11,8 @@ from trainer.spec.shapes import FRAME_RATE_HZ, Shape
 from trainer.spec.trainable import Counts
 
 TEXT_TOKENS = 128  # of a prompt; few captions have more
-# What one layer works with, for each step of a prefix that is read at once, where it needs most: three float32 values of
-# the residual stream's width, a cast, and its feed-forward part before and after GELU.
+# What one layer works with at its most, for each step of a prefix that is read at once: three float32 values of the
+# residual stream's width, a cast, and its feed-forward part before and after GELU.
 PREFIX_RESIDUALS, PREFIX_VALUES, PREFIX_FFN_VALUES = 3, 1, 2
 # What EnCodec's last layers hold while they decode, in float32 values for each sample of the sound: so many times the
 # channels of its first convolution, and so many more. PyTorch recorded 205 values with 64 channels and 44 with 8 on a

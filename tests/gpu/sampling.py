@@ -1,0 +1,70 @@
+"""What a process does on a GPU: train two steps of a published size with a sound in between, and measure it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.cases import work_of
+from trainer.plan.layout import Samples
+from trainer.plan.memory import expected_bytes
+from trainer.wiring import engine_settings
+
+SAMPLES = Samples(sound_frames=500)
+
+
+def measure(size: str, strategy: str) -> dict[str, Any]:
+    """Bytes at the peak of a sound, as planned, and before and after; whether the copy had the run's weights."""
+    import numpy as np
+    import torch
+    from benchmarks.random_models import random_model, random_source
+
+    from tests.plan.test_sampling import generate
+    from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
+    from trainer.flags.config import Config
+    from trainer.plan.launcher import Launch
+
+    work = work_of(size, strategy, 1, "eager")
+    silent = work.plan(gpu_memory_bytes=find_cluster(Launch()).gpu_memory_bytes)
+    layout = replace(silent.layout, workload=replace(silent.layout.workload, samples=SAMPLES))
+    plan = replace(silent, layout=layout, memory=expected_bytes(work.shape, layout))
+    config, source = Config(dataset_path="unused"), random_source(work.model)
+    with Ranks(timeout_seconds=600) as ranks:
+        accelerator = build_accelerator(plan, engine_settings(config), Path("."))
+        engine = Engine(accelerator, ranks, source, plan, engine_settings(config))
+        batch = work.batch().to(engine.device)
+        cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
+
+        def step(number: int) -> float:
+            return engine.step([batch] * work.accumulation, cells, step=number, learning_rate=1e-4).loss
+
+        step(0)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with engine.sampling_model() as model:
+            generate(model, SAMPLES)
+            codec = random_model("debug").audio_encoder.eval().to(engine.device)  # of the published size
+            codes = torch.zeros(1, 1, work.shape.codebooks, SAMPLES.sound_frames, dtype=torch.int64)
+            codec.decode(codes.to(engine.device), [None])
+            held = dict(model.named_parameters())
+            equal = all(
+                torch.equal(held[shard.name].view(-1), shard.weight.to(held[shard.name].dtype))
+                for shard in engine.shards()
+            )
+            del codec, held
+        peak, after = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        loss = step(1)
+    return {
+        "peak_bytes": peak,
+        "expected_bytes": plan.memory.samples,
+        "left_bytes": after - before,
+        "equal": equal,
+        "loss": loss,
+    }
+
+
+if __name__ == "__main__":
+    print("MEASURED " + json.dumps(measure(*sys.argv[1:3])))
