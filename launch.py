@@ -294,7 +294,10 @@ def train(
     if ranks.is_first:
         wiring.mend(judge, folder)
     start_step = 0 if checkpoint is None else checkpoint.step
-    saver = Saver(folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size, best=folder.best)
+    told = wiring.tell_how_to_listen(config, run.plan)
+    saver = Saver(
+        folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size, best=folder.best, on_complete=told
+    )
     trackers = start_trackers(accelerator, settings, folder, config.to_dict())
     tracker = Tracker(folder.metrics if ranks.is_first else None, start_step=start_step, external=trackers)
     with StopRequest() as stop:

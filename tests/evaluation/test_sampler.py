@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 import soundfile
 import torch
 
+from tests.plans import plan_for
+from tests.synthetic import HEADER
+from trainer import wiring
 from trainer.data.peers import Alone
 from trainer.data.sample_prompts import SamplePrompt
 from trainer.data.text_states import text_states
@@ -20,7 +24,9 @@ from trainer.evaluation import sampler, samples
 from trainer.evaluation.generation import Sampling, generate, load_for_generation, write_wav
 from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
 from trainer.evaluation.samples import StepSamples
+from trainer.flags.config import Config
 from trainer.model.source import load_codec, open_model
+from trainer.run.checkpoint import FlatSlice, Saver
 
 FRAMES = 12
 SOURCE = open_model("debug")
@@ -198,3 +204,24 @@ def test_random_numbers_are_drawn_by_the_training_as_without(tmp_path):
     sampler_into(tmp_path)(1)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+def saved_under(folder: Path, plan: Any, **flags: Any) -> None:
+    """A checkpoint of a run with this plan."""
+    told = wiring.tell_how_to_listen(Config(dataset_path="unused", **flags), plan)
+    saver = Saver(folder, on_complete=told)
+    saver.save(3, {"weight/a": FlatSlice(shape=(1,), start=0, values=torch.zeros(1))}, HEADER)
+    saver.wait()
+
+
+def test_where_samples_would_not_fit_each_checkpoint_comes_with_the_command_that_plays_it(tmp_path, capsys):
+    fits = plan_for()
+    too_small = replace(fits, gpu_memory_bytes=10, sampling_bytes=11)
+    saved_under(tmp_path / "a", too_small, trigger="in my-style")
+    line = capsys.readouterr().out
+    folder = tmp_path / "a/step-00000003"
+    assert line.startswith("checkpoint of step 3;") and f"scripts/generate.py --model {folder} --prompt" in line
+    assert "in my-style" in line and folder.is_dir()
+    saved_under(tmp_path / "b", fits)
+    saved_under(tmp_path / "c", too_small, sample_every=5)
+    assert capsys.readouterr().out == ""

@@ -130,12 +130,27 @@ def slow_from_step_2() -> None:
         def asks() -> bool:
             if steps_reported_here() >= EVERY:
                 Path(f"rank-{os.environ['RANK']}-plays").touch()
-                time.sleep(0.05)
+                time.sleep(0.1)
             return should_stop()
 
         return generate_codes(model, text, should_stop=asks, **named)
 
     sampler.generate_codes = slowly
+
+
+def slow_until_the_clock_strikes() -> None:
+    """The same, and --max_minutes is over once this rank makes sounds."""
+    slow_from_step_2()
+    from trainer.evaluation import sampler
+
+    generate_codes = sampler.generate_codes
+
+    def struck(*arguments, **named):
+        if steps_reported_here() >= EVERY:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return generate_codes(*arguments, **named)
+
+    sampler.generate_codes = struck
 
 
 def steps_reported_here() -> int:
@@ -147,7 +162,7 @@ def playing(folder: Path) -> int:
     return len(list(folder.glob("rank-*-plays")))
 
 
-LONG = ("--sample_every", str(EVERY), "--sample_seconds", "60")
+LONG = ("--sample_every", str(EVERY), "--sample_seconds", "20")
 
 
 @pytest.mark.full
@@ -183,11 +198,12 @@ def test_a_kill_while_sounds_are_made_loses_none_and_no_step_of_a_checkpoint(str
 )
 def test_a_stop_while_sounds_are_made_ends_all_ranks_with_a_checkpoint(prompts, told, tmp_path):
     flags = (*RUN, *LONG, "--sample_prompts", prompts, "--strategy", "fsdp")
-    running = start(tmp_path, *flags, *(() if told else ("--max_minutes", "0.7")), change=slow_from_step_2)
+    change = slow_from_step_2 if told else slow_until_the_clock_strikes
+    running = start(tmp_path, *flags, *(() if told else ("--max_minutes", "60")), change=change)
     wait_until(running, lambda: playing(tmp_path) == min(2, len(prompts.split("|"))), 120)
     for rank, number in told:
         send(running, rank, number)
-    for code, output in ends(running, tmp_path, 45):  # a sound alone takes 150 s
+    for code, output in ends(running, tmp_path, 45):  # a sound alone takes 100 s
         assert code == EXIT_RESUME and "Traceback" not in output and "warning" not in output, output
     assert samples.finished_steps(tmp_path / "models/samples") == [0]
     assert not list((tmp_path / f"models/samples/step-{EVERY:08d}").iterdir())

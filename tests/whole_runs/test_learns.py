@@ -22,10 +22,11 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 from scripts import recall
 from tests.runs import few_clips
 from trainer.data import dataset, manifest
-from trainer.evaluation.generation import Sampling, generate
+from trainer.evaluation.generation import Sampling, generate_codes, text_states
 from trainer.evaluation.recall import codes_of, snr_db
 from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.flags.config import config_from_dict
+from trainer.model.language_model import LanguageModel
 from trainer.model.source import DECODER, PROJECTION, open_model
 from trainer.wiring import data_settings
 
@@ -84,8 +85,12 @@ def played_back(run: Path, captions: Sequence[str], frames: int) -> dict[str, Te
     """What transformers' own loading of the export generates greedily for each caption."""
     model = MusicgenForConditionalGeneration.from_pretrained(run / "huggingface").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "huggingface")
-    sampling = Sampling(greedy=True, guidance=1.0)
-    return {text: generate(model, tokenizer, text, frames=frames, sampling=sampling).codes_KT for text in captions}
+    language_model = LanguageModel(model.decoder, model.enc_to_dec_proj).eval()
+    sampling, played = Sampling(greedy=True, guidance=1.0), {}
+    for text in captions:
+        states = text_states(model.text_encoder, tokenizer, text)
+        played[text] = generate_codes(language_model, states, frames=frames, sampling=sampling)
+    return played
 
 
 def test_four_clips_are_played_back_from_their_captions_without_one_wrong_code(tmp_path: Path) -> None:

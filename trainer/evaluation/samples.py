@@ -145,7 +145,7 @@ def move_later(samples: Path, step: int) -> list[int]:
     A run that goes on from `step` makes them anew. One that starts anew gives -1: it knows nothing of the weights that
     an earlier one began with. A kill in between leaves the rest for the next call. Raises OSError.
     """
-    names = names_in(samples)
+    names = names_in(samples) if samples.is_dir() else []
     later = [found for found in _steps(names) if found > step]
     if not later:
         return []

@@ -212,16 +212,19 @@ class Saver:
         world_size: int = 1,
         timeout_seconds: float = 1800.0,
         best: Path | None = None,
+        on_complete: Callable[[int, Path], None] = lambda step, folder: None,
     ):
         """
         timeout_seconds  how long rank 0 waits for the other ranks' files
         best             the file that names the best checkpoint; None where nobody reads it
+        on_complete      called with the step and folder of each new checkpoint, on rank 0, in the writing thread
         """
         self._folder = folder
         self._best = best
         self._rank = rank
         self._world_size = world_size
         self._timeout_seconds = timeout_seconds
+        self._on_complete = on_complete
         self._thread: threading.Thread | None = None
         self._step_in_flight: int | None = None
         self._error: BaseException | None = None
@@ -321,6 +324,7 @@ class Saver:
         rename_folder(partial, final)
         flush_folder(self._folder)
         self._name_and_rotate(step, run.validations)
+        self._on_complete(step, final)
 
     def _name_and_rotate(self, step: int, validations: Standing | None) -> None:
         """Name the checkpoint of this step if it is the best, and remove those that are neither new nor the best.

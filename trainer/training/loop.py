@@ -113,16 +113,9 @@ def train(
             if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
                 tracker.log(_judged(judge, validate(run, engine, step)))
 
-            # Save. Every rank writes its own file, in a thread beside the next steps. While a rank still writes, a
-            # save that the clock asked for is left to a later step, and one of this very step is waited for: one that
-            # an export needs, or that of the best validation so far.
-            export_is_due = _every(intervals.save_step, step)
-            if export_is_due or judge.keeps(step) or (save and not saving):
-                if saving:
-                    _wait_for_save(engine, saver)
-                _save(run, engine, saver, judge, step, run.on_save_step if export_is_due else None)
+            # Save. Every rank writes its own file, in a thread beside the next steps.
+            if _save_where_due(run, engine, saver, judge, step, by_clock=save, saving=saving):
                 last_save = time.monotonic()
-            saver.check()  # a save that has failed ends the run now, and not when the next one is due
     # Stop, at the end or on request, with a checkpoint of the last step.
     if not saver.has(step):
         _save(run, engine, saver, judge, step)
@@ -271,6 +264,24 @@ def _save(
 ) -> None:
     """Save the state after `step` steps, with what the validations have shown so far."""
     saver.save(step, engine.state(), replace(run.header, validations=judge.standing), then)
+
+
+def _save_where_due(
+    run: Run, engine: Engine, saver: Saver, judge: Judge, step: int, *, by_clock: bool, saving: bool
+) -> bool:
+    """Start a checkpoint where one is due; returns whether it was started.
+
+    While a rank still writes (`saving`), one that the clock asked for is left to a later step, and one of this very
+    step is waited for: one that an export needs, or that of the best validation so far.
+    """
+    export_is_due = _every(run.intervals.save_step, step)
+    starts = export_is_due or judge.keeps(step) or (by_clock and not saving)
+    if starts:
+        if saving:
+            _wait_for_save(engine, saver)
+        _save(run, engine, saver, judge, step, run.on_save_step if export_is_due else None)
+    saver.check()  # a save that has failed ends the run now, and not when the next one is due
+    return starts
 
 
 def _save_if_kept(run: Run, engine: Engine, saver: Saver, judge: Judge, step: int) -> None:

@@ -12,7 +12,7 @@ from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
 from trainer.wiring.run_report import record_start, reporter_of
-from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of
+from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of, tell_how_to_listen
 from trainer.wiring.training import (
     crops_in_words,
     ema_in_words,
@@ -56,6 +56,7 @@ __all__ = [
     "sampler_of",
     "shown_on_page",
     "step_to_export",
+    "tell_how_to_listen",
     "treatment",
     "write_step",
 ]

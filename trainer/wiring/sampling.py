@@ -19,6 +19,7 @@ from trainer.model.language_model import LanguageModel
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import load_codec
 from trainer.run.metrics import Sound
+from trainer.spec.trigger import in_a_shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trainer.engine import Engine, Ranks
     from trainer.flags.config import Config
     from trainer.model.source import Source
+    from trainer.plan.plan import Plan
     from trainer.run.checkpoint import Checkpoint
     from trainer.run.metrics import Tracker
     from trainer.run.output_dir import OutputDir
@@ -100,6 +102,22 @@ def sampler_of(
         stopping=lambda: stop.name is not None,
         on_finished=partial(_track, tracker, folder.samples),
     )
+
+
+def tell_how_to_listen(config: Config, plan: Plan) -> Callable[[int, Path], None]:
+    """Says of each checkpoint how to hear it, where the plan has no room for samples and none were asked for."""
+
+    def tell(step: int, checkpoint: Path) -> None:
+        print(
+            f"checkpoint of step {step}; to hear it: python scripts/generate.py --model {checkpoint}"
+            f" --prompt {example} --seconds {config.sample_seconds:g}"
+        )
+
+    trigger = config.caption_trigger
+    example = in_a_shell("..." if trigger is None else trigger.put_into("..."))
+    # What a word learns is in no file that generate.py reads before the run's end or --save_step.
+    silent = config.sample_every is not None or plan.samples_fit or config.tune_text
+    return (lambda step, checkpoint: None) if silent else tell
 
 
 def _text_states(prompts: SamplePrompts, model: LanguageModel, prompt: SamplePrompt) -> Tensor | None:
