@@ -158,10 +158,13 @@ def test_the_demo_plays_the_examples_back_so_that_they_are_heard(demo: Path, see
         )
         assert snr_db(true, base) < 3 and row["snr_before_db"] < 3
         heard += snr_db(true, made) > 60
+        # What is called true is the clip. Files are turned down where their peak passes 1, and hold 16 bits, whose
+        # rounding lies at -101 dB; the quietest clip is at -40 dB.
         clip, rate = soundfile.read(ROOT / "examples" / row["clip"], always_2d=True)
-        clip = soxr.resample(clip.mean(axis=1), rate, 32_000)[: len(true)]
-        assert snr_db(clip, true) > 60  # what is called true is the clip, and no more than 640 samples shorter
-        assert len(clip) == len(true)
+        clip = soxr.resample(clip.mean(axis=1), rate, 32_000)
+        assert 0 <= len(clip) - len(true) < 640
+        clip = clip[: len(true)] / max(abs(clip[: len(true)]).max(), 1)
+        assert snr_db(clip, true) > 55
     assert heard >= 9
 
 
