@@ -88,8 +88,7 @@ def train(
     """
     steps, intervals = run.order.steps, run.intervals
     step, stopping, last_save = start_step, False, time.monotonic()
-    meter = _Meter()
-    work = _work(run, engine.ranks.rank, start_step)
+    meter, work = _Meter(), _work(run, engine.ranks.rank, start_step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         # Sample, before step 1; and after a resume, where what was due then has been cut short.
         if start_step < steps and _samples_are_due(run, start_step):
