@@ -59,7 +59,7 @@ def judged_steps(strategy: str, folder: str, stop_after: int | None = None) -> t
         saver = Saver(output.checkpoints, rank=ranks.rank, world_size=world_size, best=output.best)
         stop: Any = Stop(stop_after, start)
         noted: Any = Noted(stop)
-        step = train(run, engine, saver, noted, stop, start, judge)
+        step = train(run, engine, saver, noted, stop, start, judge=judge)
         ranks.wait("all saved")
         assert judge.standing is not None
         there = [path.name for path in complete_checkpoints(output.checkpoints)]

@@ -126,7 +126,7 @@ def trained(
     if checkpoint is not None:
         engine.load(checkpoint)
     wiring.mend(judge, folder)
-    done = loop.train(run, engine, saver, Noted(stop), stop, start, judge)  # type: ignore[arg-type]
+    done = loop.train(run, engine, saver, Noted(stop), stop, start, judge=judge)  # type: ignore[arg-type]
     return done, judge, saver.steps
 
 
