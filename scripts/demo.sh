@@ -18,7 +18,9 @@ sounds=$folder/sounds
 training=(--dataset examples --model_id "$model" --code_views 1
     --epochs 150 --batch_size 2 --grad_acc 1 --lr 1.5e-3 --seed "$seed"
     --cache_dir "$folder/cache" --output_dir "$run")
-# HEARD WHILE IT TRAINS: the flags of --sample_every are added to `training` here.
+# Each caption is played before the training, in the middle of it and at its end, by the likeliest codes alone, for 4 s:
+# the shortest clip is as long.
+training+=(--sample_every 375 --sample_prompts captions --sample_seconds 4 --sample_guidance 1 --sample_top_k 1)
 
 # One thread: for so small a model several mostly wait for each other, the more so on a busy machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
@@ -46,11 +48,11 @@ echo
 echo "== How well the model plays each clip back from its caption, before and after the training"
 "$python" scripts/recall.py --run "$run" --wav "$sounds"
 
-# THE PAGE OF THE RUN: report.html is named here.
 cat <<EOF
 
-Listen to $sounds/
-  each clip three times: 0_true (the clip), 1_before and 2_after (what the model makes of its caption, before and after)
+Open $run/report.html in a browser and listen: each caption before and after the training, the clip itself beside
+them, and how the loss fell. The same as .wav files, and each clip to its end, in $sounds/:
+  0_true (the clip), 1_before and 2_after (what the model makes of its caption)
 
 What this shows: reading, captioning, encoding, training, checkpoints and export work together on this machine,
 and the exported model has learned which music belongs to which caption, so that one hears it.

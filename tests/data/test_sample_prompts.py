@@ -20,6 +20,7 @@ from trainer.data.sample_prompts import (
     MOST_PROMPTS,
     UNKNOWN,
     SamplePrompt,
+    all_captions,
     chosen,
     clip_to_continue,
     read_prompts,
@@ -39,9 +40,22 @@ CAPTIONS = ["rock", "jazz", "rock", "techno", None, "folk"]
 
 
 def test_given_prompts_are_played_as_they_are_and_equal_ones_with_seeds_of_their_own() -> None:
-    prompts = chosen(["rock", "jazz", "rock", "rock"], CAPTIONS, NAMES, 7)
-    assert [(one.text, one.seed) for one in prompts] == [("rock", 7), ("jazz", 7), ("rock", 8), ("rock", 9)]
-    assert {one.origin for one in prompts} == {"given"} and {one.clip for one in prompts} == {None}
+    prompts = chosen(["rock", "polka", "rock", "rock"], CAPTIONS, NAMES, 7)
+    assert [(one.text, one.seed) for one in prompts] == [("rock", 7), ("polka", 7), ("rock", 8), ("rock", 9)]
+    assert (prompts[1].origin, prompts[1].clip) == ("given", None)
+
+
+def test_a_given_prompt_that_is_a_caption_names_the_first_clip_that_has_it() -> None:
+    prompts = chosen(["techno", "rock", "tech"], CAPTIONS, NAMES, 0)
+    assert [(one.origin, one.clip) for one in prompts] == [("caption", "d.wav"), ("caption", "a.wav"), ("given", None)]
+
+
+def test_all_captions_are_each_text_once_in_the_order_of_the_clips_and_not_too_many() -> None:
+    assert all_captions(CAPTIONS) == ["rock", "jazz", "techno", "folk"]
+    with pytest.raises(ConfigError, match="no clip has a caption"):
+        all_captions([None, "", " "])
+    with pytest.raises(ConfigError, match=f"101 prompts.*{MOST_PROMPTS} at most"):
+        all_captions([str(number) for number in range(101)])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -139,7 +153,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(folder: Path, given: str | None = None, continued: float | None = None, **flags: Any) -> SamplePrompts:
     settings = settings_of(folder, **flags)
     data = dataset.prepare(settings, source(), CPU)
-    return prepare_prompts(settings, source(), CPU, data, given=given, continue_seconds=continued)
+    return prepare_prompts(settings, source(), CPU, data, given=given, continue_seconds=continued, frames=100)
 
 
 @pytest.mark.numbers
@@ -147,7 +161,7 @@ def test_states_are_those_of_a_prompt_that_is_encoded_alone_and_captions_keep_th
     settings = settings_of(music)
     data = dataset.prepare(settings, source(), CPU)
     before = {text: data.train.text.states(text) for text in data.train.all_texts()}
-    prompts = prepare_prompts(settings, source(), CPU, data, given=None, continue_seconds=None)
+    prompts = prepare_prompts(settings, source(), CPU, data, given=None, continue_seconds=None, frames=100)
     encoder, tokenizer = load_text_encoder(source()), source().load_tokenizer()
     for prompt in prompts.prompts:
         states = prompts.states(prompt)
@@ -155,6 +169,18 @@ def test_states_are_those_of_a_prompt_that_is_encoded_alone_and_captions_keep_th
         assert torch.equal(states, text_states(encoder, tokenizer, prompt.text))
     after = dataset.prepare(settings, source(), CPU).train.text
     assert all(np.array_equal(after.states(text), states) for text, states in before.items())
+
+
+def test_a_prompt_that_is_a_caption_brings_the_codes_of_its_clip_as_far_as_the_sound_goes(music: Path) -> None:
+    settings = settings_of(music)
+    data = dataset.prepare(settings, source(), CPU)
+    found = prepare_prompts(settings, source(), CPU, data, given="captions", continue_seconds=None, frames=40)
+    assert [one.text for one in found.prompts] == list(data.train.captions)
+    for clip, prompt in enumerate(found.prompts):
+        length = int(data.train.codes.frames[clip, 0])
+        whole = torch.from_numpy(data.train.codes.crop(clip, 0, 0, length).astype("int64"))
+        assert prompt.clip_KT is not None and torch.equal(prompt.clip_KT, whole[:, :40])
+    assert {one.clip_KT.shape[1] for one in found.prompts if one.clip_KT is not None} == {30, 40}
 
 
 def test_captions_that_were_played_are_no_captions_to_the_cache(music: Path, tmp_path: Path) -> None:
@@ -217,7 +243,7 @@ def test_each_rank_gets_the_same_prompts_and_only_the_first_reads_the_file_and_l
     monkeypatch.setattr(prompt_states, "read_prompts", lambda text: read.append(text) or read_prompts(text))
     first, second = on_each_rank(
         lambda rank, peers: prepare_prompts(
-            settings, source(), CPU, data, given=str(file), continue_seconds=0.4, peers=peers
+            settings, source(), CPU, data, given=str(file), continue_seconds=0.4, frames=100, peers=peers
         ),
         2,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
+from trainer.errors import ModelError
 from trainer.evaluation.generation import Sampling, WholeModel, generate_codes, load_for_generation, text_states
 from trainer.model.delay_pattern import inputs_and_labels
 from trainer.model.source import open_model
@@ -261,3 +262,12 @@ def test_text_states_are_those_of_t5_alone_and_no_text_has_none(model: WholeMode
         states = states_of(model)
     assert states is not None and torch.equal(states, expected)
     assert states_of(model, "") is None and states_of(model, " \t") is None
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_with_a_name(model: WholeModel, broken: float, greedy: bool) -> None:
+    damaged = copy.deepcopy(model.language_model)
+    damaged.decoder.lm_heads[2].weight[5] = broken
+    with pytest.raises(ModelError, match="logits are NaN or infinite"):
+        generate_codes(damaged, None, frames=FRAMES, sampling=Sampling(greedy=greedy))

@@ -21,7 +21,7 @@ from trainer.data.sample_prompts import SamplePrompt
 from trainer.data.text_states import text_states
 from trainer.errors import MemoryShortError, ModelError
 from trainer.evaluation import sampler, samples
-from trainer.evaluation.generation import Sampling, generate, load_for_generation, write_wav
+from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation, write_wav
 from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
 from trainer.evaluation.samples import StepSamples
 from trainer.flags.config import Config
@@ -94,6 +94,23 @@ def test_each_sound_is_the_one_that_generate_writes_and_the_list_says_how_to_mak
         assert sample.seconds == len(found) / 32000
     assert [sample.continued_seconds for sample in listed.samples] == [0, 0, 0.1]
     assert f"samples of step 120: {tmp_path / 'step-00000120'} (3 sounds" in capsys.readouterr().out
+
+
+def test_the_clip_of_a_prompt_is_heard_beside_its_sounds_and_written_once(tmp_path):
+    clip_KT = torch.arange(32).reshape(4, 8)
+    prompts = tuple(replace(prompt, clip_KT=None if prompt.clip is None else clip_KT) for prompt in PROMPTS)
+    made = sampler_into(tmp_path)
+    made._settings = replace(made._settings, prompts=prompts)
+    made(1)
+    [first, none, other] = [sample.clip_file for sample in samples.read(tmp_path, 1).samples]
+    assert none is None and first != other and files(tmp_path)[:2] == sorted(f"clips/{name}" for name in (first, other))
+    write_wav(tmp_path / "expected.wav", decode(WHOLE.codec, clip_KT), 32000)
+    found = soundfile.read(tmp_path / "clips" / first, dtype="int16")[0]
+    assert len(found) == 8 * 640 and np.array_equal(found, soundfile.read(tmp_path / "expected.wav", dtype="int16")[0])
+    before = (tmp_path / "clips" / first).stat().st_mtime_ns
+    made(2)
+    assert (tmp_path / "clips" / first).stat().st_mtime_ns == before
+    assert [sample.clip_file for sample in samples.read(tmp_path, 2).samples] == [first, None, other]
 
 
 def test_a_finished_step_is_made_once_and_one_that_was_cut_short_again(tmp_path):

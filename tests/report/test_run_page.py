@@ -261,3 +261,19 @@ def test_a_page_of_200_sounds_and_100_000_steps_has_less_than_10_megabytes(tmp_p
     assert len(page.text.encode()) < 10e6 and all(
         len(series["x"]) <= 2_000 for chart in page.data["charts"] for series in chart["series"]
     )
+
+
+def test_the_clip_itself_stands_beside_the_sounds_of_its_caption(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    clip = next(run.glob("samples/step-*/*.flac")).read_bytes()
+    (run / "samples/clips").mkdir()
+    (run / "samples/clips/song.flac").write_bytes(clip)
+    for listed in run.glob("samples/step-*/samples.json"):
+        values = json.loads(listed.read_text())
+        values["samples"][0] |= {"clip": "song.wav", "origin": "caption", "clip_file": "song.flac"}
+        values["samples"][1]["clip_file"] = "../step-00000000/01_sound.flac"  # leads elsewhere: it is none of ours
+        listed.write_text(json.dumps(values))
+    before = len(inside(page_of(made_run(tmp_path / "without"))))
+    page = page_of(run)
+    assert page.text.index("base model") < page.text.index("the clip itself") < page.text.index("step 20")
+    assert len(inside(page)) == before + 1

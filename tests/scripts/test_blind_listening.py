@@ -42,10 +42,9 @@ def test_without_a_seed_each_page_is_another_one(run: Path) -> None:
 @pytest.mark.parametrize(
     "flags,said,code",
     [
-        ([], "give --blind", EXIT_USAGE),
-        (["models"], "give --blind", EXIT_USAGE),
+        ([], "give the output_dir of a run", EXIT_USAGE),
         (["--blind"], "needs the output_dir of a run", EXIT_USAGE),
-        (["models", "--rating"], "give --blind", EXIT_USAGE),
+        (["models", "--rating"], "--rating has no effect without --blind", EXIT_USAGE),
         (["--score", "x.json", "--steps", "0"], "--steps has no effect without --blind", EXIT_USAGE),
         (["models", "--score", "x.json"], "leave out runs", EXIT_USAGE),
         (["models", "--blind", "--score", "x.json"], "leave out runs", EXIT_USAGE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,14 @@ from trainer.data.batches import Text
 from trainer.data.codec_windows import reproducible
 from trainer.data.dataset import Dataset, DataSettings
 from trainer.data.peers import Alone, Peers
-from trainer.data.sample_prompts import SamplePrompt, chosen, clip_to_continue, read_prompts
+from trainer.data.sample_prompts import (
+    ALL_CAPTIONS,
+    SamplePrompt,
+    all_captions,
+    chosen,
+    clip_to_continue,
+    read_prompts,
+)
 from trainer.data.text_states import text_states
 from trainer.errors import ConfigError
 from trainer.model.new_word import TokenIds, extended_tokenizer
@@ -59,6 +66,7 @@ def prepare_prompts(
     *,
     given: str | None,
     continue_seconds: float | None,
+    frames: int,
     peers: Peers | None = None,
 ) -> SamplePrompts:
     """Choose the prompts of a run, and have T5's states of each in the cache. Every rank calls it, after `prepare`.
@@ -66,6 +74,7 @@ def prepare_prompts(
     data              what `prepare` made of the same settings
     given             the value of --sample_prompts, whose file the first process alone reads; None for none
     continue_seconds  that of --sample_continue
+    frames            of the codec, of each sound; of a clip that is heard beside one, at most as many
 
     T5 is loaded by the first process alone, and only where a prompt is new to the cache. Raises ConfigError where no
     clip is long enough to be continued, StorageError where the cache cannot be written, and what `read_prompts` raises.
@@ -73,13 +82,13 @@ def prepare_prompts(
     peers = peers or Alone()
     own = read_prompts(given) if given is not None and peers.rank == 0 else None
     peers.wait("sample prompts")
-    texts = peers.gather(own)[0]
-    put_into = settings.prompts.put_into
+    texts = peers.gather(own)[0] if given != ALL_CAPTIONS else all_captions(data.train.captions)
     one_more = None
     if continue_seconds is not None:
         one_more = _continuation(data, continue_seconds, source.frame_rate_hz, settings.seed)
     put_into, train = settings.prompts.put_into, data.train
     prompts = chosen(texts, train.captions, train.names, settings.seed, put_into=put_into, continuation=one_more)
+    prompts = [_with_clip(prompt, data, frames) for prompt in prompts]
     distinct = sorted({prompt.text for prompt in prompts if prompt.text.strip()})
     if settings.placeholder is not None:
         ids = TokenIds(extended_tokenizer(source.load_tokenizer(), settings.placeholder), distinct)
@@ -105,6 +114,15 @@ def _continuation(data: Dataset, seconds: float, frame_rate_hz: float, seed: int
     prefix_KT = torch.from_numpy(train.codes.crop(clip, 0, 0, frames).astype("int64"))
     text = train.captions[clip] or ""
     return SamplePrompt(text=text, seed=seed, origin="continuation", clip=train.names[clip], prefix_KT=prefix_KT)
+
+
+def _with_clip(prompt: SamplePrompt, data: Dataset, frames: int) -> SamplePrompt:
+    """The prompt with the cached codes of its clip's beginning."""
+    if prompt.clip is None:
+        return prompt
+    clip, codes = data.train.names.index(prompt.clip), data.train.codes
+    beginning = codes.crop(clip, 0, 0, min(frames, int(codes.frames[clip, 0])))
+    return replace(prompt, clip_KT=torch.from_numpy(beginning.astype("int64")))
 
 
 def _fill(store: cache.Store, source: Source, texts: Sequence[str], device: torch.device) -> None:

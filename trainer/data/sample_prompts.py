@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Origin = Literal["caption", "unknown", "given", "continuation"]
+ALL_CAPTIONS = "captions"  # the value of --sample_prompts that stands for all captions of the data set
 CAPTIONS = 3  # of the data set, where no prompts are given
 MOST_PROMPTS = 100
 # Plain texts; one that no clip has shows what the run does to everything else that the model knows.
@@ -40,6 +41,7 @@ class SamplePrompt:
     origin     a caption of the data set, a text that it does not have, one that was given, or a clip that is continued
     clip       the name of the clip that has this caption, or that is continued; None for neither
     prefix_KT  (K, P) int64 in [0, V), the codes that are continued; None for a sound from nothing
+    clip_KT    (K, C) int64 in [0, V), the codes of that clip's beginning, to be heard beside; None without a clip
     """
 
     text: str
@@ -47,6 +49,7 @@ class SamplePrompt:
     origin: Origin
     clip: str | None = None
     prefix_KT: Tensor | None = field(default=None, compare=False)
+    clip_KT: Tensor | None = field(default=None, compare=False)
 
 
 def read_prompts(text: str) -> list[str]:
@@ -72,11 +75,26 @@ def read_prompts(text: str) -> list[str]:
     if not prompts:
         raise ConfigError(f"--sample_prompts {text!r} holds no prompt: give some with | between them, or leave it out")
     if len(prompts) > MOST_PROMPTS:
-        raise ConfigError(
-            f"--sample_prompts {text[:80]} has {len(prompts):,} prompts, each of which is played each time: give"
-            f" {MOST_PROMPTS} at most"
-        )
+        raise too_many(text, len(prompts))
     return prompts
+
+
+def too_many(given: str, prompts: int) -> ConfigError:
+    """What is raised for more prompts than a run plays."""
+    return ConfigError(
+        f"--sample_prompts {given[:80]} has {prompts:,} prompts, each of which is played each time: give"
+        f" {MOST_PROMPTS} at most"
+    )
+
+
+def all_captions(captions: Sequence[str | None]) -> list[str]:
+    """The distinct captions of a data set, in its order. Raises ConfigError where there are none, or too many."""
+    distinct = list(dict.fromkeys(caption for caption in captions if caption and caption.strip()))
+    if not distinct:
+        raise ConfigError(f"--sample_prompts {ALL_CAPTIONS}: no clip has a caption. Leave it out, or give prompts")
+    if len(distinct) > MOST_PROMPTS:
+        raise too_many(ALL_CAPTIONS, len(distinct))
+    return distinct
 
 
 def _names_a_file(text: str) -> bool:
@@ -99,13 +117,19 @@ def chosen(
     Of several with the same text the second has the next seed, the third the one after, and so on: the same seed would
     give the same sound.
 
+    given         the texts; of one that is a clip's caption the clip is named
     captions      what each clip is trained with; None or "" for none. Where no clip has one, "" is played four times
     names         of the clips
     put_into      puts into a text what stands in every caption of the run: a --trigger or a --placeholder
     continuation  one more, which comes last
     """
     if given is not None:
-        prompts = [SamplePrompt(text=put_into(text) or "", seed=seed, origin="given") for text in given]
+        clip_of = {caption: name for caption, name in zip(reversed(captions), reversed(names), strict=True) if caption}
+        texts = [put_into(text) or "" for text in given]
+        prompts = [
+            SamplePrompt(text=text, seed=seed, origin="caption" if text in clip_of else "given", clip=clip_of.get(text))
+            for text in texts
+        ]
     else:
         prompts = _of_captions(captions, names, seed, put_into)
     seen: dict[str, int] = {}

@@ -17,6 +17,8 @@ from transformers import (
     EncodecModel,
     EncoderDecoderCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -119,7 +121,8 @@ def generate_codes(
     prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
     should_stop  asked before each token: once it says True, no other is made
 
-    Raises ValueError for fewer frames, and for a prefix of another shape or as long as what is asked for.
+    Raises ValueError for fewer frames, and for a prefix of another shape or as long as what is asked for; ModelError
+    where logits are not finite.
     """
     decoder, codebooks = model.decoder, model.decoder.num_codebooks
     if frames < max(LEAST_FRAMES, codebooks - 1):
@@ -151,10 +154,13 @@ def generate_codes(
                 generation_config=_generation_config(
                     special, frames + codebooks - given_KS.shape[1], sampling, guidance
                 ),
+                logits_processor=LogitsProcessorList([finite := _Finite(device)]),
                 stopping_criteria=StoppingCriteriaList([_Asking(should_stop)] if should_stop else []),
             )
         except _Stopped:
             return None
+    if finite.broken:
+        raise ModelError("the model's logits are NaN or infinite: its weights are not usable")
     return codes_1KT[0].cpu()
 
 
@@ -250,6 +256,24 @@ def _read_prefix(
             past_key_values=cache,
             use_cache=True,
         )
+
+
+class _Finite(LogitsProcessor):
+    """Notes whether any logit was not finite, without waiting for the device, and lets the draws go on.
+
+    To draw from a NaN would raise an error without a name, and on a GPU one after which CUDA can do nothing more.
+    """
+
+    def __init__(self, device: torch.device):
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self._broken)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._broken |= ~scores.isfinite().all()
+        return scores.nan_to_num()
 
 
 def _generation_config(special: int, new_tokens: int, sampling: Sampling, guidance: float) -> GenerationConfig:

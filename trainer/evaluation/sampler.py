@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import EncodecModel
 
+from trainer.atomic import is_there
 from trainer.data.sample_prompts import SamplePrompt
 from trainer.errors import MemoryShortError, ModelError
 from trainer.evaluation import samples
@@ -187,9 +188,20 @@ class Sampler:
                 audio = decode(codec, codes_KT)
                 path = samples.step_folder(self._settings.folder, step) / name
                 samples.write_sound(path, audio, self._settings.sample_rate_hz)
-                done[number] = self._sample(prompt, file=name, seconds=len(audio) / self._settings.sample_rate_hz)
+                clip_file, seconds = self._clip(prompt, codec), len(audio) / self._settings.sample_rate_hz
+                done[number] = replace(self._sample(prompt, file=name, seconds=seconds), clip_file=clip_file)
             except (*OUT_OF_MEMORY, ModelError, OSError, soundfile.LibsndfileError) as error:
                 done[number] = self._sample(prompt, error=_in_words(error))
+
+    def _clip(self, prompt: SamplePrompt, codec: EncodecModel) -> str | None:
+        """The name of the file with the beginning of the prompt's clip, which is made once; None without a clip."""
+        if prompt.clip is None or prompt.clip_KT is None:
+            return None
+        path = samples.clip_path(self._settings.folder, prompt.clip, prompt.clip_KT.shape[1])
+        if not is_there(path):
+            path.parent.mkdir(exist_ok=True)
+            samples.write_sound(path, decode(codec, prompt.clip_KT), self._settings.sample_rate_hz, shared=True)
+        return path.name
 
     def _sample(
         self, prompt: SamplePrompt, *, file: str | None = None, seconds: float = 0.0, error: str | None = None

@@ -3,10 +3,12 @@
 samples/step-00000120/01_slow_rock.flac   one sound for each prompt, 16 bit, at the model's rate
 samples/step-00000120/samples.json        what the sounds are; written last, so that a step without it is unfinished
 samples/replaced-1/step-00000140/...      made by a run that was killed before a checkpoint held step 140
+samples/clips/song_mp3_500_1a2b3c4d.flac  what EnCodec's codes keep of a clip's beginning, to be heard beside the sounds
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -21,7 +23,7 @@ import soundfile
 
 from trainer.atomic import is_there, names_in, rename_folder, write_whole
 
-LIST = "samples.json"
+LIST, CLIPS = "samples.json", "clips"
 FORMAT, VERSION = "musicgen-trainer samples", 1
 _STEP = re.compile(r"step-(\d{8,})")
 _REPLACED = re.compile(r"replaced-(\d+)")
@@ -39,6 +41,7 @@ class Sample:
     clip               the clip whose caption or beginning it has; None where that is no clip of the dataset
     continued_seconds  of the clip, with which the sound begins
     error              why there is no sound
+    clip_file          the name in clips/ of that clip's beginning; None where there is none to hear
     """
 
     file: str | None
@@ -49,6 +52,7 @@ class Sample:
     clip: str | None
     continued_seconds: float
     error: str | None
+    clip_file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,13 @@ def file_name(number: int, prompt: str, suffix: str) -> str:
     return f"{number:02d}_{plain or 'prompt'}.{suffix}" if prompt.strip() else f"{number:02d}_no_prompt.{suffix}"
 
 
+def clip_path(samples: Path, clip: str, frames: int) -> Path:
+    """Where the beginning of a clip lies, of so many frames; clips of different names have different files."""
+    digest = hashlib.blake2b(clip.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    plain = re.sub(r"[^a-z0-9]+", "_", clip.lower())[-60:].strip("_")
+    return samples / CLIPS / f"{plain or 'clip'}_{frames}_{digest}.flac"
+
+
 def is_finished(samples: Path, step: int) -> bool:
     """Whether all sounds of a step were made, or the reason why not was written down."""
     return is_there(step_folder(samples, step) / LIST)
@@ -100,10 +111,11 @@ def begin(samples: Path, step: int) -> None:
             (folder / name).unlink()
 
 
-def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
+def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int, *, shared: bool = False) -> None:
     """Write mono sound as FLAC with the 16-bit values that scripts/generate.py writes, complete or not at all.
 
-    audio  (samples,) float32; where a sample exceeds 1, all of it is turned down until none does
+    audio   (samples,) float32; where a sample exceeds 1, all of it is turned down until none does
+    shared  whether several processes may write it at the same time
 
     Raises OSError and soundfile.LibsndfileError.
     """
@@ -113,7 +125,7 @@ def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
     soundfile.write(wav, audio / max(float(abs(audio).max(initial=0.0)), 1.0), sample_rate_hz, "PCM_16", format="WAV")
     wav.seek(0)
     soundfile.write(flac, soundfile.read(wav, dtype="int16")[0], sample_rate_hz, "PCM_16", format="FLAC")
-    write_whole(path, flac.getvalue())
+    write_whole(path, flac.getvalue(), shared=shared)
 
 
 def finish(samples: Path, made: StepSamples) -> None:

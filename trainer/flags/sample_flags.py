@@ -26,8 +26,9 @@ class SampleFlags:
     sample_prompts: Annotated[
         str | None,
         samples(
-            "With --sample_every: a text file with one prompt a line, or prompts with | between them; none: three "
-            "captions of the dataset, drawn by --seed, and one prompt that it does not have."
+            "With --sample_every: a text file with one prompt a line, or prompts with | between them, or `captions`, "
+            "which are all captions of the dataset; none: three of these, drawn by --seed, and one prompt that it "
+            "does not have."
         ),
     ] = None
     sample_seconds: Annotated[

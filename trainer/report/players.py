@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from trainer.report.run_samples import Prompt, Sound, Step
 from trainer.report.run_sounds import Embedded, Sounds, Waveform
 from trainer.report.template import link_to
 
+CLIPS = "the clip itself"  # the column that no step has made
 MOST_CELLS = 600  # the page says how many columns are left out, and where their sounds lie
 HALF_HEIGHT = 20  # of a waveform, whose width is the number of its bars
 ORIGINS = {
@@ -37,7 +38,9 @@ class Column:
 
 
 def columns_of(steps: Sequence[Step], best: int | None) -> tuple[list[Column], int]:
-    """A column for each step, the base model's first; and how many steps are left out to keep the page small.
+    """A column for each step, the base model's first, then the clips themselves; and how many steps are left out.
+
+    They are left out to keep the page small.
 
     best  the step of the best validation; None where there is none
     """
@@ -49,6 +52,8 @@ def columns_of(steps: Sequence[Step], best: int | None) -> tuple[list[Column], i
     made = [Column(
         title="base model", remarks=["before step 1"], sounds=_by_prompt(one), fixed=True, embedded=True
     ) for one in base]  # fmt: skip
+    if clips := _clips_of(steps):
+        made.append(Column(title=CLIPS, remarks=["as its codes keep it"], sounds=clips, embedded=True))
     for one in kept:
         remarks = []
         if one is nearest:
@@ -59,6 +64,16 @@ def columns_of(steps: Sequence[Step], best: int | None) -> tuple[list[Column], i
             Column(title=f"step {one.step:,}", remarks=remarks, sounds=_by_prompt(one), embedded=bool(remarks))
         )
     return made, len(later) - len(kept)
+
+
+def _clips_of(steps: Sequence[Step]) -> dict[Prompt, Sound]:
+    """The clip itself, of each prompt that has one."""
+    found: dict[Prompt, Sound] = {}
+    for step in steps:
+        for sound in step.sounds:
+            if sound.clip_file is not None:
+                found[sound.prompt] = replace(sound, file=sound.clip_file, error="")
+    return found
 
 
 def grid_of(columns: Sequence[Column], sounds: Sounds, page_folder: Path) -> dict[str, Any]:

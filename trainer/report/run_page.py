@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.report.curves import MOST_POINTS, chart, series, smoothed, spans_decades
-from trainer.report.players import Column, columns_of, grid_of
+from trainer.report.players import CLIPS, Column, columns_of, grid_of
 from trainer.report.run_facts import Facts, RunReader
 from trainer.report.run_metrics import Columns
 from trainer.report.run_sounds import Sounds
@@ -158,16 +158,18 @@ def _charts_of_runs(runs: Sequence[Facts], names: Sequence[str]) -> list[dict[st
 def _columns_of_runs(runs: Sequence[Facts], names: Sequence[str]) -> list[Column]:
     """The base model, then of each run the newest sounds, and those of its best step where it is another one."""
     base: list[Column] = []
+    clips: list[Column] = []
     made: list[Column] = []
     for facts, name in zip(runs, names, strict=True):
         best = facts.best_kept or (facts.best[0] if facts.best else None)
         columns, _ = columns_of(facts.steps_of_sounds, best)
         base = base or [one for one in columns if one.fixed]
+        clips = clips or [one for one in columns if one.title == CLIPS]
         made += [
             Column(title=name, remarks=[one.title, *one.remarks], sounds=one.sounds, embedded=True)
-            for one in columns if one.embedded and not one.fixed
+            for one in columns if one.embedded and not one.fixed and one.title != CLIPS
         ]  # fmt: skip
-    return [*base, *made]
+    return [*base, *clips, *made]
 
 
 def _different_names(runs: Sequence[Facts]) -> list[str]:

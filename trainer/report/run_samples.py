@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.atomic import names_in
 
-FOLDER, LIST = "samples", "samples.json"  # the list is written last: a folder without it is unfinished
+FOLDER, CLIPS, LIST = "samples", "clips", "samples.json"  # the list is written last: a folder without it is unfinished
 STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 
@@ -29,8 +29,9 @@ class Prompt:
 class Sound:
     """One sound of a step.
 
-    file     None where there is none, and then `error` says why
-    seconds  as the list says them
+    file       None where there is none, and then `error` says why
+    seconds    as the list says them
+    clip_file  the beginning of the clip whose caption it has, or which it goes on from; None where there is none
     """
 
     prompt: Prompt
@@ -38,6 +39,7 @@ class Sound:
     seconds: float
     continued_seconds: float
     error: str
+    clip_file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +92,8 @@ def _step(path: Path) -> Step | None:
 
 
 def _sound(folder: Path, values: Mapping[str, Any]) -> Sound:
-    name, error = values.get("file"), values.get("error")
+    name, clip_name, error = _name(values.get("file")), _name(values.get("clip_file")), values.get("error")
     seed = values.get("seed")
-    if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
-        name = None  # it is the name of a file in the folder, and leads nowhere else
     if name is None and not isinstance(error, str):
         error = "it has no file"
     return Sound(
@@ -105,7 +105,14 @@ def _sound(folder: Path, values: Mapping[str, Any]) -> Sound:
         seconds=_number(values.get("seconds")),
         continued_seconds=_number(values.get("continued_seconds")),
         error=error if isinstance(error, str) else "",
+        clip_file=None if clip_name is None else folder.parent / CLIPS / clip_name,
     )  # fmt: skip
+
+
+def _name(value: object) -> str | None:
+    """The name of a file in a known folder, which leads nowhere else; None where it is none."""
+    is_name = isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\0"} & set(value)
+    return value if is_name and isinstance(value, str) else None
 
 
 def _text(value: object) -> str:

@@ -63,7 +63,10 @@ def sample_prompts_of(
     if config.sample_seconds > TRAINED_SECONDS:
         ranks.say(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
     given, continued = config.sample_prompts, config.sample_continue
-    return prepare_prompts(settings, source, device, data, given=given, continue_seconds=continued, peers=ranks)
+    frames = round(config.sample_seconds * source.frame_rate_hz)
+    return prepare_prompts(
+        settings, source, device, data, given=given, continue_seconds=continued, frames=frames, peers=ranks
+    )
 
 
 def sampler_of(
