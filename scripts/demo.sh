@@ -15,12 +15,12 @@ sounds=$folder/sounds
 
 # Two clips in each step, at a rate for random weights: the default 1e-5 is for fine-tuning trained ones.
 # --code_views 1: one encoding of each clip, so that there is one right answer.
-training=(--dataset examples --model_id "$model" --code_views 1
-    --epochs 150 --batch_size 2 --grad_acc 1 --lr 1.5e-3 --seed "$seed"
-    --cache_dir "$folder/cache" --output_dir "$run")
 # Each caption is played before the training, in the middle of it and at its end, by the likeliest codes alone, for 4 s:
 # the shortest clip is as long.
-training+=(--sample_every 375 --sample_prompts captions --sample_seconds 4 --sample_guidance 1 --sample_top_k 1)
+training=(--dataset examples --model_id "$model" --code_views 1
+    --epochs 150 --batch_size 2 --grad_acc 1 --lr 1.5e-3 --seed "$seed"
+    --sample_every 375 --sample_prompts captions --sample_seconds 4 --sample_guidance 1 --sample_top_k 1
+    --cache_dir "$folder/cache" --output_dir "$run")
 
 # One thread: for so small a model several mostly wait for each other, the more so on a busy machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1

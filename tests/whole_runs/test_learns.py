@@ -20,8 +20,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from scripts import recall
+from tests.report.browser import CHROMIUM, open_page
+from tests.report.test_run_page_browser import HEARD
 from tests.runs import few_clips
 from trainer.data import dataset, manifest
+from trainer.evaluation import samples
 from trainer.evaluation.generation import Sampling, generate_codes, text_states
 from trainer.evaluation.recall import codes_of, snr_db
 from trainer.exports.audiocraft_names import lm_to_audiocraft
@@ -166,6 +169,37 @@ def test_the_demo_plays_the_examples_back_so_that_they_are_heard(demo: Path, see
         clip = clip[: len(true)] / max(abs(clip[: len(true)]).max(), 1)
         assert snr_db(clip, true) > 55
     assert heard >= 9
+    check_samples(tmp_path / "run")
+    check_page(tmp_path / "run", tmp_path / "profile")
+
+
+def check_samples(run: Path) -> None:
+    """Before step 1 no caption calls up its clip, and after the last step all but one do."""
+    listed = {step: samples.read(run / "samples", step) for step in samples.finished_steps(run / "samples")}
+    assert list(listed) == [0, 375, 750]
+    ratios: dict[int, list[float]] = {}
+    for step, made in listed.items():
+        assert made is not None and len(made.samples) == 10
+        for sample in made.samples:
+            assert sample.file is not None and sample.clip_file is not None
+            true = soundfile.read(run / "samples/clips" / sample.clip_file)[0]
+            heard = soundfile.read(samples.step_folder(run / "samples", step) / sample.file)[0][: len(true)]
+            ratios.setdefault(step, []).append(snr_db(true, heard))
+    assert max(ratios[0]) < 3 and sum(ratio > 60 for ratio in ratios[750]) >= 9
+
+
+def check_page(run: Path, profile: Path) -> None:
+    """The page that the run left plays, draws its curves, asks for nothing and complains of nothing."""
+    if CHROMIUM is None:
+        return
+    with open_page(run / "report.html", profile) as tab:
+        assert tab.run("document.querySelectorAll('.sound .play').length") == 40, "before, clip, 375, 750 of ten"
+        for at in (0, 1, 39):
+            click = f"document.querySelectorAll('.sound .play')[{at}].click()"
+            assert tab.run(HEARD % (0, click)) == pytest.approx(4, abs=0.2)
+        assert tab.run("document.querySelectorAll('svg path').length") > 40, "waveforms, and curves"
+        assert tab.errors == []
+        assert all(url.startswith("data:") or url.endswith("/report.html") for url in tab.requests), tab.requests
 
 
 @pytest.mark.full
