@@ -17,6 +17,8 @@ from transformers import (
     EncodecModel,
     EncoderDecoderCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -119,7 +121,8 @@ def generate_codes(
     prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
     should_stop  asked before each token: once it says True, no other is made
 
-    Raises ValueError for fewer frames, and for a prefix of another shape or as long as what is asked for.
+    Raises ValueError for fewer frames, and for a prefix of another shape or as long as what is asked for; ModelError
+    where the model's logits are not finite.
     """
     decoder, codebooks = model.decoder, model.decoder.num_codebooks
     if frames < max(LEAST_FRAMES, codebooks - 1):
@@ -151,6 +154,7 @@ def generate_codes(
                 generation_config=_generation_config(
                     special, frames + codebooks - given_KS.shape[1], sampling, guidance
                 ),
+                logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([_Asking(should_stop)] if should_stop else []),
             )
         except _Stopped:
@@ -217,6 +221,15 @@ class _Asking(StoppingCriteria):
         if self.should_stop():
             raise _Stopped
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Finite(LogitsProcessor):
+    """Raises ModelError where logits are NaN or infinite: a draw from them would end the program, and on a GPU CUDA."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not bool(torch.isfinite(scores).all()):
+            raise ModelError("the model computes logits that are NaN or infinite: its weights are not usable")
+        return scores
 
 
 def _conditions(model: LanguageModel, text_SD: Tensor | None, *, guided: bool) -> tuple[Tensor, Tensor]:
