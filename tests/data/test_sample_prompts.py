@@ -120,6 +120,7 @@ def test_prompts_that_cannot_be_read_are_refused_with_what_would_work(tmp_path: 
         ("promts.txt", ConfigError, r"promts.txt cannot be read.*with \| between"),
         ("lists/prompts", ConfigError, "lists/prompts cannot be read"),
         (str(tmp_path), ConfigError, "cannot be read"),
+        ("~nobody-of-this-name/prompts.txt", ConfigError, "cannot be read"),
         (str(tmp_path / "latin.txt"), ConfigError, "UTF-8"),
         (str(tmp_path / "empty.txt"), DataError, "empty.txt is empty: write one prompt a line"),
         ("|".join(map(str, range(MOST_PROMPTS + 1))), ConfigError, "101 prompts.*100 at most"),

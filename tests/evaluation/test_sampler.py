@@ -25,6 +25,7 @@ from trainer.evaluation.generation import Sampling, decode, generate, load_for_g
 from trainer.evaluation.sampler import SampledModel, Sampler, SampleSettings
 from trainer.evaluation.samples import StepSamples
 from trainer.flags.config import Config
+from trainer.model.language_model import load_language_model
 from trainer.model.source import load_codec, open_model
 from trainer.run.checkpoint import FlatSlice, Saver
 
@@ -144,10 +145,18 @@ def test_a_stop_ends_it_within_one_token_and_what_is_not_whole_is_not_there(tmp_
         return len(asked) > FRAMES + 10  # while the second sound is made
 
     told: list[StepSamples] = []
-    sampler_into(tmp_path, stopping=stopping, told=told)(5)
+    assert sampler_into(tmp_path, stopping=stopping, told=told)(5) is True
     assert len(asked) < FRAMES + 10 + 7, "a sound has 15 tokens; the last questions come between the parts of the work"
     assert files(tmp_path) == [] and told == [] and not samples.is_finished(tmp_path, 5)
     assert capsys.readouterr().out == ""
+
+
+def test_a_stop_that_came_before_leaves_the_model_alone(tmp_path):
+    def computed() -> None:
+        raise AssertionError("the model was asked for")
+
+    assert sampler_into(tmp_path, stopping=lambda: True, language_model=computed)(5) is True
+    assert files(tmp_path) == []
 
 
 def failing(error: BaseException, at: int = 2) -> Callable[..., Any]:
@@ -186,6 +195,27 @@ def test_a_sound_that_fails_is_a_warning_and_the_others_are_there(tmp_path, monk
     assert files(tmp_path) == [f"step-00000005/{name}" for name in (first.file, third.file, "samples.json")]
     output = capsys.readouterr().out
     assert f"warning: sample 2 of step 5 (no prompt): {second.error}" in output and "2 sounds of" in output
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ModelError("weights are gone")])
+def test_where_the_codec_cannot_be_loaded_all_sounds_have_the_reason(tmp_path, capsys, error):
+    def lacking() -> None:
+        raise error
+
+    assert sampler_into(tmp_path, codec=lacking)(5) is False
+    assert {sample.error for sample in samples.read(tmp_path, 5).samples} == {str(error)}
+    assert capsys.readouterr().out.count("warning") == 1
+
+
+def test_a_model_whose_logits_are_not_finite_is_a_warning_and_no_end_of_the_run(tmp_path, capsys):
+    @contextlib.contextmanager
+    def diverged() -> Iterator[Any]:
+        model = load_language_model(SOURCE).eval().requires_grad_(False)
+        model.decoder.lm_heads[2].weight.fill_(float("nan"))
+        yield model
+
+    assert sampler_into(tmp_path, language_model=diverged)(5) is False
+    assert all("NaN or infinite" in sample.error for sample in samples.read(tmp_path, 5).samples)
 
 
 def test_where_the_model_does_not_fit_all_sounds_have_the_reason(tmp_path, capsys):

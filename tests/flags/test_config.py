@@ -338,6 +338,7 @@ def test_numbers_out_of_range_are_refused(name: str, texts: str) -> None:
         ("--trigger style --tune_text 1", ["--trigger cannot be used with --tune_text 1", "<music-style>"]),
         ("--sample_prompts rock|jazz", ["--sample_prompts has no effect without --sample_every", "--sample_every 100"]),
         ("--sample_top_k 5", ["--sample_top_k has no effect without --sample_every"]),
+        ("--sample_every 5 --sample_continue 9.95", ["--sample_continue 9.95 leaves less than 0.1 s"]),
         ("--sample_every 5 --sample_continue 10", ["--sample_continue 10", "--sample_seconds 10", "raise the second"]),
         ("--init_word rock", ["--init_word has no effect", "--tune_text 1"]),
         ("--tune_text 1 --placeholder style", ["--placeholder style", "angle brackets", "'<my-style>'"]),

@@ -207,8 +207,10 @@ def test_a_stop_while_sounds_are_made_ends_all_ranks_with_a_checkpoint(prompts, 
         assert code == EXIT_RESUME and "Traceback" not in output and "warning" not in output, output
     assert samples.finished_steps(tmp_path / "models/samples") == [0]
     assert not list((tmp_path / f"models/samples/step-{EVERY:08d}").iterdir())
-    assert list(metrics(tmp_path)) == [1, 2, 3], "the step after the samples ends the run"
-    assert "resuming" in launch(tmp_path, *RUN, *SOUNDS, "--strategy", "fsdp")
+    assert list(metrics(tmp_path)) == [1, 2], "it ends with a checkpoint of that step"
+    output = launch(tmp_path, *RUN, *SOUNDS, "--strategy", "fsdp")
+    assert f"resuming from models/checkpoints/step-{EVERY:08d}" in output
+    assert samples.finished_steps(tmp_path / "models/samples") == [0, EVERY, STEPS]
 
 
 @pytest.mark.full

@@ -6,6 +6,7 @@ here. tests/whole_runs/test_best.py has whole runs.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.synthetic import random_examples
 from tests.training.test_loop import SEGMENT, run_of
 from trainer import wiring
 from trainer.engine import Ranks, StepResult
+from trainer.evaluation import samples
 from trainer.flags.config import Config
 from trainer.run.checkpoint import Checkpoint, FlatSlice, Saver, newest
 from trainer.run.checkpoint_folders import folder_name
@@ -272,6 +274,38 @@ def test_a_best_step_waits_for_the_save_in_flight(tmp_path, monkeypatch):
     done, _, saved = trained(tmp_path, monkeypatch, keep_best=True, intervals={"checkpoint_minutes": 0.0})
     assert done == STEPS and {1, 2, 3, 7} <= set(saved) and len(saved) == len(set(saved))
     assert 7 in steps_on_disk(tmp_path) and named_best(tmp_path) == 7
+
+
+def test_a_complete_run_stays_so_once_the_checkpoint_of_its_exported_best_is_deleted(tmp_path, monkeypatch):
+    """Else the same command would put the last step in the place of the best one."""
+    _, judge, _ = trained(tmp_path, monkeypatch, keep_best=True)
+    run, folder = run_of(steps=STEPS, validation=HELD_OUT), OutputDir(root=tmp_path)
+    config = Config(dataset_path="x", validation="0.5", keep_best=True)
+    folder.write_json("finished.json", wiring.ending_of(config, judge, run.order, STEPS).to_json())
+    shutil.rmtree(tmp_path / "checkpoints" / folder_name(7))
+    last, ranks = newest(tmp_path / "checkpoints"), Ranks(timeout_seconds=60)
+    again = judged(run, tmp_path, last, [], "clips", ranks, keep_best=True)
+    assert "already complete" in (wiring.complete_in_words(config, again, run.order, STEPS, folder) or "")
+    config = replace(config, export="last")
+    assert wiring.complete_in_words(config, again, run.order, STEPS, folder) is None
+
+
+def test_a_complete_run_goes_on_for_the_samples_of_its_last_step_alone(tmp_path, monkeypatch):
+    """They lack where a stop has cut them short, or where --sample_every comes only now."""
+    _, judge, _ = trained(tmp_path, monkeypatch)
+    run, folder = run_of(steps=STEPS, validation=HELD_OUT), OutputDir(root=tmp_path)
+    silent = Config(dataset_path="x", validation="0.5")
+    heard = replace(silent, sample_every=4)
+    folder.write_json("finished.json", wiring.ending_of(silent, judge, run.order, STEPS).to_json())
+    assert wiring.complete_in_words(silent, judge, run.order, STEPS, folder) is not None
+    assert wiring.complete_in_words(heard, judge, run.order, STEPS, folder) is None
+    list_of_last = samples.step_folder(folder.samples, STEPS) / samples.LIST
+    list_of_last.parent.mkdir(parents=True)
+    list_of_last.touch()
+    assert wiring.complete_in_words(heard, judge, run.order, STEPS, folder) is not None
+    shutil.rmtree(folder.samples)
+    folder.samples.write_text("a file where none can be put")
+    assert wiring.complete_in_words(heard, judge, run.order, STEPS, folder) is not None
 
 
 def test_the_step_to_export_is_the_kept_one_unless_the_last_is_asked_for(undisturbed):

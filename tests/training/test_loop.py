@@ -184,15 +184,16 @@ def times_of_samples(run: Run, folder: Path, start_step: int = 0, ask_at: int | 
     their way. `ask_at`: the step at whose samples the run is asked to end."""
     engine, found = engine_of(run), []
     reports, saver = Reports(engine), Saver(folder)
-    if start_step:
+    if newest(folder) is not None:
         engine.load(newest(folder))
     with StopRequest() as stop:
 
-        def sample(step: int) -> None:
+        def sample(step: int) -> bool:
             if step == ask_at:
                 stop.name = "SIGTERM"
             saved = [other for other in range(run.order.steps + 1) if saver.has(other)]
             found.append((step, len(reports.values), max(saved, default=None)))
+            return step == ask_at
 
         train(run, engine, saver, reports, stop, start_step, sample)
     return found
@@ -204,10 +205,13 @@ def test_samples_come_before_step_1_after_a_steps_save_and_once_the_last_state_i
 
 
 def test_samples_that_a_stop_cuts_short_are_asked_for_again_by_the_run_that_goes_on(tmp_path):
+    """Those before step 1 too, which no later run could make: the run ends with a checkpoint of that very step."""
     run = run_of(steps=5, sample_steps=2)
-    assert times_of_samples(run, tmp_path, ask_at=2) == [(0, 0, None), (2, 2, None)]
-    assert newest(tmp_path).step == 3  # the step after the samples ended the run
-    assert times_of_samples(run, tmp_path, start_step=3) == [(4, 1, 3), (5, 2, 5)]
+    assert times_of_samples(run, tmp_path, ask_at=0) == [(0, 0, None)]
+    assert newest(tmp_path).step == 0
+    assert times_of_samples(run, tmp_path, start_step=0, ask_at=2) == [(0, 0, 0), (2, 2, 0)]
+    assert newest(tmp_path).step == 2
+    assert times_of_samples(run, tmp_path, start_step=2) == [(2, 0, 2), (4, 2, 2), (5, 3, 5)]
     assert times_of_samples(run, tmp_path, start_step=5) == [(5, 0, 5)]
 
 

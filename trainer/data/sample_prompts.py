@@ -61,7 +61,7 @@ def read_prompts(text: str) -> list[str]:
     is_file = "|" not in text and _names_a_file(text)
     if is_file:
         try:
-            lines = Path(text).expanduser().read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(os.path.expanduser(text)).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"--sample_prompts {text} cannot be read as a text file in UTF-8 ({error}): name a file with one prompt"

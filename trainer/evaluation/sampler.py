@@ -100,22 +100,29 @@ class Sampler:
         self._stopping, self._on_finished = stopping, on_finished
         self._warned: set[str] = set()
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> bool:
         """Make the sounds of `step`, unless they are there; every process calls this after the same step.
 
-        Returns early, without the sounds that were not done, where any process is asked to end.
+        Returns whether they are unfinished because a process was asked to end, the same on all of them. Those that were
+        not done are left out then.
         """
         what = f"samples of step {step}"
         self._peers.wait(what)  # not in a collective: a rank may come from a disk that is slow
-        if not self._peers.gather(self._peers.rank == 0 and self._begin(step))[0]:
-            return
+        asked = self._peers.gather((self._peers.rank == 0 and self._begin(step), self._stopping()))
+        if not asked[0][0]:
+            return False
+        if any(stops for _, stops in asked):  # before the weights of a large model are put together
+            return True
         since = time.monotonic()
         stop = _Stop(self._peers, f"end of the {what}", self._stopping)
         own = self._make(step, stop)
         self._peers.wait(f"{what}, made", meanwhile=stop)
         made = self._peers.gather(None if stop() else own)
-        if self._peers.rank == 0 and None not in made:
+        if None in made:
+            return True
+        if self._peers.rank == 0:
             self._finish(step, dict(part for of_rank in made for part in of_rank.items()), time.monotonic() - since)
+        return False
 
     def _begin(self, step: int) -> bool:
         """Whether there is something to make, with a folder to put it in."""
@@ -177,8 +184,12 @@ class Sampler:
         stop: Callable[[], bool],
     ) -> None:
         """Write the sounds of these codes, and add them to `done`. EnCodec is on the device only meanwhile."""
-        with torch.random.fork_rng(devices=[]):  # transformers draws the first values of what it then loads
-            codec = self._model.codec().to(self._settings.device)
+        try:
+            with torch.random.fork_rng(devices=[]):  # transformers draws the first values of what it then loads
+                codec = self._model.codec().to(self._settings.device)
+        except (*OUT_OF_MEMORY, ModelError, OSError) as error:
+            done.update({number: self._sample(prompts[number], error=_in_words(error)) for number in codes})
+            return
         for number, codes_KT in codes.items():
             if stop():
                 break

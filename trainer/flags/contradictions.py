@@ -12,6 +12,8 @@ from trainer.spec.trigger import why_no_trigger
 if TYPE_CHECKING:
     from trainer.flags.config import Config
 
+LEAST_CONTINUED_BY_SECONDS = 0.1  # a few frames of any codec
+
 SAMPLE_FLAGS = (
     *("sample_prompts", "sample_seconds", "sample_guidance", "sample_temperature", "sample_top_k"),
     "sample_continue",
@@ -56,10 +58,13 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--validation {config.validation} cannot be used: it takes a share of 0 or more and below 1, "
             "or a folder (./2024 for one whose name is a number)."
         )
-    if config.sample_continue is not None and config.sample_continue >= config.sample_seconds:
+    # Rounded to frames, lengths that are nearly the same are the same.
+    continued = config.sample_continue
+    if continued is not None and continued > config.sample_seconds - LEAST_CONTINUED_BY_SECONDS + 1e-9:
         raise ConfigError(
-            f"--sample_continue {config.sample_continue:g} leaves nothing to be made of --sample_seconds "
-            f"{config.sample_seconds:g}, which is the length of all: lower the first or raise the second."
+            f"--sample_continue {continued:g} leaves less than {LEAST_CONTINUED_BY_SECONDS} s to be made of"
+            f" --sample_seconds {config.sample_seconds:g}, which is the length of all: lower the first or raise the"
+            " second."
         )
     _refuse_best_without_validation(config)
     _refuse_contradicting_captions(config)

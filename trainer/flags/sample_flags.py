@@ -38,7 +38,7 @@ class SampleFlags:
         float, samples("With --sample_every: how strongly to follow the prompt; 1 is plain.", least=1, most=100)
     ] = 3.0
     sample_temperature: Annotated[
-        float, samples("With --sample_every: above 0; higher is more varied.", above=0, most=100)
+        float, samples("With --sample_every: higher is more varied.", least=0.01, most=100)
     ] = 1.0
     sample_top_k: Annotated[
         int, samples("With --sample_every: choose among the k most likely codes; 0 is all.", least=0)

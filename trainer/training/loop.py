@@ -67,17 +67,18 @@ class Run:
     prompts: SamplePrompts | None = None
 
 
-def _nobody(step: int) -> None:
+def _nobody(step: int) -> bool:
     raise AssertionError(f"samples of step {step} are due, and nobody makes them")
 
 
 def train(
     run: Run, engine: Engine, saver: Saver, tracker: Tracker, stop: StopRequest, start_step: int,
-    sample: Callable[[int], None] = _nobody, judge: Judge | None = None,
+    sample: Callable[[int], bool] = _nobody, judge: Judge | None = None,
 ) -> int:  # fmt: skip
     """Train from `start_step` to the end of the order, or until the judge ends the run, or any rank is asked to stop.
 
-    sample  makes the sounds of a step, where they are not there yet; called on every rank after the same steps
+    sample  makes the sounds of a step, where they are not there yet; called on every rank after the same steps. Returns
+            whether a request to stop has cut them short, the same on all ranks
 
     Returns the steps done. Then the last state is in a complete checkpoint on disk. Every rank runs this loop, and
     takes every decision in it from what is the same on all of them. Raises NotFiniteError, which names the clips of the
@@ -90,8 +91,9 @@ def train(
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         while step < steps and not stopping and not judge.ends_run:
             # Sample, once a save is on its way: sounds may take minutes. After a resume too, where they were cut short.
-            if _every(intervals.sample_steps, step):
-                sample(step)
+            # A stop among them ends the run here and not a step later: the run that goes on then makes them whole.
+            if _every(intervals.sample_steps, step) and sample(step):
+                break
 
             # Step. What this rank asks for travels with the losses; what comes back is the same on every rank.
             since, step_work = time.perf_counter(), next(work)

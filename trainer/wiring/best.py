@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from trainer.evaluation import samples
 from trainer.plan.memory import checkpoint_bytes
 from trainer.run.best import mend_best
 from trainer.run.checkpoint import KEPT, Checkpoint, rotate
 from trainer.run.checkpoint_folders import folder_name, is_complete
-from trainer.run.standing import Standing
+from trainer.run.standing import Standing, Validation
 from trainer.training.judge import Judge
 
 if TYPE_CHECKING:
@@ -178,7 +179,12 @@ def complete_in_words(config: Config, judge: Judge, order: Order, step: int, fol
     if step < order.steps and not judge.ends_run:
         return None
     ending = ending_of(config, judge, order, step)
+    best = _exported_best_without_checkpoint(config, judge, folder)
+    if best is not None:
+        ending = replace(ending, exported_step=best.step, validation_loss=best.loss)
     if (folder.finished_step(), folder.exported_step()) != (step, ending.exported_step):
+        return None
+    if config.sample_every is not None and best is None and _lacks_samples(folder, step):
         return None
     more = "--epochs" if config.max_steps is None else "--max_steps"
     if ending.early_stop is None:
@@ -187,6 +193,26 @@ def complete_in_words(config: Config, judge: Judge, order: Order, step: int, fol
         f"already complete: {step} of {order.steps} steps, results in {folder.root}. {ending.in_words()} (a larger"
         f" --early_stop, none, or a larger {more} goes on)"
     )
+
+
+def _exported_best_without_checkpoint(config: Config, judge: Judge, folder: OutputDir) -> Validation | None:
+    """The best validation where its step is exported and somebody has deleted its checkpoint since then; else None.
+
+    The export of the last step must not take its place.
+    """
+    standing = judge.standing
+    if standing is None or standing.best is None or standing.kept is not None:
+        return None
+    is_exported = config.keep_best and config.export == "best" and folder.exported_step() == standing.best.step
+    return standing.best if is_exported else None
+
+
+def _lacks_samples(folder: OutputDir, step: int) -> bool:
+    """Whether the sounds of the last step are to be made: a stop has cut them short, or they are asked for only now."""
+    try:
+        return not samples.is_finished(folder.samples, step)
+    except OSError:  # none can be written there
+        return False
 
 
 def _teller(ranks: Ranks) -> Callable[[str], None]:

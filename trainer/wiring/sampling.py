@@ -77,10 +77,10 @@ def sampler_of(
     folder: OutputDir,
     tracker: Tracker,
     stop: StopRequest,
-) -> Callable[[int], None]:
-    """What makes the sounds of a step."""
+) -> Callable[[int], bool]:
+    """What makes the sounds of a step, and says whether a stop has cut them short."""
     if run.prompts is None:
-        return lambda step: None
+        return lambda step: False
     settings = SampleSettings(
         folder=folder.samples,
         prompts=run.prompts.prompts,
