@@ -93,6 +93,7 @@ def make(dataset: Path, output: Path, *, seed: int) -> None:
     clips = read_clips(dataset)
     codec = passing_codec()
     fit_codebooks(codec, torch.cat([latents_of(clip.samples) for clip in clips]), seed=seed)
+    codec.config.fitted_clips = len(clips)  # so that the page of a run can say what its sounds are
     fitted = time.perf_counter()
     ratios = [snr_of(codec, clip.samples) for clip in clips]
     source = with_codec(codec)

@@ -137,8 +137,13 @@ def test_what_is_judged_stays_over_a_reload_and_is_saved_loaded_and_revealed(tab
     [pair], [row] = outcome.pairs, tab.run(RESULT.format("pairs"))
     assert row[1:] == [str(pair.first_better), str(pair.second_better), str(pair.ties), fixed(pair.p, 3)]
     assert tab.run('document.querySelector(".which").textContent').startswith("A is models, step")
-    tab.key("A", shift=True)  # after that, nothing changes any more
-    assert tab.run(CHOICE) == "1"
+    marks, judged = tab.run(MARKS), tab.run("localStorage.getItem(localStorage.key(0))")
+    for key, shift in (("A", True), ("1", False), ("0", False)):  # after that, nothing changes any more
+        tab.key(key, shift=shift)
+    assert (tab.run(CHOICE), tab.run(MARKS)) == ("1", marks)
+    assert tab.run('[...document.querySelectorAll("fieldset input")].every((input) => input.disabled)')
+    assert tab.run('document.getElementById("note").readOnly && document.getElementById("listener").readOnly')
+    assert tab.run("localStorage.getItem(localStorage.key(0))") == judged
 
 
 def test_a_file_of_another_page_or_of_no_page_is_refused(tab: Tab, tmp_path: Path) -> None:

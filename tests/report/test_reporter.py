@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from tests.report.made_runs import line, made_run
 from tests.report.pages import Page
+from tests.runs import environ, import_path
 from trainer.errors import EXIT_RESUME, NotFiniteError
 from trainer.report import reporter
 from trainer.report.reporter import PAGE, Reporter
@@ -75,3 +79,47 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     with Reporter(None, {}):
         pass
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+# Kills itself as `kill -9` does where the page is being written: with half of it on the disk, with all of it, and once
+# it has its name.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from trainer import atomic
+from trainer.report.reporter import Reporter
+
+run, at = Path(sys.argv[1]), sys.argv[2]
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def half(self, content):
+    with self.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    kill()
+if at == "half":
+    Path.write_bytes = half
+else:
+    setattr(atomic, {"before its name": "rename_file", "after its name": "flush_folder"}[at], kill)
+with Reporter(run, {}):
+    pass
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("at", ["half", "before its name", "after its name"])
+def test_a_kill_while_the_page_is_written_leaves_the_old_or_the_new_one_whole(tmp_path: Path, at: str) -> None:
+    run = made_run(tmp_path / "run")
+    with Reporter(run, {}) as report:
+        report.exit_code = EXIT_RESUME
+    assert state(run) == "stopped"
+    old = (run / PAGE).read_bytes()
+    command = [sys.executable, "-c", KILLED, str(run), at]
+    killed = subprocess.run(command, env=environ(PYTHONPATH=import_path()), timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    if at == "after its name":
+        assert state(run) == "finished" and (run / PAGE).read_text(encoding="utf-8").rstrip().endswith("</html>")
+    else:
+        assert (run / PAGE).read_bytes() == old
+    with Reporter(run, {}):
+        pass
+    assert state(run) == "finished" and not list(run.glob("*.partial"))

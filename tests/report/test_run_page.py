@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import generate
 import pytest
 import report as report_script
 import soundfile
@@ -170,7 +171,10 @@ def test_a_run_is_running_silent_stopped_finished_or_failed_by_what_its_folder_h
         assert f"{expected}</span>" in page_of(run).text
     (run / "exit_code").unlink()
     (run / "finished.json").write_text('{"step": 60, "exported_step": 40, "reason": "early stop"}')
-    assert state() == FINISHED and "It stopped early" in page_of(run).text and "step 40, the best" in page_of(run).text
+    assert state() == FINISHED and "It ended early" in page_of(run).text and "step 40, the best" in page_of(run).text
+    ended = {"step": 60, "exported_step": 60, "reason": "early stop", "steps": 100, "early_stop": 3}
+    (run / "finished.json").write_text(json.dumps(ended))
+    assert "It ended early after step 60 of 100: 3 validations in a row were no better" in page_of(run).text
     (run / "finished.json").write_text('{"step": 50}')  # of before it went on
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line(61, time=now()))
@@ -208,6 +212,45 @@ def test_the_command_that_goes_on_asks_for_the_same_run(tmp_path: Path) -> None:
     command = commands_of(RunReader(run).read(), DEFAULTS)[0][1]
     words = shlex.split(command)
     assert words[:2] == ["python", "launch.py"] and parse(words[2:])[0] == config
+
+
+def test_the_command_that_listens_asks_for_the_first_sound_of_the_newest_step(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "my run", steps=20)
+    add_sounds(run, 60, ["", "it's; slow rock"], seconds=0.3, seed=7)
+    listed = run / "samples/step-00000060/samples.json"
+    listed.write_text(json.dumps(json.loads(listed.read_bytes()) | {"guidance": 1.0, "temperature": 0.9, "top_k": 1}))
+    config = json.loads((run / "config.json").read_bytes())
+    (run / "config.json").write_text(json.dumps(config | {"output_dir": str(run)}))
+    (run / "checkpoints/step-00000020").mkdir(parents=True)
+    (run / "checkpoints/step-00000020/checkpoint.json").write_text("{}")
+
+    def told(exported: int) -> dict[str, list[str]]:
+        (run / "finished.json").write_text(json.dumps({"step": 20, "exported_step": exported}))
+        commands = commands_of(RunReader(run).read(exit_code=EXIT_DONE), DEFAULTS)
+        return {command.split()[1]: shlex.split(command)[2:] for _, command in commands if "python " in command}
+
+    asked = generate.read_flags(told(20)["scripts/generate.py"])
+    assert (asked.model, asked.prompt, asked.seed, asked.seconds) == (str(run), ["it's; slow rock"], 7, 0.3)
+    assert (asked.guidance, asked.temperature, asked.top_k) == (1, 0.9, 1)
+    of_checkpoint = generate.read_flags(told(10)["scripts/generate.py"])  # the last of such commands
+    assert of_checkpoint.model == str(run / "checkpoints/step-00000020") and of_checkpoint.seed == 7
+    request = report_script.read_request(told(20)["scripts/report.py"])
+    assert request.runs == [str(run)] and request.blind
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"parameters": 2_700_000, "codec_fitted_clips": 10}, "fitted to the 10 clips it was made from"),
+        ({"parameters": 2_700_000, "codec_fitted_clips": None}, "tiny model: 2.7 million"),
+        ({"parameters": 420_000_000, "codec_fitted_clips": None}, None),
+    ],
+)
+def test_what_nobody_should_expect_is_said(tmp_path: Path, start: dict[str, object], said: str | None) -> None:
+    run = made_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(start))
+    text = page_of(run).text
+    assert ("What you cannot expect" in text) == (said is not None) and (said or "") in text
 
 
 def test_several_runs_are_shown_side_by_side_with_what_differs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,15 @@ HEARD = """new Promise((done) => {
     done(audio.duration);
   });
   %s;
+})"""
+
+
+GRID = "(({ left, right }) => [left, right])(document.getElementById('scroll').getBoundingClientRect())"
+# Left and right edge of each line of each row's label.
+LABELS = """[...document.querySelectorAll(".prompt th div")].flatMap((label) => {
+  const text = document.createRange();
+  text.selectNodeContents(label);
+  return [...text.getClientRects()].map(({ left, right }) => [left, right]);
 })"""
 
 
@@ -133,6 +143,21 @@ def test_nothing_but_the_grid_moves_sideways_and_the_base_model_stays_in_view(tm
         edge = "document.getElementById('scroll').getBoundingClientRect().left"
         assert tab.run("document.getElementById('scroll').scrollLeft") == 500
         assert tab.run(left) - tab.run(edge) <= 2
+
+
+@pytest.mark.parametrize("columns", [1, 4, 12])
+def test_the_whole_prompt_of_each_row_stays_inside_of_the_grid(tmp_path: Path, columns: int) -> None:
+    run = made_run(tmp_path / "run", sounds=False)
+    prompts = ["drums, " * count for count in (1, 10, 12, 14, 16, 18, 20, 40)] + ["ü" * 300]
+    for step in range(columns):
+        add_sounds(run, step, prompts)
+    with shown(tmp_path, run) as tab:
+        for width, moved in itertools.product((360, 400, 800, 1300), (0, 60, 10_000)):
+            tab.resize(width, 800)
+            tab.run(f"document.getElementById('scroll').scrollLeft = {moved}")
+            least, most = tab.run(GRID)
+            for left, right in tab.run(LABELS):
+                assert least + 4 < left and right < most - 4, (width, moved)
 
 
 def test_a_linked_sound_plays_beside_the_run_and_says_why_elsewhere(

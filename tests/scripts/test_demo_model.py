@@ -71,6 +71,7 @@ def test_transformers_loads_the_folder_and_its_codec_gives_the_clip_back(
             codes.append(codec.encode(torch.from_numpy(samples)[None, None]).audio_codes)
             made = codec.decode(codes[-1], [None]).audio_values[0, 0]
         assert snr_db(samples, made.numpy()) > 100
+    assert all(codec.config.to_dict()["fitted_clips"] == 1 for codec in codecs)
     assert torch.equal(*codes) and codes[0].shape == (1, 1, 4, 50)
 
 

@@ -57,7 +57,7 @@ def columns_of(steps: Sequence[Step], best: int | None) -> tuple[list[Column], i
     for one in kept:
         remarks = []
         if one is nearest:
-            remarks.append("best" if one.step == best else f"next to the best, step {best:,}")
+            remarks.append("best" if one.step == best else f"nearest to the best, step {best:,}")
         if one is later[-1]:
             remarks.append("newest")
         made.append(

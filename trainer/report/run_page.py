@@ -38,6 +38,7 @@ def page_of_run(
         data={"charts": charts_of(facts), "sounds": grid["played"], "written": facts.written},
         facts=facts,
         name=name_of(facts),
+        page=PAGE,
         grid=grid,
         left_out=left_out,
         dataset=_dataset(facts, page_folder),

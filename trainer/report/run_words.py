@@ -42,20 +42,22 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
     """What to do next: a sentence, and a command or some lines of Python."""
     folder = str(facts.config.get("output_dir") or facts.root)
     made, done = [], facts.state == FINISHED
+    exported = facts.finished.get("exported_step", facts.step) if done else None
     if facts.config:
         why = {
             FINISHED: "Train longer: the same command with more --epochs (or --max_steps) goes on from the last step.",
             RUNNING: "If it is stopped or killed, the same command goes on from the newest checkpoint.",
         }.get(facts.state, "Go on from the newest checkpoint.")
         made.append((why, _start(facts, defaults)))
-    prompt = _prompt(facts)
-    listen = f"python scripts/generate.py --model {shlex.quote(folder)} --prompt {shlex.quote(prompt)} --seconds 10"
+    asked = _asked(facts)
     if done:
-        made.append(("Listen to the result.", listen))
-    if facts.checkpoint is not None:
-        checkpoint = shlex.quote(f"{folder}/checkpoints/step-{facts.checkpoint:08d}")
-        beside = listen.replace(f"--model {shlex.quote(folder)}", f"--model {checkpoint}")
-        made.append((f"Hear the checkpoint of step {facts.checkpoint:,}.", beside))
+        made.append(("Listen to the result, with this prompt or another one.", _listen(folder, asked)))
+    if facts.checkpoint is not None and facts.checkpoint != exported:
+        checkpoint = f"{folder}/checkpoints/step-{facts.checkpoint:08d}"
+        made.append((f"Hear the checkpoint of step {facts.checkpoint:,}.", _listen(checkpoint, asked)))
+    if len(facts.steps_of_sounds) > 1:
+        why = "Judge by ear: a page that plays the sounds of two steps and does not say which is which."
+        made.append((why, f"python scripts/report.py {shlex.quote(folder)} --blind"))
     if done and not facts.config.get("tune_text"):
         name = repr(f"{folder}/huggingface")
         made.append((
@@ -78,12 +80,20 @@ def _start(facts: Facts, defaults: Mapping[str, object]) -> str:
     return " ".join(word if word.startswith("--") else shlex.quote(word) for word in words)
 
 
-def _prompt(facts: Facts) -> str:
-    for step in facts.steps_of_sounds:
+def _listen(model: str, asked: str) -> str:
+    return f"python scripts/generate.py --model {shlex.quote(model)} {asked}"
+
+
+def _asked(facts: Facts) -> str:
+    """The flags by which scripts/generate.py makes the first sound of the newest step that was made of a text alone."""
+    for step in reversed(facts.steps_of_sounds):
         for sound in step.sounds:
-            if sound.prompt.text:
-                return sound.prompt.text
-    return "..."
+            if sound.prompt.text and not sound.continued_seconds:
+                flags = {"prompt": sound.prompt.text, "seed": sound.prompt.seed, "seconds": sound.seconds or 10.0}
+                settings = {name: value for name, value in step.settings.items() if name != "weights"}
+                words = {name: shlex.quote(value_in_words(value)) for name, value in (flags | settings).items()}
+                return " ".join(f"--{name} {word}" for name, word in words.items())
+    return "--prompt ... --seconds 10"
 
 
 def limits_of(facts: Facts) -> list[str]:
@@ -94,25 +104,41 @@ def limits_of(facts: Facts) -> list[str]:
             "This is the debug model: random weights, and a codec of random weights too, through which even a clip's"
             " own codes are noise. It shows that training works on this machine. It cannot make music."
         ]
+    fitted = facts.start.get("codec_fitted_clips")
+    if isinstance(parameters, int) and isinstance(fitted, int) and fitted > 0:
+        clips = f"the {fitted} clips" if fitted > 1 else "the one clip"
+        return [
+            f"This is the model of a demo (scripts/demo_model.py): {_size(parameters)} that began as random numbers,"
+            f" and a codec that is fitted to {clips} it was made from and knows no other music. Whatever the prompt, it"
+            " plays these clips, a mixture of them, or noise. It shows that training works on this machine. It is no"
+            " model for music."
+        ]
     if isinstance(parameters, int) and 0 < parameters < TINY_PARAMETERS:
         return [
-            f"This is a demonstration model of {parameters / 1e6:.1f} million parameters (Meta's smallest has 420). It"
-            " knows nothing but the clips that it was trained on, and its codec may be made for these clips alone:"
-            " other prompts give a mixture of them or noise. It shows that training works; it is no model for music."
+            f"This is a tiny model: {_size(parameters)}. It can learn a few clips by heart and hardly more: other"
+            " prompts give a mixture of them or noise. It shows that training works; it is no model for music."
         ]
     return []
+
+
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} million parameters (Meta's smallest has 420 million)"
 
 
 def end_in_words(facts: Facts) -> str:
     """Why the run is in the state in which it is."""
     left = "" if facts.checkpoint is None else f"; the newest checkpoint is that of step {facts.checkpoint:,}"
     if facts.state == FINISHED:
-        reason = facts.finished.get("reason")
-        exported = facts.finished.get("exported_step")
-        words = "it stopped early: no validation was better for long enough" if reason == "early stop" else ""
+        exported, planned, rounds = map(facts.finished.get, ("exported_step", "steps", "early_stop"))
+        words = []
+        if facts.finished.get("reason") == "early stop":
+            of_all = f" after step {facts.step:,} of {planned:,}" if isinstance(planned, int) else ""
+            many = isinstance(rounds, int) and rounds > 1
+            why = f"{rounds:,} validations in a row were" if many else "the last validation was"
+            words.append(f"it ended early{of_all}: {why} no better than the best")
         if isinstance(exported, int) and exported != facts.step:
-            words += ("; " if words else "") + f"what is exported is step {exported:,}, the best"
-        return words
+            words.append(f"what is exported is step {exported:,}, the best")
+        return "; ".join(words)
     if facts.state == FAILED:
         return f"exit code {facts.exit_code}: {MEANINGS.get(facts.exit_code or 1, MEANINGS[1])}{left}"
     if facts.state == RUNNING:
