@@ -121,7 +121,7 @@ def generate_codes(
     prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
     should_stop  asked before each token: once it says True, no other is made
 
-    Raises ValueError for fewer frames, or a prefix of another shape or too long; ModelError where logits are not finite.
+    Raises ValueError for fewer frames or a prefix of another shape or too long; ModelError for logits not finite.
     """
     decoder, codebooks = model.decoder, model.decoder.num_codebooks
     if frames < max(LEAST_FRAMES, codebooks - 1):
