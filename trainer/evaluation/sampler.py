@@ -99,6 +99,7 @@ class Sampler:
         self._settings, self._model, self._peers = settings, model, peers
         self._stopping, self._on_finished = stopping, on_finished
         self._warned: set[str] = set()
+        self._announced = False
 
     def __call__(self, step: int) -> bool:
         """Make the sounds of `step`, unless they are there; every process calls this after the same step.
@@ -113,6 +114,7 @@ class Sampler:
             return False
         if any(stops for _, stops in asked):  # before the weights of a large model are put together
             return True
+        self._announce(step)
         since = time.monotonic()
         stop = _Stop(self._peers, f"end of the {what}", self._stopping)
         own = self._make(step, stop)
@@ -123,6 +125,13 @@ class Sampler:
         if self._peers.rank == 0:
             self._finish(step, dict(part for of_rank in made for part in of_rank.items()), time.monotonic() - since)
         return False
+
+    def _announce(self, step: int) -> None:
+        """Say, the first time, why nothing seems to happen for a while."""
+        if self._peers.rank == 0 and not self._announced:
+            length = self._settings.frames / self._settings.frame_rate_hz
+            print(f"making {len(self._settings.prompts)} sounds of {length:g} s of step {step} ...", flush=True)
+        self._announced = True
 
     def _begin(self, step: int) -> bool:
         """Whether there is something to make, with a folder to put it in."""
