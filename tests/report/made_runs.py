@@ -72,7 +72,7 @@ def made_run(folder: Path, *, steps: int = 60, all_steps: int = 100, every: int 
     start = {"steps": all_steps, "steps_per_epoch": 10.0, "global_batch": 8, "clips": 80, "hours": 0.5,
              "parameters": 420_000_000, "started": STARTED, "start_step": 0,
              "starts": [{"started": STARTED, "start_step": 0}]}  # fmt: skip
-    plan = {"strategy": "single", "nodes": 1, "world_size": 1, "on_gpu": False, "mixed_precision": "no",
+    plan = {"strategy": "single", "nodes": 1, "world_size": 1, "on_gpu": True, "mixed_precision": "bf16",
             "global_batch": 8, "reasons": ["one process: nothing is sharded"]}  # fmt: skip
     for name, values in (("config", config), ("run", start), ("plan", plan)):
         (folder / f"{name}.json").write_text(json.dumps(values))

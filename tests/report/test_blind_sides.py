@@ -24,6 +24,11 @@ def test_one_run_is_heard_before_training_and_as_it_is_exported(tmp_path: Path) 
     assert steps_of(run) == [0, 60]
     (run / "best.json").write_text('{"step": 75, "validation_loss": 3.2}')  # of which there are no samples
     assert steps_of(run) == [0, 120]
+    (run / "best.json").write_text('{"step": 60, "validation_loss": 3.2}')
+    (run / "finished.json").write_text('{"step": 120, "exported_step": 120}')  # by --export last
+    assert steps_of(run) == [0, 120]
+    (run / "finished.json").write_text('{"step": 60, "exported_step": 0}')  # of before it went on
+    assert steps_of(run) == [0, 60]
 
 
 def test_several_runs_are_heard_at_their_last_steps_under_names_that_differ(tmp_path: Path) -> None:

@@ -98,15 +98,21 @@ def test_one_spike_among_100_000_steps_stays() -> None:
     assert len(x) <= 2_000 and 56_789 in x and y.max() == 9.0 and (x[0], x[-1]) == (0, 99_999)
 
 
-def test_a_smoothed_curve_is_the_weighted_mean_of_what_came_before() -> None:
+def test_a_smoothed_curve_is_the_weighted_mean_around_each_value() -> None:
     draw = np.random.default_rng(0)
-    values = draw.normal(size=200)
-    decay = 1 - 1 / (200 / 50)
-    for at in (0, 1, 57, 199):
-        weights = decay ** np.arange(at, -1, -1)
-        assert np.isclose(smoothed(values)[at], (weights * values[: at + 1]).sum() / weights.sum())
-    many = draw.normal(size=60_000)
-    weights = (1 - 50 / 60_000) ** np.arange(59_999, -1, -1)
-    assert np.isclose(smoothed(many)[-1], (weights * many).sum() / weights.sum())
-    assert np.allclose(smoothed(np.array([np.nan, 3.0, np.nan, 3.0])), [np.nan, 3, 3, 3], equal_nan=True)
-    assert np.allclose(smoothed(many[:40]), many[:40], atol=1e-4) and len(smoothed(many[:0])) == 0
+    for count, places in ((250, (0, 1, 57, 249)), (60_000, (0, 31_234, 59_999))):
+        values, decay = draw.normal(size=count), 1 - 2 / (count / 50)
+        for at in places:
+            weights = decay ** np.abs(np.arange(count) - at)
+            assert np.isclose(smoothed(values)[at], (weights * values).sum() / weights.sum())
+    known = np.array([np.nan, 3.0, np.nan, 3.0, np.nan])
+    assert np.allclose(smoothed(known), [np.nan, 3, 3, 3, np.nan], equal_nan=True)
+    few = draw.normal(size=90)
+    assert np.allclose(smoothed(few), few, atol=1e-4) and len(smoothed(few[:0])) == 0
+
+
+def test_a_smoothed_curve_runs_along_one_that_falls_by_decades() -> None:
+    falling = 10 ** -np.linspace(0, 5, 1_001)
+    # At the ends half of the weights are missing: there it lags by their mean distance, 10 steps of 0.005 decades.
+    decades = np.abs(np.log10(smoothed(falling) / falling))
+    assert decades[100:-100].max() < 0.01 and decades.max() < 0.06

@@ -194,6 +194,14 @@ def test_folders_of_older_versions_and_garbled_files_have_a_page(tmp_path: Path)
     assert page.figures == {"step": "0"} and page.data["charts"] == []
 
 
+def test_a_share_of_the_speed_is_drawn_for_a_gpu_alone(tmp_path: Path) -> None:
+    run, titles = made_run(tmp_path / "run", sounds=False), list[set[str]]()
+    for on_gpu in (True, False):
+        (run / "plan.json").write_text(json.dumps({"on_gpu": on_gpu}))
+        titles.append({chart["title"] for chart in page_of(run).data["charts"]})
+    assert titles[0] - titles[1] == {"Model FLOPs utilisation (MFU)"} and len(titles[1]) == 5
+
+
 def test_starts_that_went_on_are_marked(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     starts = [{"start_step": step} for step in (0, 20, 45)]

@@ -67,8 +67,8 @@ class Prompt:
 def sides_of(runs: Sequence[Path], steps: Sequence[str] = ()) -> list[Side]:
     """The sides to compare: of each run those of `steps`, which are numbers, `best` or `last`.
 
-    Without `steps`: of one run, its first step (0, the base model) and the one that it exports (best.json's, where
-    samples of it exist, else the newest); of several, the newest of each.
+    Without `steps`: of one run, its first step (0, the base model) and the one that it exports (finished.json's, before
+    its end best.json's; where samples of it exist, else the newest); of several, the newest of each.
 
     Raises ConfigError for steps that are not there and for fewer than two sides; DataError for a samples.json that
     cannot be used.
@@ -148,9 +148,8 @@ def _default_steps(run: Path, there: Mapping[int, Path], *, alone: bool) -> list
     last = max(there)
     if not alone:
         return [last]
-    best = _best_step(run)
-    exported = best if best in there and best is not None else last
-    return [min(there), exported]
+    exported = _exported_step(run, last)
+    return [min(there), exported if exported in there and exported is not None else last]
 
 
 def _step(run: Path, wanted: str, there: Mapping[int, Path]) -> int:
@@ -172,16 +171,31 @@ def _step(run: Path, wanted: str, there: Mapping[int, Path]) -> int:
     return int(wanted)
 
 
+def _exported_step(run: Path, last: int) -> int | None:
+    """The step that a complete run has exported, or that an incomplete one would, where it keeps the best.
+
+    last  of the steps with samples; a finished.json of a step before it is of an end after which the run went on
+    """
+    finished = run / "finished.json"
+    exported = _told(finished, "exported_step") if (_told(finished, "step") or 0) >= last else None
+    return _best_step(run) if exported is None else exported
+
+
 def _best_step(run: Path) -> int | None:
     """The step of best.json; None where there is no such file."""
-    path = run / "best.json"
+    return _told(run / "best.json", "step")
+
+
+def _told(path: Path, name: str) -> int | None:
+    """A number of a JSON file; None where there is none. Raises DataError where the file cannot be read."""
     try:
-        step = json.loads(path.read_bytes())["step"]
+        values = json.loads(path.read_bytes())
+        value = values.get(name)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}): give the steps by number, as in --steps 0,120") from error
-    return step if isinstance(step, int) else None
+    return value if isinstance(value, int) else None
 
 
 def _side(run: str, folder: Path) -> Side:

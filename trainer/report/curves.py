@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 MOST_POINTS = 2_000
-SMOOTHED_OVER = 50  # the smoothed curve averages over about one in so many of all points
+SMOOTHED_OVER = 50  # a value of the smoothed curve averages over about one in so many of all points
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -32,22 +32,32 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> t
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The exponential average up to each value, over about a SMOOTHED_OVER-th of all; NaN is passed over.
+    """The average around each value, over about a SMOOTHED_OVER-th of all; NaN is passed over, but stays at the ends.
 
-    It is divided by the weights so far, so that it starts at the first value and not at 0.
+    Weights fall exponentially to both sides. An average of what came before alone lies far above a loss that falls by
+    decades, on an axis that shows them.
     """
-    decay = max(1e-6, 1 - SMOOTHED_OVER / max(1, len(values)))
     known = np.isfinite(values)
-    sums = np.zeros((2, len(values)))  # of values and of weights
-    terms, before = np.stack([np.where(known, values, 0.0), known.astype(float)]), np.zeros((2, 1))
+    terms = np.stack([np.where(known, values, 0.0), known.astype(float)])
+    before, after = _decaying_sums(terms), _decaying_sums(terms[:, ::-1])[:, ::-1]
+    sums = before + after - terms  # of values and of weights
+    inside = (before[1] > 0) & (after[1] > 0)
+    return np.divide(sums[0], sums[1], out=np.full(len(values), np.nan), where=inside)
+
+
+def _decaying_sums(terms: np.ndarray) -> np.ndarray:
+    """Of each row, the sum up to each place, in which a term counts the less the more terms lie behind it."""
+    count = terms.shape[1]
+    decay = max(1e-6, 1 - 2 * SMOOTHED_OVER / max(1, count))
+    sums, before = np.zeros_like(terms), np.zeros((len(terms), 1))
     # A sum of decay^(i - j) x_j is decay^i times a sum of decay^-j x_j: in blocks, over which the power stays finite.
     block = max(1, int(20 / (1 - decay)))
-    for start in range(0, len(values), block):
+    for start in range(0, count, block):
         part = terms[:, start : start + block]
         powers = decay ** np.arange(part.shape[1])
         sums[:, start : start + block] = powers * (decay * before + np.cumsum(part / powers, axis=1))
         before = sums[:, start + part.shape[1] - 1, None]
-    return np.divide(sums[0], sums[1], out=np.full(len(values), np.nan), where=sums[1] > 0)
+    return sums
 
 
 def series(name: str, steps: np.ndarray, values: np.ndarray, kind: str, colour: int, most: int) -> dict[str, Any]:

@@ -125,10 +125,11 @@ def charts_of(facts: Facts) -> list[dict[str, Any]]:
             of("frames per second", training["frames_per_second"], "raw", 0),
             of("frames per second" + SMOOTHED_MARK, smoothed(training["frames_per_second"]), "line", 0),
         ], marks=marks, log=False, zero=True, unit=""),
+        # A CPU's speed is measured once, and others use it too: a share of it says little, and may exceed 100 %.
         chart("Model FLOPs utilisation (MFU)", [
             of("MFU", 100 * training["mfu"], "raw", 0),
             of("MFU" + SMOOTHED_MARK, smoothed(100 * training["mfu"]), "line", 0),
-        ], marks=marks, log=False, zero=True, unit=" %"),
+        ], marks=marks, log=False, zero=True, unit=" %") if facts.plan.get("on_gpu", True) else None,
     ]  # fmt: skip
     return [one for one in made if one is not None]
 
