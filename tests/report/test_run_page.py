@@ -175,6 +175,7 @@ def test_a_run_is_running_silent_stopped_finished_or_failed_by_what_its_folder_h
     ended = {"step": 60, "exported_step": 60, "reason": "early stop", "steps": 100, "early_stop": 3}
     (run / "finished.json").write_text(json.dumps(ended))
     assert "It ended early after step 60 of 100: 3 validations in a row were no better" in page_of(run).text
+    assert "with a larger --early_stop, or without it, goes on." in page_of(run).text
     (run / "finished.json").write_text('{"step": 50}')  # of before it went on
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line(61, time=now()))

@@ -44,7 +44,8 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self._root is not None:
-            print(f"the page of this run, made anew each minute: {self._root / PAGE}", flush=True)
+            when = "after its first step and then about once a minute"
+            print(f"the page of this run, {when}: {self._root / PAGE}", flush=True)
             self._thread.start()
         return self
 

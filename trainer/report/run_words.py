@@ -48,6 +48,8 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
             FINISHED: "Train longer: the same command with more --epochs (or --max_steps) goes on from the last step.",
             RUNNING: "If it is stopped or killed, the same command goes on from the newest checkpoint.",
         }.get(facts.state, "Go on from the newest checkpoint.")
+        if done and facts.finished.get("reason") == "early stop":
+            why = "Train longer: the same command with a larger --early_stop, or without it, goes on."
         made.append((why, _start(facts, defaults)))
     asked = _asked(facts)
     if done:
