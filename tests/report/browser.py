@@ -33,8 +33,16 @@ class Tab:
         self.open(url)
 
     def open(self, url: str) -> None:
-        """Go to an address, or load the same one again, and wait until the page is there."""
-        self._ask("Page.navigate", url=url)
+        """Go to an address and wait until the page is there."""
+        self._load("Page.navigate", url=url)
+
+    def reload(self) -> None:
+        """Load the page again and wait until it is there. Its process stays the same, unlike where an address is opened
+        anew: another process may see what localStorage was given a moment later (seen on a busy machine)."""
+        self._load("Page.reload")
+
+    def _load(self, method: str, **parameters: object) -> None:
+        self._ask(method, **parameters)
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

@@ -61,10 +61,6 @@ def wait_until_said(tab: Tab, text: str) -> None:
             " : setTimeout(ask, 20); ask(); })")  # fmt: skip
 
 
-def reload(tab: Tab, tmp_path: Path) -> None:
-    tab.open((tmp_path / "blind.html").resolve().as_uri())
-
-
 def played(tab: Tab, key: str) -> float:
     """Seconds of the sound that a key starts."""
     tab.run(
@@ -104,7 +100,7 @@ def test_what_is_judged_stays_over_a_reload_and_is_saved_loaded_and_revealed(tab
     for key, shift in (("n", False), ("A", True), ("n", False), ("0", False), ("n", False)):
         tab.key(key, shift=shift)
     assert tab.run(COUNT) == "3 of 4 judged"
-    reload(tab, tmp_path)
+    tab.reload()
     assert tab.run(COUNT) == "3 of 4 judged"
     assert (tab.run(CHOICE), tab.run(MARKS)) == ("1", "markA2 markB5")
     assert tab.run('document.getElementById("note").value') == "an a, 1"
