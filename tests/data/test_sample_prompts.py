@@ -123,6 +123,7 @@ def test_prompts_that_cannot_be_read_are_refused_with_what_would_work(tmp_path: 
         ("~nobody-of-this-name/prompts.txt", ConfigError, "cannot be read"),
         (str(tmp_path / "latin.txt"), ConfigError, "UTF-8"),
         (str(tmp_path / "empty.txt"), DataError, "empty.txt is empty: write one prompt a line"),
+        ("caf\udce9 jazz", ConfigError, "is no UTF-8"),  # as Python has an argument in Latin-1
         ("|".join(map(str, range(MOST_PROMPTS + 1))), ConfigError, "101 prompts.*100 at most"),
     ]
     for text, error, words in cases:

@@ -17,8 +17,7 @@ from trainer.evaluation.samples import Sample, StepSamples
 
 def made(step: int) -> StepSamples:
     sound = Sample(
-        file="01_x.flac", prompt="Ça 'x'\n\u2028", seed=3, seconds=1.5, origin="caption",
-        clip="no utf-8: \udce9.wav",
+        file="01_x.flac", prompt="Ça 'x'\n\u2028", seed=3, seconds=1.5, origin="given", clip=None,
         continued_seconds=0.0, error=None,
     )  # fmt: skip
     return StepSamples(

@@ -74,6 +74,11 @@ def read_prompts(text: str) -> list[str]:
         raise DataError(f"--sample_prompts {text} is empty: write one prompt a line")
     if not prompts:
         raise ConfigError(f"--sample_prompts {text!r} holds no prompt: give some with | between them, or leave it out")
+    if not is_file and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ConfigError(
+            f"--sample_prompts {text!a} is no UTF-8, in which the terminal has to send it: write the prompts into"
+            " a text file in UTF-8 and name that"
+        )
     if len(prompts) > MOST_PROMPTS:
         raise too_many(text, len(prompts))
     return prompts

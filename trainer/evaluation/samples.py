@@ -131,8 +131,7 @@ def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int, *, shared: b
 def finish(samples: Path, made: StepSamples) -> None:
     """Write samples.json: from here on the step is finished. Raises OSError."""
     values = {"format": FORMAT, "version": VERSION, **asdict(made)}
-    # As ASCII, so that clips whose names are no UTF-8 survive, as escaped surrogates.
-    write_whole(step_folder(samples, made.step) / LIST, json.dumps(values, indent=1).encode())
+    write_whole(step_folder(samples, made.step) / LIST, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
 
 def read(samples: Path, step: int) -> StepSamples | None:
