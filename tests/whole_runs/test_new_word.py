@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_the_rows_and_their_moments_alone(learned: Path) -> N
     shapes = {name: len(value) for name, value in final_state(learned).items()}
     assert shapes == {f"{kind}/text_rows": 4 * 512 for kind in ("weight", "exp_avg", "exp_avg_sq")}
     files = [path for path in (learned / "models").rglob("*") if path.is_file() and "huggingface" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 150_000
+    assert sum(path.stat().st_size for path in files if path.suffix != ".html") < 150_000
     names = {path.name for path in (learned / "models").iterdir()}
     assert {"text_embedding.safetensors", "text_embedding_5.safetensors", "huggingface"} <= names
     assert not {"lm_final.pt", "lm_5.pt", "audiocraft"} & names

@@ -18,9 +18,11 @@ from trainer.data.cache import code_store, text_store
 from trainer.errors import TrainerError
 from trainer.exports.init_from import find_starting_point
 from trainer.exports.saved_models import open_saved
+from trainer.report.run_facts import RunReader
+from trainer.report.run_page import page_of_run
 from trainer.run.exit_code import ExitCodeFile
 from trainer.run.metrics import Tracker, reports
-from trainer.run.output_dir import open_output_dir
+from trainer.run.output_dir import OutputDir, open_output_dir
 
 LARGE = 1_000_000
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -84,6 +86,12 @@ def is_for_readers_alone(run: Path) -> None:
     find_starting_point(str(run / "models"))
 
 
+def is_shown_without(run: Path) -> None:
+    is_for_readers_alone(run)
+    assert "run.json" not in page_of_run(RunReader(run / "models"), run / "models", {})
+    assert OutputDir(root=run / "models").read_json("run.json") == {}, "the next start writes it anew"
+
+
 damaged_inodes: set[int] = set()
 
 # By file. A text is what the refusal says, with the advice, to the readers below it.
@@ -129,6 +137,8 @@ DONE_WITHOUT: dict[str, Callable[[Path], None]] = {
     "models/dataset.csv": is_for_readers_alone,
     "models/dataset.json": is_for_readers_alone,
     "models/dataset.html": is_for_readers_alone,
+    "models/report.html": is_for_readers_alone,
+    "models/run.json": is_shown_without,
     "models/*/README.md": is_for_readers_alone,
     "models/audiocraft/config.json": is_for_readers_alone,
     "cache/scan/audio_facts.json": reads_the_sounds_again,
