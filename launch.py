@@ -246,7 +246,9 @@ def prepare(
     judge = wiring.judge_of(config, order, data, parts.checkpoint, parts.folder, ranks)
     if parts.checkpoint is not None:
         step = parts.checkpoint.step
-        if complete := wiring.complete_in_words(config, judge, order, step, parts.folder):
+        # As the first process sees the disk, since a network file system may show it to another one later.
+        complete = ranks.gather(wiring.complete_in_words(config, judge, order, step, parts.folder))[0]
+        if complete:
             ranks.say(complete)
             return None
         ranks.say(f"resuming from {parts.checkpoint.folder}, step {step} of {order.steps}")

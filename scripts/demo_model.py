@@ -17,13 +17,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 try:
     import numpy as np
 
     from trainer.errors import EXIT_DONE, ConfigError, DataError, TrainerError
     from trainer.flags.paths import expanded
+    from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
 NAME = "the demo model"
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are ConfigErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. All flags: --help")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """The whole frames of a clip: samples (T x 640,) float32 at 32 kHz, mono."""
@@ -55,7 +49,7 @@ class Clip:
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
-    parser = Parser(
+    parser = ScriptParser(
         prog="demo_model.py", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

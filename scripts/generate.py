@@ -6,16 +6,14 @@ python scripts/generate.py --model models --prompt "slow rock ballad with guitar
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
-    from trainer.flags.flag import did_you_mean
     from trainer.flags.paths import expanded
+    from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
@@ -23,17 +21,6 @@ except ImportError as missing:
 # MusicGen was trained on crops of 30 s; longer pieces lose their thread.
 TRAINED_SECONDS = 30.0
 CONTINUED_SECONDS = 3.0
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are ConfigErrors, with the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            names = [option for action in self._actions for option in action.option_strings]
-            raise ConfigError(f"{unknown[1]} is no flag.{did_you_mean(unknown[1], names, '')}")
-        raise ConfigError(f"{message}. All flags: --help")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, each in its range. Raises ConfigError; --help leaves by SystemExit(0)."""
-    parser = Parser(prog="generate.py", description=__doc__, allow_abbrev=False, formatter_class=Formatter)
+    parser = ScriptParser(prog="generate.py", description=__doc__, allow_abbrev=False, formatter_class=Formatter)
     parser.add_argument(
         "--model",
         type=expanded,

@@ -10,7 +10,6 @@ Run again with the same --output after a change of the music: what is there is n
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 try:
     from trainer.errors import EXIT_DONE, ConfigError, TrainerError
     from trainer.flags.config import Config, parse
-    from trainer.flags.flag import Setting, did_you_mean, settings
+    from trainer.flags.flag import Setting, settings
     from trainer.flags.paths import expanded
+    from trainer.flags.script_parser import ScriptParser
     from trainer.preflight import check_folders, prepared_ones
     from trainer.run.console import Console
 except ImportError as missing:
@@ -41,17 +41,14 @@ OF_HERE = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are ConfigErrors, with the nearest flag."""
+class Parser(ScriptParser):
+    """A ScriptParser that knows which flags are launch.py's alone."""
 
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
-        if unknown and unknown[1].replace("-", "_") in settings(Config):
-            raise ConfigError(f"--{unknown[1]} has no effect on what is encoded: give it to launch.py.")
-        if unknown:
-            names = [option for action in self._actions for option in action.option_strings]
-            raise ConfigError(f"--{unknown[1]} is no flag.{did_you_mean(f'--{unknown[1]}', names, '')}")
-        raise ConfigError(f"{message}. All flags: --help")
+    def refuse_unknown(self, flag: str) -> NoReturn:
+        if flag.removeprefix("--").replace("-", "_") in settings(Config):
+            raise ConfigError(f"{flag} has no effect on what is encoded: give it to launch.py.")
+        super().refuse_unknown(flag)
+
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,11 +12,9 @@ python scripts/report.py --score listening_anna.json listening_ben.json
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 try:
     from listening import command
@@ -24,8 +22,9 @@ try:
     from trainer.atomic import write_whole
     from trainer.errors import EXIT_DONE, ConfigError, StorageError, TrainerError
     from trainer.flags.config import Config
-    from trainer.flags.flag import defaults_of, did_you_mean
+    from trainer.flags.flag import defaults_of
     from trainer.flags.paths import expanded
+    from trainer.flags.script_parser import ScriptParser
     from trainer.report.run_facts import RunReader
     from trainer.report.run_page import PAGE, page_of_run, page_of_runs
     from trainer.run.console import Console
@@ -34,17 +33,6 @@ except ImportError as missing:
 
 PAGE_OF_RUNS = "runs.html"
 OF_A_RUN = ("metrics.jsonl", "config.json", "checkpoints", "samples")
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are ConfigErrors, with the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            names = [option for action in self._actions for option in action.option_strings]
-            raise ConfigError(f"{unknown[1]} is no flag.{did_you_mean(unknown[1], names, '')}")
-        raise ConfigError(f"{message}. All flags: --help")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_request(argv: Sequence[str]) -> argparse.Namespace:
     """The runs and the goal. Raises ConfigError; --help leaves by SystemExit(0)."""
-    parser = Parser(
+    parser = ScriptParser(
         prog="report.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", metavar="RUN", nargs="*", type=expanded, help="the output_dir of a run")

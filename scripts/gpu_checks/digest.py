@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 # Where the project's modules are found, as in setup.cfg's `pythonpath`.
@@ -38,27 +38,31 @@ def depends_on(root: Path, file: Path) -> list[Path]:
             continue
         found.add(path)
         if path.suffix == ".py":
-            tree = ast.parse((root / path).read_text(encoding="utf-8"))
-            waiting += [module for name in _imported(tree) for module in _files_of(root, name)]
+            names = _imported((root / path).read_text(encoding="utf-8"))
+            waiting += [module for name in names for module in _files_of(root, name)]
     return sorted(found)
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
-    """Dotted names: `from a import b` gives a and a.b, since b may be a module."""
-    for node in ast.walk(tree):
+@lru_cache(maxsize=1024)  # most tests import the same files, and parsing them is all the work
+def _imported(source: str) -> frozenset[str]:
+    """Dotted names that a source imports: `from a import b` gives a and a.b, since b may be a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+    return frozenset(names)
 
 
-def _files_of(root: Path, name: str) -> Iterator[Path]:
+@lru_cache(maxsize=16384)  # each is asked for by many files, and no file comes while checks are listed
+def _files_of(root: Path, name: str) -> tuple[Path, ...]:
     """The project's files that importing `name` runs: its own, and the __init__.py of each package on the way."""
-    parts = name.split(".")
+    parts, found = name.split("."), list[Path]()
     for folder in SEARCHED:
         for end in range(1, len(parts) + 1):
             module = Path(folder, *parts[:end])
             for path in (module / "__init__.py", module.with_suffix(".py")):
                 if (root / path).is_file():
-                    yield path
+                    found.append(path)
+    return tuple(found)
