@@ -176,6 +176,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     from trainer.exports.init_from import find_starting_point, start_from
     from trainer.model.new_word import introduction
     from trainer.model.source import fetch_model, open_model, quiet_libraries
+    from trainer.model.stereo import in_stereo
     from trainer.run.output_dir import open_output_dir
 
     quiet_libraries()
@@ -192,6 +193,8 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
     if start is not None:
         source = start_from(source, start)
+    if config.stereo:
+        source = in_stereo(source, config.stereo_init)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word, hub=hub)
 

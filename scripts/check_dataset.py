@@ -203,9 +203,9 @@ def tokenizer_at_hand(model_id: str) -> Callable[[], PreTrainedTokenizerBase] | 
     from huggingface_hub import try_to_load_from_cache
 
     from trainer.spec.model_folder import model_folder
-    from trainer.spec.shapes import hub_id_of
+    from trainer.spec.shapes import DEBUG_NAMES, hub_id_of
 
-    if model_id != "debug" and model_folder(model_id) is None:
+    if model_id not in DEBUG_NAMES and model_folder(model_id) is None:
         hub_id = hub_id_of(model_id) or model_id
         if hub_id.count("/") != 1 or not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
             return None

@@ -26,6 +26,17 @@ class RandomCodes:
         return self.clips[clip][view, :, start : start + frames]
 
 
+class RandomMelodies:
+    """Notes in memory: of a crop as many as it lasts, drawn from its clip, view and place."""
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
+        draw = np.random.default_rng([self.seed, clip, view, start])
+        return draw.integers(0, 12, 1 + frames * 640 // 4096, dtype=np.uint8)
+
+
 class RandomText:
     """States in memory: a caption of n words has n tokens."""
 
@@ -62,20 +73,24 @@ def random_examples(
     segment_frames: int = 40,
     seed: int = 0,
     new_tokens: int = 0,
+    model: str = "debug",
 ) -> Examples:
     """Clips of these lengths in frames; every third has no caption unless captions are given.
 
+    model       the name of the model that reads them, whose kind decides about channels and melodies
     new_tokens  of a learned word in each text, which then is for a T5 in the loop; 0 for cached states
     """
     if captions is None:
         captions = [None if clip % 3 == 2 else "word " * (1 + clip % 5) + str(clip) for clip in range(len(lengths))]
+    shape = KNOWN[model]
     return Examples(
-        codes=RandomCodes(lengths, seed=seed),
+        codes=RandomCodes(lengths, codebooks=shape.codebooks, seed=seed),
         text=RandomTokens(new_tokens) if new_tokens else RandomText(),
         token_ids=new_tokens > 0,
         captions=captions,
         names=[f"clip{clip}.wav" for clip in range(len(lengths))],
-        shape=KNOWN["debug"],
+        shape=shape,
+        melodies=RandomMelodies(seed) if shape.melody else None,
         special_token=2048,
         segment_frames=segment_frames,
     )

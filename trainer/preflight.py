@@ -22,7 +22,7 @@ from trainer.plan.launcher import Launch
 from trainer.plan.strategies import Cluster
 from trainer.spec.dataset_path import is_hub_id
 from trainer.spec.model_folder import is_only_a_path
-from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape, published
+from trainer.spec.shapes import DEBUG_NAMES, FRAME_RATE_HZ, KNOWN, Shape, published, shape_to_train
 
 
 def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
@@ -42,6 +42,7 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     _refuse_restarts(config, launch)
     shape = _shape_known_by_name(config.model_id)
     if shape is not None:
+        shape = shape_to_train(shape, stereo=config.stereo)
         plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
 
 
@@ -144,8 +145,8 @@ def _refuse_restarts(config: Config, launch: Launch) -> None:
 
 
 def _shape_known_by_name(model_id: str) -> Shape | None:
-    """The shape of debug and of the published models; that of another is in its configuration, read later."""
-    return KNOWN["debug"] if model_id == "debug" else published(model_id)
+    """The shape of debug and published models; that of another is in its configuration, read later."""
+    return KNOWN[model_id] if model_id in DEBUG_NAMES else published(model_id)
 
 
 def _best_hardware(launch: Launch) -> Cluster:

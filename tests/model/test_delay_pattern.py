@@ -33,4 +33,4 @@ def test_clips_shorter_than_the_delays_keep_their_first_codebooks():
 
 
 def test_a_short_clip_gets_room_for_its_diagonal_tail_and_a_full_one_does_not():
-    assert [steps_of(frames, 4, 40) for frames in (5, 37, 38, 40)] == [8, 40, 40, 40]
+    assert [steps_of(frames, 3, 40) for frames in (5, 37, 38, 40)] == [8, 40, 40, 40]

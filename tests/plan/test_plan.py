@@ -419,8 +419,7 @@ def test_dry_runs_of_imagined_clusters_end_with_a_plan_or_a_reason(
         config, typed = parse(["--dataset", "music", "--dry_run", "1", "--model_id", model, *words.split()])
         try:
             assert dry_run(config, typed) == 0
-            shown = capsys.readouterr().out
-            assert "strategy " in shown and ("cannot be trained yet" in shown) == (model[:6] in ("melody", "stereo"))
+            assert "strategy " in capsys.readouterr().out
         except MemoryShortError as error:
             assert "What would fit" in str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from trainer.errors import ConfigError
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel
 from trainer.spec.shapes import (
+    DEBUG_NAMES,
     KNOWN,
     PUBLISHED_NAMES,
     Shape,
@@ -28,7 +30,7 @@ from trainer.spec.shapes import (
     published,
     shape_of,
     shape_of_config,
-    why_not_trained,
+    shape_to_train,
 )
 
 
@@ -49,7 +51,7 @@ def on_meta(shape: Shape) -> nn.Module:
         if shape.cross_attention:
             return LanguageModel(MusicgenForCausalLM(MusicgenDecoderConfig(**values)), projection)
         decoder = MusicgenMelodyForCausalLM(MusicgenMelodyDecoderConfig(**values))
-        return nn.ModuleList([decoder, projection, nn.Linear(shape.chroma_bins, shape.width)])
+        return LanguageModel(decoder, projection, nn.Linear(shape.chroma_bins, shape.width))
 
 
 def count(module: nn.Module) -> int:
@@ -71,7 +73,7 @@ def test_published_sizes() -> None:
 
 
 def test_units_and_cast_matrices_are_those_of_the_model() -> None:
-    for name in ("small", "large", "stereo-medium", "debug"):
+    for name in ("small", "large", "stereo-medium", "melody", "stereo-melody-large", "debug"):
         shape, model = KNOWN[name], on_meta(KNOWN[name])
         layer = count(model.decoder.model.decoder.layers[0])
         assert (shape.layer_parameters, shape.rest_parameters) == (layer, count(model) - shape.layers * layer)
@@ -80,11 +82,16 @@ def test_units_and_cast_matrices_are_those_of_the_model() -> None:
         assert shape.cast_parameters == linear
 
 
-def test_debug_is_the_debug_model() -> None:
-    model = build_debug_model()
-    assert KNOWN["debug"].parameters == count(model.decoder) + count(model.enc_to_dec_proj)
-    assert KNOWN["debug"].frozen == count(model.audio_encoder) + count(model.text_encoder)
-    assert shape_of_config("debug", model.config.to_dict()).parameters == KNOWN["debug"].parameters
+@pytest.mark.parametrize("name", DEBUG_NAMES)
+def test_a_debug_shape_is_that_of_its_model(name: str) -> None:
+    model = build_debug_model(stereo="stereo" in name, melody="melody" in name)
+    frozen = count(model.audio_encoder) + count(model.text_encoder)
+    assert (KNOWN[name].parameters, KNOWN[name].frozen) == (count(model) - frozen, frozen)
+    of_config = shape_of_config(name, model.config.to_dict())
+    around = {"frozen", "text_encoder", "codec_channels"}  # which no decoder's configuration tells
+    assert {key: value for key, value in vars(of_config).items() if key not in around} == {
+        key: value for key, value in vars(KNOWN[name]).items() if key not in around
+    }
 
 
 def test_names_and_hub_ids_mean_the_same() -> None:
@@ -100,12 +107,14 @@ def test_other_hub_ids_stand_for_themselves_and_folders_for_none(tmp_path: Path)
     assert [published(name) for name in ("debug", "facebook/musicgen-debug", "someone/small")] == [None] * 3
 
 
-def test_a_model_that_is_not_trained_is_told_by_kind_with_what_to_use_instead() -> None:
-    trained = {name for name in KNOWN if why_not_trained(KNOWN[name]) is None}
-    assert trained == {"small", "medium", "large", "debug"}
-    for name in set(KNOWN) - trained:
-        kind = "melody" if "melody" in name else "stereo"
-        assert why_not_trained(KNOWN[name]) == f"{kind} models cannot be trained yet; use small, medium or large"
+def test_a_mono_model_is_made_stereo_once() -> None:
+    for name in ("small", "melody-large", "debug"):
+        stereo = shape_to_train(KNOWN[name], stereo=True)
+        expected = KNOWN["debug-stereo" if name == "debug" else f"stereo-{name}"]
+        assert replace(stereo, name=expected.name) == expected
+        assert shape_to_train(KNOWN[name], stereo=False) == KNOWN[name]
+        with pytest.raises(ConfigError, match="is stereo already"):
+            shape_to_train(stereo, stereo=True)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,22 @@ from torch import Tensor
 from trainer.data.order import Row
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
 from trainer.spec.flops import clip_flops
-from trainer.spec.shapes import Shape
+from trainer.spec.shapes import MELODY_PLACES, Shape
 from trainer.spec.trainable import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from trainer.data.cache import CachedCodes
+
+
+class Melodies(Protocol):
+    """The melodies of some clips, which are numbered from 0."""
+
+    def crop(self, clip: int, view: int, start: int, frames: int) -> np.ndarray:
+        """The notes of frames [start, start + frames) of one cached view of a clip: (n,) uint8 in [0, 12).
+
+        One for every 4096 samples, from the first on: n is 1 + frames x 640 // 4096 at most, and fewer where the melody
+        ends before the crop does; it may be 0.
+        """
 
 
 class Text(Protocol):
@@ -39,7 +50,9 @@ class Batch:
     labels_BKT     int64, codes in [0, V); -100 where nothing is learned: padding, fillers, the special token
     text_BSD       float32, T5's states, zero where there is no text; token ids (B, S) int64 where T5 is trained
     text_mask_BS   float32, 1 where there is text and 0 where there is none
-    attention_BS   bool, the text that a row may attend to; None where all rows have equally long texts, or none
+    attention_BS   bool, the text that a row may attend to; None where all rows have equally long texts, or none. In a
+                   melody model: the places of the text that are in the row, also where its caption is dropped
+    melody_BC      int64 in [0, 12), notes in front of the text; None in a text model
     frames         of the clips themselves, without padding and fillers
     padded_frames  rows x steps that are computed
     flops          model FLOPs of forward and backward of these frames and their captions, without padding
@@ -53,6 +66,7 @@ class Batch:
     frames: int
     padded_frames: int
     flops: int = 0
+    melody_BC: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` applied to each tensor."""
@@ -63,6 +77,7 @@ class Batch:
             text_BSD=change(self.text_BSD),
             text_mask_BS=change(self.text_mask_BS),
             attention_BS=None if self.attention_BS is None else change(self.attention_BS),
+            melody_BC=None if self.melody_BC is None else change(self.melody_BC),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -76,6 +91,7 @@ class Examples:
 
     codes           EnCodec's codes of every clip
     text            what the model reads of every caption
+    melodies        of every clip, for a melody model; None for a text model
     captions        of each clip; None is a null condition: the clip is trained without text
     names           file of each clip, for messages
     shape           sizes of the model that reads the batches
@@ -96,6 +112,7 @@ class Examples:
     texts: Sequence[Sequence[str | None]] | None = None
     token_ids: bool = False
     trained: Selection = EVERYTHING
+    melodies: Melodies | None = None
 
     def text_of(self, row: Row) -> str | None:
         """What the row is trained with; None is a null condition."""
@@ -118,12 +135,14 @@ class Examples:
         codes = [self.codes.crop(row.clip, row.view, row.start, row.frames) for row in rows]
         texts = [self.text_of(row) for row in rows]
         states = [None if text is None else self.text.states(text) for text in texts]
-        steps = max(steps_of(row.frames, self.shape.codebooks, self.segment_frames) for row in rows)
-        inputs, labels = inputs_and_labels(self._padded_codes(codes, steps), self.special_token)
+        steps = max(steps_of(row.frames, self.shape.largest_delay, self.segment_frames) for row in rows)
+        padded = self._padded_codes(codes, steps)
+        inputs, labels = inputs_and_labels(padded, self.special_token, self.shape.audio_channels)
         for index, row in enumerate(rows):
             if row.weight == 0:
                 labels[index] = -100
-        text, mask, attention = self._padded_text(states)
+        lengths = [self._text_places(row, of_row) for row, of_row in zip(rows, states, strict=True)]
+        text, mask, attention = self._padded_text(states, lengths)
         batch = Batch(
             inputs_BKT=inputs,
             labels_BKT=labels,
@@ -132,12 +151,39 @@ class Examples:
             attention_BS=attention,
             frames=sum(row.frames for row in rows if row.weight),
             padded_frames=steps * len(rows),
-            flops=sum(self._flops(row, of_row) for row, of_row in zip(rows, states, strict=True)),
+            flops=sum(self._flops(row, length) for row, length in zip(rows, lengths, strict=True)),
+            melody_BC=self._melodies_of(rows),
         )
         return batch.map(Tensor.pin_memory) if torch.cuda.is_available() else batch
 
-    def _flops(self, row: Row, states: np.ndarray | None) -> int:
-        tokens = 0 if states is None else len(states)
+    def blank_melody(self, rows: int) -> Tensor | None:
+        """The null melody in the shape of a micro-batch: (rows, C) int64, zero; None for a text model."""
+        return torch.zeros(rows, MELODY_PLACES, dtype=torch.int64) if self.shape.melody else None
+
+    def _melodies_of(self, rows: Sequence[Row]) -> Tensor | None:
+        """`Batch.melody_BC`. A melody shorter than its places is repeated, and an absent one is note 0 at all of them,
+        as in generation. Source: audiocraft 1.3.0, ChromaStemConditioner with match_len_on_eval."""
+        notes_BC = self.blank_melody(len(rows))
+        if notes_BC is None:
+            return None
+        assert self.melodies is not None, "a melody model has the melodies of its clips"
+        for index, row in enumerate(rows):
+            notes = np.zeros(0) if row.drop_melody else self.melodies.crop(row.clip, row.view, row.start, row.frames)
+            if len(notes):
+                notes_BC[index] = torch.from_numpy(np.resize(notes, MELODY_PLACES).astype(np.int64))
+        return notes_BC
+
+    def _text_places(self, row: Row, states: np.ndarray | None) -> int:
+        """How many places of a row its text takes. Where there is no cross-attention, a dropped caption keeps them, so
+        that the codes stay at their places, and an absent one has one: as in generation."""
+        if states is not None:
+            return len(states)
+        if not self.shape.melody:
+            return 0
+        text = self.captions[row.clip] if self.texts is None else self.texts[row.clip][row.text]
+        return 1 if text is None else self.text.tokens(text)
+
+    def _flops(self, row: Row, tokens: int) -> int:
         return row.weight * clip_flops(self.shape, row.frames, tokens, self.trained)
 
     def _padded_codes(self, codes: Sequence[np.ndarray], steps: int) -> Tensor:
@@ -146,13 +192,14 @@ class Examples:
             padded[index, :, : clip_KT.shape[1]] = torch.from_numpy(clip_KT.astype(np.int64))
         return padded
 
-    def _padded_text(self, states: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text, text mask and attention mask of a Batch.
+    def _padded_text(
+        self, states: Sequence[np.ndarray | None], lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Text, text mask and attention mask of a Batch, where texts have these lengths in the rows.
 
         Softmax over no key at all is NaN. A row without text therefore attends to its keys of zero wherever the
         longest text of the batch has tokens: whatever their weights, values of zero add nothing.
         """
-        lengths = [0 if of_row is None else len(of_row) for of_row in states]
         longest = max(1, *lengths)
         text = self.blank_text(len(states), longest)
         mask = torch.zeros(len(states), longest)
@@ -160,6 +207,9 @@ class Examples:
             if of_row is not None:
                 text[index, : len(of_row)] = torch.from_numpy(of_row)
                 mask[index, : len(of_row)] = 1
+        if self.shape.melody:
+            within = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+            return text, mask, None if within.all() else within
         padded = any(0 < length < longest for length in lengths)
         attention = mask.bool() | ~mask.bool().any(dim=1, keepdim=True) if padded else None
         return text, mask, attention

@@ -18,7 +18,7 @@ import numpy as np
 from trainer.data.crops import start_beside
 
 # What a draw is for: each purpose has random numbers of its own. Other values would change every run's clips and crops.
-PERMUTATION, CROP, TEXT = 1, 2, 3
+PERMUTATION, CROP, TEXT, MELODY = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class Order:
     global_batch       crops per optimizer step
     segment_frames     the most codec frames of a crop
     codebooks          K
-    caption_drop_rate  probability in [0, 1] that a row has no caption
+    channels           of the sound, on which the codebooks' delays depend
+    caption_drop_rate  probability in [0, 1] that a row has no condition at all: no caption and no melody
+    melody_drop_rate   probability in [0, 1] that a row that has a caption has no melody; 0 for text models
     frames             (clips, views) int64: the frames that each cached view of a clip has
     max_steps          the most steps of the run; None for no such limit
     by_duration        whether an epoch has as many crops of a clip as whole segments fit into it, and at least one
@@ -45,6 +47,8 @@ class Order:
     max_steps: int | None = None
     texts: np.ndarray | None = None
     by_duration: bool = False
+    channels: int = 1
+    melody_drop_rate: float = 0.0
 
     @property
     def clips(self) -> int:
@@ -92,6 +96,7 @@ class Row:
     """One row of a step: frames [start, start + frames) of one view of a clip, with a text or without.
 
     drop_caption  whether the row is trained without text, as a null condition
+    drop_melody   whether it is trained without its melody, as a null condition too; always with `drop_caption`
     text          which of the clip's texts it is trained with, from 0
     crop          which of the clip's crops of this epoch it is, from 0
     weight        1; or 0 for a filler, which completes a micro-batch and adds nothing to loss and gradient
@@ -103,6 +108,7 @@ class Row:
     start: int
     frames: int
     drop_caption: bool
+    drop_melody: bool = False
     text: int = 0
     crop: int = 0
     weight: int = 1
@@ -149,13 +155,17 @@ def draw(order: Order, epoch: int, clip: int, crop: int = 0) -> Row:
             draw(order, epoch, clip).start, start_draw, crop,
             crops=order.crops_of(clip), segment=frames, available=order.least_frames(clip),
         )
+    drop_caption = drop_draw < order.caption_drop_rate * 2**64
     return Row(
         clip=clip,
         epoch=epoch,
         view=view,
         start=start,
         frames=frames,
-        drop_caption=drop_draw < order.caption_drop_rate * 2**64,
+        drop_caption=drop_caption,
+        # Guidance moves away from what the model makes without any condition: that is what both are dropped for, as in
+        # audiocraft, whose draw for guidance is for all conditions.
+        drop_melody=drop_caption or _draws_no_melody(order, epoch, clip, crop),
         text=_drawn_text(order, epoch, clip, crop),
         crop=crop,
     )
@@ -166,6 +176,13 @@ def _drawn_text(order: Order, epoch: int, clip: int, crop: int) -> int:
         return 0
     drawn = int(_random_integers(order.seed, TEXT, epoch, clip, *_number(crop), count=1)[0])
     return drawn * int(order.texts[clip]) >> 64
+
+
+def _draws_no_melody(order: Order, epoch: int, clip: int, crop: int) -> bool:
+    if order.melody_drop_rate == 0:
+        return False
+    drawn = int(_random_integers(order.seed, MELODY, epoch, clip, *_number(crop), count=1)[0])
+    return drawn < order.melody_drop_rate * 2**64
 
 
 def _number(crop: int) -> tuple[int, ...]:
@@ -197,15 +214,15 @@ def filled_micro_batches(rows: int, *, micro_batch: int, world_size: int) -> int
     return math.ceil(rows / (micro_batch * world_size))
 
 
-def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int) -> np.ndarray:
+def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int, channels: int = 1) -> np.ndarray:
     """How many codes of these rows each codebook learns to predict: (K,) int64, fillers excluded.
 
-    The delay pattern shifts codebook k right by k steps. Of a clip of L frames it has min(L, segment_frames - k)
-    codes: its last ones are pushed out only where the clip fills the segment.
+    The delay pattern shifts codebook k right by d = k // channels steps. Of a clip of L frames it has
+    min(L, segment_frames - d) codes: its last ones are pushed out only where the clip fills the segment.
     Source: audiocraft 1.3.0 with tokens.padding_with_special_token, which pads every clip to the segment.
     """
     frames = np.array([row.frames for row in rows if row.weight], dtype=np.int64)
-    limits = segment_frames - np.arange(codebooks)
+    limits = segment_frames - np.arange(codebooks) // channels
     return np.minimum(frames[:, None], np.maximum(limits, 0)[None]).sum(axis=0)
 
 

@@ -36,7 +36,8 @@ from trainer.run.output_dir import OutputDir
 
 # The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
 ZERO_LIVE_PARAMETERS = 200_000_000
-LAYER_CLASS = "MusicgenDecoderLayer"  # of transformers; FSDP shards each by itself
+# Of transformers, in text and in melody models; FSDP shards each by itself.
+LAYER_CLASSES = ["MusicgenDecoderLayer", "MusicgenMelodyDecoderLayer"]
 # What Accelerate calls the strategies that it might replace by another one.
 DISTRIBUTED_TYPE = {
     "zero2": DistributedType.DEEPSPEED,
@@ -114,7 +115,7 @@ def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[LAYER_CLASS],
+        transformer_cls_names_to_wrap=LAYER_CLASSES,
         state_dict_type="SHARDED_STATE_DICT",
         cpu_ram_efficient_loading=False,
         # Float32 shards and float32 sums over ranks, bf16 in between. Accelerate's default sums in bf16 as well, and

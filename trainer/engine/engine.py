@@ -332,7 +332,12 @@ class Engine:
     def _summed_losses(self, batch: Batch) -> Tensor:
         """Summed cross entropy of each codebook, (K,) float32, in nats; see LanguageModel.forward."""
         return self.backend.model(
-            batch.inputs_BKT, batch.text_BSD, batch.text_mask_BS, batch.attention_BS, labels_BKT=batch.labels_BKT
+            batch.inputs_BKT,
+            batch.text_BSD,
+            batch.text_mask_BS,
+            batch.attention_BS,
+            labels_BKT=batch.labels_BKT,
+            melody_BC=batch.melody_BC,
         )
 
     def _reseed(self, step: int, micro_batch: int) -> None:

@@ -247,7 +247,8 @@ def _read_prefix(
     """
     prefix_1KP = given_KS[None, :, 1:]
     if prefix_1KP.shape[-1]:
-        inputs_1KP, _ = inputs_and_labels(prefix_1KP, model.decoder.config.pad_token_id)
+        config = model.decoder.config
+        inputs_1KP, _ = inputs_and_labels(prefix_1KP, config.pad_token_id, config.audio_channels)
         model.decoder.model(
             input_ids=inputs_1KP[0].repeat(len(text_BSD), 1),
             encoder_hidden_states=text_BSD,

@@ -37,7 +37,7 @@ from trainer.exports.processor_files import PIECES, save_processor, save_tokeniz
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
-from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, load_codec, load_text_encoder
+from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, load_codec, load_text_encoder
 from trainer.model.trained_model import merged
 from trainer.model.weights import under
 from trainer.spec.trainable import EVERYTHING, Lora, Selection
@@ -123,7 +123,7 @@ def export_text(source: Source, embedding: TextEmbedding, output_dir: Path, *, c
     """
     write_text_embedding(embedding, output_dir / TEXT_EMBEDDING_FILE)
     extended = with_embedding(source, embedding)
-    write_huggingface(extended, extended.weights.starting_with(DECODER, PROJECTION), output_dir / "huggingface", card)
+    write_huggingface(extended, extended.weights.starting_with(*LANGUAGE_MODEL), output_dir / "huggingface", card)
 
 
 def write_lm(weights: Mapping[str, Tensor], path: Path) -> None:

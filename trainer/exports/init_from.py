@@ -15,7 +15,7 @@ from transformers import AutoConfig, MusicgenConfig
 from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft_files import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
-from trainer.model.source import DECODER, PROJECTION, Source
+from trainer.model.source import LANGUAGE_MODEL, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
@@ -78,7 +78,7 @@ def start_from(source: Source, point: StartingPoint) -> Source:
     _check_fits(source, point)
     # A Hugging Face folder holds a T5 and an EnCodec too. Those of the base are used, so that its cache serves, and so
     # that the run goes on beside the same ones when PATH is gone.
-    language_model = point.weights.starting_with(DECODER, PROJECTION)
+    language_model = point.weights.starting_with(*LANGUAGE_MODEL)
     started = replace(source, weights=source.weights.replaced(language_model))
     _check_parts(started, point)
     return started
@@ -185,7 +185,7 @@ def _check_parts(source: Source, point: StartingPoint) -> None:
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {name: weights.shape(name) for name in weights if name.startswith((DECODER, PROJECTION))}
+    return {name: weights.shape(name) for name in weights if name.startswith(LANGUAGE_MODEL)}
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer.spec.shapes import HUB_PREFIX, hub_id_of
+from trainer.spec.shapes import DEBUG_NAMES, HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
 from trainer.spec.trigger import Trigger, in_a_shell
 
@@ -270,6 +270,6 @@ def _licence_of_base(base_model: str, meta: bool) -> str:
             "The base model's weights are Meta's and under CC-BY-NC 4.0, which binds this model as well: no"
             " commercial use."
         )
-    if base_model == "debug":
+    if base_model in DEBUG_NAMES:
         return "The base model is a small one of random weights, under no licence. It cannot make music."
     return "That of the base model. Weights that descend from Meta's MusicGen are under CC-BY-NC 4.0."

@@ -22,7 +22,7 @@ from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft_config import CONFIG
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
 from trainer.exports.init_from import find_starting_point, start_from
-from trainer.model.source import CODEC, DECODER, PROJECTION, TEXT_ENCODER, Source, open_model
+from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import current_name, weights_in_memory
 from trainer.run.checkpoint import Checkpoint
 from trainer.spec.model_folder import model_folder
@@ -125,7 +125,7 @@ def _with_language_model(path: Path, base: str) -> Source:
     """The model `base` with the language model of a file or folder of audiocraft in place of its own."""
     state = read_audiocraft(path).state
     source = _open(base, "--base")
-    own = {name for name in source.weights if name.startswith((DECODER, PROJECTION))}
+    own = {name for name in source.weights if name.startswith(LANGUAGE_MODEL)}
     wrong = [name for name in own & set(state) if source.weights.shape(name) != tuple(state[name].shape)]
     if own != set(state) or wrong:
         raise ModelError(

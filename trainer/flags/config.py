@@ -16,6 +16,7 @@ from trainer.flags.data_flags import DataFlags
 from trainer.flags.flag import Flag, Value, checked_values
 from trainer.flags.paths import expanded
 from trainer.flags.sample_flags import SampleFlags
+from trainer.flags.sound_flags import SoundFlags
 from trainer.spec.caption_sources import sources_of
 from trainer.spec.trainable import (
     ALL_LAYERS,
@@ -29,6 +30,7 @@ from trainer.spec.trainable import (
 from trainer.spec.trigger import Trigger
 
 PROGRAM = "launch.py"
+MELODY_RATE = 0.5  # audiocraft 1.3.0, config/conditioner/chroma2music.yaml, attribute_dropout.wav.self_wav
 DESCRIPTION = """Fine-tune MusicGen on a folder of sound files with a .txt caption each.
 
 Flags are written --name value or --name=value; switches are 0 or 1, and a bare one is 1. In paths ~, $NAME and ${NAME}
@@ -42,14 +44,15 @@ logging = partial(Flag, "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BestFlags, SampleFlags, DataFlags):
+class Config(BestFlags, SampleFlags, SoundFlags, DataFlags):
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     model_id: Annotated[
         str,
         model(
-            "small, medium or large; a Hugging Face id; a local folder, also of the hub's cache; or debug, a tiny "
-            "model with random weights. Melody and stereo models are refused.",
+            "small, medium, large, melody, melody-large, or one of these behind stereo-; a Hugging Face id; a local "
+            "folder, also of the hub's cache; or debug (debug-stereo, debug-melody, debug-stereo-melody), a tiny model "
+            "with random weights.",
             path=True,
         ),
     ] = "small"
@@ -276,8 +279,13 @@ class Config(BestFlags, SampleFlags, DataFlags):
 
     @property
     def caption_drop_rate(self) -> float:
-        """Probability that a clip is trained without its caption; 0 unless --use_cfg 1."""
+        """Probability that a clip is trained without caption and melody; 0 unless --use_cfg 1."""
         return self.cfg_rate if self.use_cfg else 0.0
+
+    @property
+    def melody_drop_rate(self) -> float:
+        """Probability that a clip of a melody model is trained without its melody, though with its caption."""
+        return MELODY_RATE if self.melody_rate is None else self.melody_rate
 
     @property
     def validation_share(self) -> float:

@@ -87,6 +87,10 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
     for name in ("placeholder", "placeholder_vectors", "init_word"):
         if name in typed and not config.tune_text:
             raise ConfigError(f"--{name} has no effect without --tune_text 1: add it, or remove --{name}.")
+    if "stereo_init" in typed and not config.stereo:
+        raise ConfigError(
+            f"--stereo_init {config.stereo_init} has no effect without --stereo 1: add it, or remove --stereo_init."
+        )
     if "trigger_place" in typed and config.trigger is None:
         raise ConfigError(
             "--trigger_place has no effect without --trigger: add it, as in --trigger 'in my-style', or remove "

@@ -20,6 +20,9 @@ from transformers import (
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyForConditionalGeneration,
     T5Config,
     T5Tokenizer,
 )
@@ -44,22 +47,31 @@ WORDS = [
 
 
 def build_debug_model(
-    *, width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.1
-) -> MusicgenForConditionalGeneration:
+    *,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    dropout: float = 0.1,
+    stereo: bool = False,
+    melody: bool = False,
+) -> MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration:
     """A MusicgenForConditionalGeneration in eval mode, float32, the same weights at every call.
 
     width, layers, heads  of the decoder
+    stereo, melody        whether it has 8 codebooks, of two channels; whether it is one that reads a melody, a
+                          MusicgenMelodyForConditionalGeneration
     dropout               what the decoder's configuration says. The published ones say 0.1, and a run must replace it
                           by its own setting, so the debug model says the same
     """
-    config = MusicgenConfig(
+    kind = MusicgenMelodyConfig if melody else MusicgenConfig
+    config = kind(
         text_encoder=_text_config().to_dict(),
         audio_encoder=codec_config().to_dict(),
-        decoder=_decoder_config(width, layers, heads, dropout).to_dict(),
+        decoder=_decoder_config(width, layers, heads, dropout, stereo=stereo, melody=melody).to_dict(),
     )
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(SEED)
-        model = MusicgenForConditionalGeneration(config)
+        model = (MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration)(config)
         set_codebooks(model.audio_encoder)
     model.config.decoder.decoder_start_token_id = model.config.decoder.pad_token_id
     model.generation_config = GenerationConfig(
@@ -83,9 +95,9 @@ def debug_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
-def debug_feature_extractor() -> EncodecFeatureExtractor:
-    """The feature extractor that belongs to the debug codec."""
-    return EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000, padding_value=0.0, padding_side="left")
+def debug_feature_extractor(channels: int = 1) -> EncodecFeatureExtractor:
+    """The feature extractor that belongs to the debug codec, of a model of so many channels."""
+    return EncodecFeatureExtractor(feature_size=channels, sampling_rate=32_000, padding_value=0.0, padding_side="left")
 
 
 def codec_config(*, filters: int = 8, width: int = 32) -> EncodecConfig:
@@ -123,15 +135,17 @@ def _text_config() -> T5Config:
     )
 
 
-def _decoder_config(width: int, layers: int, heads: int, dropout: float) -> MusicgenDecoderConfig:
-    return MusicgenDecoderConfig(
+def _decoder_config(
+    width: int, layers: int, heads: int, dropout: float, *, stereo: bool, melody: bool
+) -> MusicgenDecoderConfig | MusicgenMelodyDecoderConfig:
+    return (MusicgenMelodyDecoderConfig if melody else MusicgenDecoderConfig)(
         vocab_size=2048,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         ffn_dim=4 * width,
-        num_codebooks=4,
-        audio_channels=1,
+        num_codebooks=8 if stereo else 4,
+        audio_channels=2 if stereo else 1,
         dropout=dropout,
         pad_token_id=2048,
         bos_token_id=2048,

@@ -1,4 +1,4 @@
-"""MusicGen's language model: the decoder and the projection of text states, which is what a run trains and saves.
+"""MusicGen's language model: the decoder and the projections of its conditions, which is what a run trains and saves.
 
 Its tensors have the names that they have in transformers' `MusicgenForConditionalGeneration`.
 """
@@ -9,7 +9,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import MusicgenForCausalLM
+from torch.nn import functional
+from transformers import MusicgenForCausalLM, MusicgenMelodyForCausalLM
 
 from trainer.errors import ModelError
 from trainer.model.loss import codebook_cross_entropy
@@ -17,12 +18,22 @@ from trainer.model.source import Source
 
 
 class LanguageModel(nn.Module):
-    """Codes and text states in, logits of the next codes out, or their cross entropy."""
+    """Codes, text states and in melody models a melody in, logits of the next codes out, or their cross entropy.
 
-    def __init__(self, decoder: MusicgenForCausalLM, enc_to_dec_proj: nn.Linear):
+    A text model attends to the text (cross-attention). A melody model has instead a row of melody, text and codes, of
+    which each place sees those before it; then there is `audio_enc_to_dec_proj`.
+    """
+
+    def __init__(
+        self,
+        decoder: MusicgenForCausalLM | MusicgenMelodyForCausalLM,
+        enc_to_dec_proj: nn.Linear,
+        audio_enc_to_dec_proj: nn.Linear | None = None,
+    ):
         super().__init__()
         self.decoder = decoder
         self.enc_to_dec_proj = enc_to_dec_proj
+        self.audio_enc_to_dec_proj = audio_enc_to_dec_proj
 
     def forward(
         self,
@@ -31,6 +42,7 @@ class LanguageModel(nn.Module):
         text_mask_BS: Tensor,
         attention_BS: Tensor | None = None,
         labels_BKT: Tensor | None = None,
+        melody_BC: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, K, T, V) of each step's codes; where labels are given, the summed cross entropy (K,) instead.
 
@@ -39,28 +51,80 @@ class LanguageModel(nn.Module):
         text_mask_BS  (B, S) float32: 1 for a text token, 0 for padding. A row of zeros is a null condition: its keys
                       and values become exactly 0, and with them what cross-attention adds
         attention_BS  (B, S) bool: the text tokens that may be attended to; None where no row needs a mask. Every row
-                      must allow one token, because softmax over none is NaN
+                      must allow one token, because softmax over none is NaN. In a melody model: the text tokens that
+                      are in the row, from the first on; None where all are in all rows
         labels_BKT    (B, K, T) int64 in [0, V), or IGNORED. The loss is computed in here so that no wrapper around
                       this module sees, copies or casts the logits
+        melody_BC     (B, C) int64 in [0, 12): the note that sounds at each of C places in front of the text, 0 at all
+                      of them where there is no melody; None in a text model
 
         Source: audiocraft 1.3.0, T5Conditioner.forward masks after the projection, because of its bias.
         """
         text_BSD = self.enc_to_dec_proj(text_BSD) * text_mask_BS[..., None]
-        steps = inputs_BKT.shape[-1]
-        # With four axes transformers uses the mask as it is. It would read one with two axes on the host, which waits
-        # for the GPU.
-        mask = None if attention_BS is None else attention_BS[:, None, None, :].expand(-1, 1, steps, -1)
-        hidden_BTD = self.decoder.model(
-            input_ids=inputs_BKT.flatten(0, 1),
-            encoder_hidden_states=text_BSD,
-            encoder_attention_mask=mask,
-            use_cache=False,
-        ).last_hidden_state
+        if melody_BC is None:
+            hidden_BTD = self._attending(inputs_BKT, text_BSD, attention_BS)
+        else:
+            hidden_BTD = self._behind_prefix(inputs_BKT, text_BSD, attention_BS, melody_BC)
         heads = self.decoder.lm_heads
         if labels_BKT is None:
             return torch.stack([head(hidden_BTD) for head in heads], dim=1)
         # Head by head: stacking would copy all logits, and their gradient would first be filled with zeros.
         return torch.stack([codebook_cross_entropy(head(hidden_BTD), labels_BKT[:, k]) for k, head in enumerate(heads)])
+
+    def _attending(self, inputs_BKT: Tensor, text_BSD: Tensor, attention_BS: Tensor | None) -> Tensor:
+        """The last hidden states (B, T, D) of a text model; `text_BSD` is the projected text."""
+        steps = inputs_BKT.shape[-1]
+        # With four axes transformers uses the mask as it is. It would read one with two axes on the host, which waits
+        # for the GPU.
+        mask = None if attention_BS is None else attention_BS[:, None, None, :].expand(-1, 1, steps, -1)
+        return self.decoder.model(
+            input_ids=inputs_BKT.flatten(0, 1),
+            encoder_hidden_states=text_BSD,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+
+    def _behind_prefix(
+        self, inputs_BKT: Tensor, text_BSD: Tensor, attention_BS: Tensor | None, melody_BC: Tensor
+    ) -> Tensor:
+        """The last hidden states (B, T, D) at the codes of a melody model; `text_BSD` is the projected text.
+
+        A row is its melody, its own text, its codes, and behind them what other rows have more. So it has the places
+        that it has alone, no mask is needed, and it does not depend on its batch-mates. transformers' own forward pads
+        in front of the codes, which moves them.
+        """
+        melody_BCD, codes_BTD = self.melody_states(melody_BC), self._embedded(inputs_BKT)
+        rows_BPD = torch.cat([melody_BCD, text_BSD, codes_BTD], dim=1)
+        first, steps = melody_BC.shape[1] + text_BSD.shape[1], codes_BTD.shape[1]
+        if attention_BS is None:
+            return self.decoder.model.decoder(inputs_embeds=rows_BPD, use_cache=False).last_hidden_state[:, first:]
+        device = rows_BPD.device
+        first_B1 = melody_BC.shape[1] + attention_BS.sum(dim=1, keepdim=True)  # where a row's codes begin
+        places_P = torch.arange(rows_BPD.shape[1], device=device)
+        # Behind a row's text stand its codes; what lies beyond them are copies of the last place, which nobody reads.
+        sources_BP = torch.where(places_P < first_B1, places_P, places_P + first - first_B1)
+        sources_BP = sources_BP.clamp(max=first + steps - 1)
+        hidden_BPD = self.decoder.model.decoder(inputs_embeds=_gathered(rows_BPD, sources_BP), use_cache=False)
+        return _gathered(hidden_BPD.last_hidden_state, first_B1 + torch.arange(steps, device=device))
+
+    def melody_states(self, melody_BC: Tensor) -> Tensor:
+        """The projected melody (B, C, D) of notes (B, C) int64 in [0, 12)."""
+        projection = self.audio_enc_to_dec_proj
+        assert projection is not None, "a text model reads no melody"
+        return projection(functional.one_hot(melody_BC, projection.in_features).to(projection.weight.dtype))
+
+    def _embedded(self, inputs_BKT: Tensor) -> Tensor:
+        """The sum (B, T, D) of the codebooks' embeddings, added in the order in which transformers adds them."""
+        first, *others = self.decoder.model.decoder.embed_tokens
+        embedded = first(inputs_BKT[:, 0])
+        for k, table in enumerate(others, 1):
+            embedded = embedded + table(inputs_BKT[:, k])
+        return embedded
+
+
+def _gathered(values_BPD: Tensor, places_BQ: Tensor) -> Tensor:
+    """(B, Q, D): of each row the values at these of its places."""
+    return values_BPD.gather(1, places_BQ[..., None].expand(-1, -1, values_BPD.shape[-1]))
 
 
 def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageModel:
@@ -76,8 +140,9 @@ def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageMod
     config.attention_dropout = config.activation_dropout = config.layerdrop = 0.0
     with torch.device("meta"):
         model = LanguageModel(
-            MusicgenForCausalLM._from_config(config),
+            (MusicgenMelodyForCausalLM if source.melody else MusicgenForCausalLM)._from_config(config),
             nn.Linear(source.config.text_encoder.hidden_size, config.hidden_size),
+            nn.Linear(source.config.num_chroma, config.hidden_size) if source.melody else None,
         )
     for name, parameter in model.named_parameters():
         if name not in source.weights or source.weights.shape(name) != tuple(parameter.shape):

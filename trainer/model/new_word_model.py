@@ -17,7 +17,7 @@ class TextTunedModel(LanguageModel):
     """
 
     def __init__(self, model: LanguageModel, text_encoder: T5EncoderModel, first_token: int, vectors: int):
-        super().__init__(model.decoder, model.enc_to_dec_proj)
+        super().__init__(model.decoder, model.enc_to_dec_proj, model.audio_enc_to_dec_proj)
         self.requires_grad_(False)
         width = text_encoder.config.hidden_size
         self.text_rows = nn.Parameter(torch.empty(vectors, width, device=model.enc_to_dec_proj.weight.device))
@@ -33,10 +33,11 @@ class TextTunedModel(LanguageModel):
         text_mask_BS: Tensor,
         attention_BS: Tensor | None = None,
         labels_BKT: Tensor | None = None,
+        melody_BC: Tensor | None = None,
     ) -> Tensor:
         """As LanguageModel.forward, but `text_BSD` is (B, S) int64: token ids, any valid one where the mask is 0."""
         states_BSD = self.text_states(text_BSD, attention_BS).to(self.enc_to_dec_proj.weight.dtype)
-        return super().forward(inputs_BKT, states_BSD, text_mask_BS, attention_BS, labels_BKT)
+        return super().forward(inputs_BKT, states_BSD, text_mask_BS, attention_BS, labels_BKT, melody_BC)
 
     def beside(self, model: LanguageModel) -> TextTunedModel:
         """`model`, which takes texts as this one does: with the same T5 and rows of its own, on the same device as it.

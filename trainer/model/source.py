@@ -26,6 +26,8 @@ from transformers import (
     GenerationConfig,
     MusicgenConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyForConditionalGeneration,
     PreTrainedTokenizerBase,
     T5EncoderModel,
 )
@@ -36,9 +38,11 @@ from trainer.model.debug_model import build_debug_model, debug_feature_extractor
 from trainer.model.safetensors_file import files_kept_open
 from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
 from trainer.spec.model_folder import is_only_a_path, model_folder
-from trainer.spec.shapes import Shape, hub_id_of, published, shape_of_config, unknown_name, why_not_trained
+from trainer.spec.shapes import DEBUG_NAMES, Shape, hub_id_of, published, shape_of_config, unknown_name
 
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
+MELODY_PROJECTION = "audio_enc_to_dec_proj."  # of a melody model
+LANGUAGE_MODEL = (DECODER, PROJECTION, MELODY_PROJECTION)  # how the names of its tensors begin
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # Settings on which EnCodec's codes depend and which no tensor's name or shape tells. They are part of the identity of a
 # cache: another list makes every cache be filled anew.
@@ -54,11 +58,12 @@ class Source:
     """One model: its configuration, and where its tensors and its processor come from. Opening it reads no tensor.
 
     name     as --model_id gave it
-    weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`
+    weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`; of a melody model by those
+             of `MusicgenMelodyForConditionalGeneration`
     """
 
     name: str
-    config: MusicgenConfig
+    config: MusicgenConfig | MusicgenMelodyConfig
     generation_config: GenerationConfig
     weights: Weights
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
@@ -67,6 +72,16 @@ class Source:
     @property
     def codebooks(self) -> int:
         return self.config.decoder.num_codebooks
+
+    @property
+    def channels(self) -> int:
+        """Of the sound: 1, or 2 in a stereo model."""
+        return self.config.decoder.audio_channels
+
+    @property
+    def melody(self) -> bool:
+        """Whether the model reads a melody."""
+        return isinstance(self.config, MusicgenMelodyConfig)
 
     @property
     def shape(self) -> Shape:
@@ -103,7 +118,7 @@ class Source:
         holds a part of the model is tied to the frozen rest by it: computed otherwise, such runs cannot be resumed.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for name in sorted(name for name in self.weights if name.startswith((DECODER, PROJECTION))):
+        for name in sorted(name for name in self.weights if name.startswith(LANGUAGE_MODEL)):
             size = math.prod(self.weights.shape(name))
             ends = [self.weights.read(name, 0, min(8, size)), self.weights.read(name, max(0, size - 8), size)]
             digest.update(f"{name} {self.weights.shape(name)} {torch.cat(ends).tolist()}".encode())
@@ -134,21 +149,22 @@ def fetch_model(model_id: str) -> None:
 
     Raises ModelError where it cannot be fetched.
     """
-    if model_id != "debug":
+    if model_id not in DEBUG_NAMES:
         _folder_of(model_id)
 
 
 def open_model(model_id: str, *, fetched: bool = False) -> Source:
     """The model that `--model_id` names. A hub id is downloaded unless it is in the local cache.
 
-    model_id  debug, a short name as `small`, a hub id, or a local folder
+    model_id  one of DEBUG_NAMES, a short name as `small`, a hub id, or a local folder
     fetched   whether fetch_model was called for it on this machine; then the hub is not asked again, which matters
               where hundreds of processes would
 
-    Raises ModelError where there is none, where it is no MusicGen, and for melody and stereo models.
+    Raises ModelError where there is none, and where it is no MusicGen.
     """
-    if model_id == "debug":
-        return source_of(build_debug_model(), name="debug")
+    if model_id in DEBUG_NAMES:
+        stereo, melody = "stereo" in model_id, "melody" in model_id
+        return source_of(build_debug_model(stereo=stereo, melody=melody), name=model_id)
     folder = _folder_of(model_id, fetched=fetched)
     config = _config_of(folder, model_id)
     _require_processor(folder, model_id)
@@ -162,7 +178,9 @@ def open_model(model_id: str, *, fetched: bool = False) -> Source:
     )
 
 
-def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
+def source_of(
+    model: MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration, *, name: str
+) -> Source:
     """A Source over a model in memory, with the debug model's tokenizer and feature extractor."""
     return Source(
         name=name,
@@ -172,7 +190,7 @@ def source_of(model: MusicgenForConditionalGeneration, *, name: str) -> Source:
             {name: value.detach() for name, value in model.state_dict().items() if current_name(name)}
         ),
         load_tokenizer=debug_tokenizer,
-        load_feature_extractor=debug_feature_extractor,
+        load_feature_extractor=lambda: debug_feature_extractor(model.config.decoder.audio_channels),
     )
 
 
@@ -230,16 +248,7 @@ def _folder_of(model_id: str, *, fetched: bool = False) -> Path:
         return folder
     if is_only_a_path(model_id):
         raise ModelError(f"--model_id {model_id}: there is no such folder")
-    shape = published(model_id)
-    if shape is not None:  # known by its name, before gigabytes are fetched
-        _refuse_untrained(model_id, shape)
     return _download(hub_id_of(model_id) or model_id, model_id, fetched=fetched)
-
-
-def _refuse_untrained(model_id: str, shape: Shape) -> None:
-    reason = why_not_trained(shape)
-    if reason is not None:
-        raise ModelError(f"--model_id {model_id}: {reason}")
 
 
 def _download(hub_id: str, model_id: str, *, fetched: bool = False) -> Path:
@@ -273,14 +282,12 @@ def _first_lines(error: Exception) -> str:
     return "; ".join([line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()][:2])
 
 
-def _config_of(folder: Path, model_id: str) -> MusicgenConfig:
+def _config_of(folder: Path, model_id: str) -> MusicgenConfig | MusicgenMelodyConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
-    if config.model_type in ("musicgen", "musicgen_melody"):
-        _refuse_untrained(model_id, shape_of_config(model_id, config.to_dict()))
-    if not isinstance(config, MusicgenConfig):
+    if not isinstance(config, (MusicgenConfig, MusicgenMelodyConfig)):
         raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
     codec = config.audio_encoder
     if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
@@ -319,7 +326,9 @@ def _require_processor(folder: Path, model_id: str) -> None:
         raise ModelError(f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: {advice}")
 
 
-def _generation_config(folder: Path, model_id: str, config: MusicgenConfig) -> GenerationConfig:
+def _generation_config(
+    folder: Path, model_id: str, config: MusicgenConfig | MusicgenMelodyConfig
+) -> GenerationConfig:
     file = folder / "generation_config.json"
     if file.is_file():
         try:

@@ -11,7 +11,7 @@ from trainer.model.language_model import LanguageModel, empty_language_model
 from trainer.model.lora import adapted, add_adapters, with_adapters_merged
 from trainer.model.new_word import extended_tokenizer, first_token, start_rows
 from trainer.model.new_word_model import TextTunedModel
-from trainer.model.source import DECODER, PROJECTION, Source, load_text_encoder
+from trainer.model.source import LANGUAGE_MODEL, Source, load_text_encoder
 from trainer.model.weights import Weights, weights_in_memory
 from trainer.spec.trainable import TEXT_ROWS, NewWord, Selection
 
@@ -83,7 +83,7 @@ def merged(source: Source, trained: Mapping[str, Tensor], selection: Selection) 
         trained = weights_in_memory(trained)
     if selection.everything:
         return trained
-    base = source.weights.starting_with(DECODER, PROJECTION)
+    base = source.weights.starting_with(*LANGUAGE_MODEL)
     if selection.lora:
         return with_adapters_merged(base, trained, selection.lora.scale)
     return base.replaced(trained)

@@ -12,9 +12,9 @@ from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.request import batch_flags, request_of
+from trainer.plan.request import batch_flags, refuse_for_shape, request_of
 from trainer.plan.strategies import BF16_CAPABILITY, Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, why_not_trained
+from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, shape_to_train
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and no flag describes one
@@ -26,15 +26,13 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
 
     Raises ConfigError or MemoryShortError where there is no such run.
     """
-    shape = shape_of(config.model_id)
+    shape = shape_to_train(shape_of(config.model_id), stereo=config.stereo)
     cluster, origin = cluster_of(config, found_cluster())
     plan = plan_of(config, typed, cluster, shape)
     trained = count(shape, config.selection).trained
     count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
     print(f"{shape.name}: {count_in_words} parameters to train, on {origin}")
     print(plan.describe())
-    if reason := why_not_trained(shape):
-        print(f"note: {shape.name} is counted, but {reason}")
     return EXIT_DONE
 
 
@@ -59,6 +57,7 @@ def plan_of_shape(
 
     Raises ConfigError or MemoryShortError where there is no such run.
     """
+    refuse_for_shape(config, typed, shape)
     deepspeed = _deepspeed_available(config)
     request = request_of(config, typed, launch, frame_rate_hz=frame_rate_hz, deepspeed_available=deepspeed)
     return make_plan(cluster, shape, batch_flags(config, typed), request, resumed_global_batch)

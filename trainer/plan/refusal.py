@@ -12,7 +12,7 @@ from trainer.plan.layout import Samples
 from trainer.plan.memory import GIB, expected_bytes
 from trainer.plan.request import Request
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, why_not_trained
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape
 from trainer.spec.trainable import selection_of
 
 MOST_GPUS_SUGGESTED = 64
@@ -133,12 +133,17 @@ def _fewer_processes(cluster: Cluster, job: Job) -> Iterator[str]:
 
 
 def _smaller_models(cluster: Cluster, job: Job) -> Iterator[str]:
-    """The largest model with which there is a plan, of those that are smaller."""
-    smaller = [s for s in KNOWN.values() if s.parameters < job.shape.parameters and why_not_trained(s) is None]
+    """The largest model with which there is a plan, of those that are smaller and of the same kind."""
+    smaller = [s for s in KNOWN.values() if s.parameters < job.shape.parameters and _is_like(s, job.shape)]
     for shape in sorted(smaller, key=lambda shape: -shape.parameters):
         if _is_possible(cluster, replace(job, shape=shape), job.request):
             yield f"--model_id {shape.name}"
             break
+
+
+def _is_like(one: Shape, other: Shape) -> bool:
+    """Whether both read a melody or neither, and both are stereo or neither."""
+    return (one.melody, one.audio_channels) == (other.melody, other.audio_channels)
 
 
 def _is_possible(cluster: Cluster, job: Job, request: Request) -> bool:

@@ -9,7 +9,7 @@ from trainer.errors import ConfigError
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
 from trainer.plan.layout import Checkpointing, Precision, Samples, Strategy, Workload
-from trainer.spec.shapes import FRAME_RATE_HZ, segment_frames
+from trainer.spec.shapes import FRAME_RATE_HZ, MELODY_SECONDS, Shape, segment_frames
 
 # What each value of --gradient_checkpointing asks for.
 CHECKPOINTING: dict[str, Checkpointing] = {"0": False, "1": True, "selective": "selective"}
@@ -64,6 +64,21 @@ def batch_flags(config: Config, typed: frozenset[str]) -> BatchFlags:
         global_batch=config.global_batch,
         grad_acc_typed="grad_acc" in typed,
     )
+
+
+def refuse_for_shape(config: Config, typed: frozenset[str], shape: Shape) -> None:
+    """Raise ConfigError for flags of melodies that were typed for a text model, and for crops that no melody spans."""
+    for name in ("melody_rate", "stems"):
+        if name in typed and not shape.melody:
+            raise ConfigError(
+                f"--{name} {getattr(config, name)} has no effect with --model_id {config.model_id}, which reads no"
+                " melody: use a melody model, or remove it"
+            )
+    if shape.melody and config.segment_seconds > MELODY_SECONDS:
+        raise ConfigError(
+            f"--segment_seconds {config.segment_seconds:g} cannot be used with --model_id {config.model_id}, whose"
+            f" melodies last {MELODY_SECONDS:g} s at most: use {MELODY_SECONDS:g} or less"
+        )
 
 
 def request_of(

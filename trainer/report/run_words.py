@@ -101,7 +101,7 @@ def _asked(facts: Facts) -> str:
 def limits_of(facts: Facts) -> list[str]:
     """What nobody should expect of this run's sounds."""
     parameters = facts.start.get("parameters")
-    if facts.config.get("model_id") == "debug":
+    if str(facts.config.get("model_id")).startswith("debug"):
         return [
             "This is the debug model: random weights, and a codec of random weights too, through which even a clip's"
             " own codes are noise. It shows that training works on this machine. It cannot make music."

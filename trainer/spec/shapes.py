@@ -28,6 +28,9 @@ DECODER_DEFAULTS = {
 }
 T5_DEFAULT_WIDTH = 512
 CHROMA_BINS = 12  # inputs of the audio projection of melody models: one for each note of the octave
+# Places before the text that a melody takes, whatever its length: those of the chroma of 30 s at a hop of 4096 samples,
+# 1 + 960000 // 4096. Shorter ones are repeated. Source: audiocraft 1.3.0, ChromaStemConditioner.
+MELODY_PLACES, MELODY_SECONDS = 235, 30.0
 DEBUG_CODEC, DEBUG_T5 = 922_842, 1_153_152  # parameters of the debug model's EnCodec and T5
 
 
@@ -59,6 +62,27 @@ class Shape:
     frozen: int = 169_000_000
     text_encoder: int = 110_000_000
     codec_channels: int = 64
+
+    @property
+    def melody(self) -> bool:
+        """Whether the model reads a melody: a prefix of melody and text instead of cross-attention to the text."""
+        return self.chroma_bins > 0
+
+    @property
+    def largest_delay(self) -> int:
+        """Frames by which the last codebook comes later than the first: 3, in stereo too, where pairs share a delay."""
+        return (self.codebooks - 1) // self.audio_channels
+
+    def prefix_places(self, text_tokens: int) -> int:
+        """Places that decoder layers compute before the first code; 0 where the text is attended to instead.
+
+        An absent caption has one place, of zeros.
+        """
+        return MELODY_PLACES + max(1, text_tokens) if self.melody else 0
+
+    def in_stereo(self) -> Shape:
+        """The shape of this mono model made a stereo one: each codebook twice, for the left and the right channel."""
+        return replace(self, codebooks=2 * self.codebooks, audio_channels=2)
 
     @property
     def head_size(self) -> int:
@@ -105,7 +129,7 @@ def _known_shapes() -> dict[str, Shape]:
     melody = replace(medium, name="melody", cross_attention=False, chroma_bins=CHROMA_BINS)
     melody_large = replace(large, name="melody-large", cross_attention=False, chroma_bins=CHROMA_BINS)
     mono = (small, medium, large, melody, melody_large)
-    stereo = [replace(shape, name=f"stereo-{shape.name}", codebooks=8, audio_channels=2) for shape in mono]
+    stereo = [replace(shape.in_stereo(), name=f"stereo-{shape.name}") for shape in mono]
     debug = Shape(
         name="debug",
         layers=2,
@@ -117,13 +141,17 @@ def _known_shapes() -> dict[str, Shape]:
         text_encoder=DEBUG_T5,
         codec_channels=8,
     )
-    return {shape.name: shape for shape in (*mono, *stereo, debug)}
+    debug_melody = replace(debug, name="debug-melody", cross_attention=False, chroma_bins=CHROMA_BINS)
+    small_ones = (debug, debug_melody)
+    stereo += [replace(shape.in_stereo(), name=shape.name.replace("debug", "debug-stereo")) for shape in small_ones]
+    return {shape.name: shape for shape in (*mono, *small_ones, *stereo)}
 
 
 # Source: MusicGen, arXiv 2306.05284, section 3.1, and audiocraft 1.3.0, config/model/lm/model_scale.
 KNOWN: Mapping[str, Shape] = _known_shapes()
-PUBLISHED_NAMES = tuple(name for name in KNOWN if name != "debug")  # the ends of the hub ids, after HUB_PREFIX
-TRAINED_NAMES = "small, medium or large"  # those that this trainer can train, in words
+DEBUG_NAMES = tuple(name for name in KNOWN if name.startswith("debug"))  # built in memory, with random weights
+PUBLISHED_NAMES = tuple(name for name in KNOWN if name not in DEBUG_NAMES)  # the ends of the hub ids, after HUB_PREFIX
+NAMES_IN_WORDS = "small, medium, large, melody, melody-large, or one of these behind stereo-"
 
 
 def published(model_id: str) -> Shape | None:
@@ -141,18 +169,21 @@ def hub_id_of(model_id: str) -> str | None:
 
 def unknown_name(model_id: str) -> str:
     """That this is neither a folder nor the name of a model to train, in words, with the name that it is close to."""
-    names = [name for name, shape in KNOWN.items() if why_not_trained(shape) is None]
-    close = difflib.get_close_matches(model_id.rpartition("/")[2].removeprefix("musicgen-"), names, n=1)
+    close = difflib.get_close_matches(model_id.rpartition("/")[2].removeprefix("musicgen-"), KNOWN, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"there is no folder of this name here, and it is none of {', '.join(names)}{meant}"
+    return f"there is no folder of this name here, and it is none of {', '.join(KNOWN)}{meant}"
 
 
-def why_not_trained(shape: Shape) -> str | None:
-    """Why this trainer cannot train a model of this shape, and what to use instead; None if it can."""
-    if shape.cross_attention and shape.audio_channels == 1:
-        return None
-    kind = "stereo" if shape.cross_attention else "melody"
-    return f"{kind} models cannot be trained yet; use {TRAINED_NAMES}"
+def shape_to_train(shape: Shape, *, stereo: bool) -> Shape:
+    """The shape that a run trains: that of --model_id, or with --stereo 1 a stereo one made of it.
+
+    Raises ConfigError where the model is stereo already.
+    """
+    if not stereo:
+        return shape
+    if shape.audio_channels != 1:
+        raise ConfigError(f"--stereo 1 makes a mono model stereo, and {shape.name} is stereo already: leave it out")
+    return shape.in_stereo()
 
 
 def segment_frames(seconds: float, frame_rate_hz: float = FRAME_RATE_HZ) -> int:
@@ -171,8 +202,8 @@ def shape_of(model_id: str) -> Shape:
     another hub id in the local Hugging Face cache. Raises ConfigError where that finds none, ModelError as
     `model_folder` does.
     """
-    if model_id == "debug":
-        return KNOWN["debug"]
+    if model_id in DEBUG_NAMES:
+        return KNOWN[model_id]
     folder = model_folder(model_id)
     if folder is not None:
         return _shape_of_file(model_id, folder / "config.json")
@@ -186,7 +217,7 @@ def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
     """
     kind = config.get("model_type")
     if kind not in ("musicgen", "musicgen_melody") or not isinstance(config.get("decoder"), Mapping):
-        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use {TRAINED_NAMES}, or a copy")
+        raise ConfigError(f"--model_id {name} is a {kind} model, not a MusicGen: use {NAMES_IN_WORDS}, or a copy")
     decoder = DECODER_DEFAULTS | {key: value for key, value in config["decoder"].items() if key in DECODER_DEFAULTS}
     melody = kind == "musicgen_melody"
     return Shape(

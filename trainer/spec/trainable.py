@@ -23,6 +23,7 @@ PREFIXES = {
     "decoder.model.decoder.layer_norm.": HEADS,
     "decoder.lm_heads.": HEADS,
     "enc_to_dec_proj.": PROJECTION,
+    "audio_enc_to_dec_proj.": PROJECTION,  # of a melody model
 }
 TEXT_ROWS = "text_rows"  # the parameter of TextTunedModel that holds the new rows of T5's input embedding
 LAYER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")

@@ -152,12 +152,12 @@ def worst_case(run: Run) -> Batch:
     Its codes and texts are zeros, because memory does not depend on the values. For Engine.rehearse.
     """
     examples, segment = run.train, run.order.segment_frames
-    frames = steps_of(int(run.order.frames.max()), run.order.codebooks, segment)
+    frames = steps_of(int(run.order.frames.max()), examples.shape.largest_delay, segment)
     # Not the caption of most letters: what T5 does not know is spelled in many tokens, and long words may be one.
     tokens = max(map(examples.text.tokens, examples.all_texts()), default=1)
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
-    inputs, labels = inputs_and_labels(codes, examples.special_token)
+    inputs, labels = inputs_and_labels(codes, examples.special_token, examples.shape.audio_channels)
     return Batch(
         inputs_BKT=inputs,
         labels_BKT=labels,
@@ -166,6 +166,7 @@ def worst_case(run: Run) -> Batch:
         attention_BS=torch.ones(rows, tokens, dtype=torch.bool),
         frames=rows * frames,
         padded_frames=rows * frames,
+        melody_BC=examples.blank_melody(rows),
     )
 
 
@@ -306,7 +307,7 @@ def _step(
     run: Run, engine: Engine, saver: Saver, judge: Judge, work: _StepWork, requests: tuple[bool, ...]
 ) -> StepResult:
     """One optimizer step; where it is not finite, save the state before it and name its clips."""
-    cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames)
+    cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames, run.order.channels)
     rate = learning_rate(run.schedule, work.step)
     try:
         return engine.step(work.batches, cells_K, step=work.step, learning_rate=rate, requests=requests)

@@ -44,6 +44,10 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
     if (trigger := config.caption_trigger) is not None:
         identity["--trigger, --trigger_place"] = f'"{trigger.text}" {trigger.place} each caption'
     identity.update(identity_of_captions(config))
+    if config.stereo:
+        identity["--stereo, --stereo_init"] = f"stereo, with embeddings {config.stereo_init}"
+    if source.melody:
+        identity["share of melodies dropped (--melody_rate)"] = config.melody_drop_rate
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()

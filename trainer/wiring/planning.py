@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.plan import Plan
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, published, why_not_trained
+from trainer.spec.shapes import FRAME_RATE_HZ, published, shape_to_train
 
 if TYPE_CHECKING:
     from trainer.flags.config import Config
@@ -38,6 +38,7 @@ def refuse_before_fetching(
     cluster  as this process alone finds it, without asking whether torch.compile works
     """
     shape = published(config.model_id)
-    if shape is not None and why_not_trained(shape) is None:
+    if shape is not None:
+        shape = shape_to_train(shape, stereo=config.stereo)
         global_batch = None if checkpoint is None else checkpoint.run.global_batch
         plan_of_shape(config, typed, replace(cluster, compiles=True), launch, shape, FRAME_RATE_HZ, global_batch)
