@@ -104,6 +104,22 @@ def test_blocks_are_mono_float32_of_the_size_asked_for_and_stay_valid(tmp_path: 
     np.testing.assert_allclose(np.concatenate(blocks), samples.astype(np.float64).mean(axis=1), atol=1e-7)
 
 
+@pytest.mark.parametrize("block_seconds", [1e-9, 0.01, 0.3337, 100.0])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("to_hz", [32_000, 44_100])
+def test_stereo_is_the_first_two_channels_each_resampled_alone_and_a_mono_file_twice(
+    tmp_path: Path, block_seconds: float, channels: int, to_hz: int
+) -> None:
+    seconds = 0.05 if block_seconds < 0.001 else 1.5
+    path, samples = tmp_path / "x.wav", noise(seconds, 44_100, channels).reshape(-1, channels)
+    soundfile.write(path, samples, 44_100, subtype="FLOAT")
+    blocks = list(audio.stream(path, to_hz, block_seconds, channels=2))
+    assert {(block.shape[1:], block.dtype.name) for block in blocks} == {((2,), "float32")}
+    sides = [np.ascontiguousarray(samples[:, side]) for side in (0, min(1, channels - 1))]
+    expected = [side if to_hz == 44_100 else soxr.resample(side, 44_100, to_hz, quality="HQ") for side in sides]
+    np.testing.assert_array_equal(np.concatenate(blocks), np.stack(expected, axis=1))
+
+
 @pytest.mark.parametrize("form", ["MP3", "OGG", "FLAC"])
 def test_compressed_files_decode_the_same_in_blocks_as_whole(tmp_path: Path, form: str) -> None:
     path = tmp_path / "x.wav"

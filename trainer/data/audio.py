@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from trainer.data.audio_fault import COPY_AGAIN, AudioFault, unreadable
-from trainer.data.decoder import Decoder, mono
+from trainer.data.decoder import Decoder, mono, stereo
 from trainer.data.excerpt import Excerpt
 from trainer.data.fingerprint import Fingerprint
 from trainer.data.levels import LevelMeter, Levels
@@ -30,6 +30,8 @@ SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS; the last bit of 16-bit audio lie
 LARGEST_PEAK = 8.0
 INTEGER_SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}  # full scale of numbers of so many bits
 LOUDEST = 1e30  # full scale is 1; sums of samples beyond this overflow float32, and no sound has them
+# What is wrong with a sound for a mono model alone. Versions before stereo models kept it as what is wrong with a file.
+CANCELS = "its channels cancel each other in mono: invert one of them"
 BLOCK_VALUES = 1 << 18  # samples x channels that `inspect` decodes at once: 1 MiB of float32
 
 
@@ -46,6 +48,8 @@ class AudioFacts:
     levels          how loud it is, and where it is silent
     fingerprint     as trainer/data/fingerprint.py gives it; "" for a sound of less than a quarter of a second
     remark          what is unusual about it and was done, for the report; "" for nothing
+    cancels         whether its channels cancel each other in mono: there it is silent
+    silent_front    whether its first two channels are silent, and others are not: so it is in stereo
     """
 
     seconds: float
@@ -57,10 +61,22 @@ class AudioFacts:
     levels: Levels
     fingerprint: str
     remark: str = ""
+    cancels: bool = False
+    silent_front: bool = False
+
+    def heard(self, channels: int) -> AudioFacts | AudioFault:
+        """The facts, or what is wrong with the sound for a model of so many channels, 1 or 2."""
+        if channels == 1 and self.cancels:
+            return AudioFault("silent", CANCELS)
+        if channels == 2 and self.silent_front:
+            return AudioFault("silent", "its first two channels are silent, which a stereo model has: mix it to stereo")
+        return self
 
 
 def inspect(sound: Path | bytes) -> AudioFacts:
     """The facts of a sound file that is whole and audible, from one pass over its samples and one over its bytes.
+
+    Whether it is audible to a mono or a stereo model, `AudioFacts.heard` says.
 
     Its seconds are counted from the samples, because the length in the header of an mp3 file is only an estimate.
     Samples somewhat beyond [-1, 1] are accepted. Raises AudioFault for every file that is not whole and audible.
@@ -81,6 +97,7 @@ def inspect(sound: Path | bytes) -> AudioFacts:
         content=content_of(sound), format=decoder.format, sound=samples.result(),
         levels=levels.result(), fingerprint=fingerprint.result(),
         remark="; ".join(filter(None, (decoder.remark, length_remark, peak_remark))),
+        cancels=peaks.cancel, silent_front=peaks.silent_front,
     )
 
 
@@ -108,30 +125,34 @@ def content_of(sound: Path | bytes) -> str:
 
 
 def stream(
-    sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0, excerpt: Excerpt | None = None
+    sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0, excerpt: Excerpt | None = None,
+    channels: int = 1,
 ) -> Iterator[np.ndarray]:
-    """The file as mono float32 blocks (n,) at `sample_rate_hz`, about `block_seconds` each, never empty.
+    """The file as float32 blocks at `sample_rate_hz`, about `block_seconds` each, never empty: (n,) in mono, (n, 2) in
+    stereo.
 
-    excerpt  the part that is wanted and its gain, which are those of the decoded samples; None: all, as it is
+    excerpt   the part that is wanted and its gain, which are those of the decoded samples; None: all, as it is
+    channels  1: the mean over all channels; 2: the first two, where a mono file's one is both
 
-    Mono is the mean over channels. Joined, the blocks equal soxr.resample(quality="HQ") of the whole, whatever
-    their size; at the file's own rate the samples pass unchanged. Raises AudioFault for a file that cannot be decoded,
-    also in the middle of it.
+    Joined, the blocks equal soxr.resample(quality="HQ") of the whole, whatever their size; at the file's own rate the
+    samples pass unchanged. Raises AudioFault for a file that cannot be decoded, also in the middle of it.
     """
     with opened(sound) as decoder:
         block_frames = max(1, round(block_seconds * decoder.rate_hz))
         decoded = decoder.blocks(block_frames)
-        blocks = (mono(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
+        wanted = mono if channels == 1 else stereo
+        blocks = (wanted(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
         if decoder.rate_hz == sample_rate_hz:
             for block in blocks:
                 yield block.copy()  # the next block may be decoded into the same buffer
             return
-        resampler = soxr.ResampleStream(decoder.rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+        resampler = soxr.ResampleStream(decoder.rate_hz, sample_rate_hz, channels, dtype="float32", quality="HQ")
         for block in blocks:
             resampled = resampler.resample_chunk(block)
             if len(resampled):
                 yield resampled
-        rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        nothing = np.zeros(0 if channels == 1 else (0, channels), np.float32)
+        rest = resampler.resample_chunk(nothing, last=True)
         if len(rest):
             yield rest
 
@@ -160,11 +181,22 @@ class _Peaks:
     """How loud a sound is at most, by its blocks (n, channels) float32."""
 
     def __init__(self) -> None:
-        self._peak = self._mono_peak = 0.0
+        self._peak = self._mono_peak = self._front_peak = 0.0
 
     def add(self, block: np.ndarray) -> None:
         self._peak = max(self._peak, _max_abs(block))
         self._mono_peak = max(self._mono_peak, _max_abs(mono(block)))
+        self._front_peak = self._peak if block.shape[1] <= 2 else max(self._front_peak, _max_abs(block[:, :2]))
+
+    @property
+    def cancel(self) -> bool:
+        """Whether the mean of the channels is silent."""
+        return self._mono_peak < SILENCE_PEAK
+
+    @property
+    def silent_front(self) -> bool:
+        """Whether the first two channels are."""
+        return self._front_peak < SILENCE_PEAK
 
     def result(self) -> str:
         """A remark or ""; raises AudioFault for a sound that is not audible, or far beyond full scale."""
@@ -172,8 +204,6 @@ class _Peaks:
             raise AudioFault("out of range", _how_to_scale(self._peak))
         if self._peak < SILENCE_PEAK:
             raise AudioFault("silent", "never louder than -80 dBFS: replace it or take it out")
-        if self._mono_peak < SILENCE_PEAK:
-            raise AudioFault("silent", "its channels cancel each other in mono: invert one of them")
         return f"its peak is {self._peak:.3g} of full scale: used as it is" if self._peak > 1 else ""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trainer.atomic import write_whole
-from trainer.data.audio import AudioFacts, inspect
+from trainer.data.audio import CANCELS, AudioFacts, inspect
 from trainer.data.audio_fault import AudioFault, unreadable
 from trainer.data.garbage_collection import put_off
 from trainer.data.levels import Levels
@@ -38,7 +38,7 @@ NOTHING_SEEN: Mapping[str, Stamp] = {}
 
 def inspect_all(
     paths: Sequence[str], facts_folder: Path, *, rehash: bool = False, show_progress: bool = True,
-    seen: Mapping[str, Stamp] = NOTHING_SEEN,
+    seen: Mapping[str, Stamp] = NOTHING_SEEN, channels: int = 1,
 ) -> dict[str, AudioFacts | AudioFault]:
     """What `inspect` returns or raises for each absolute path, or other reference to a sound (trainer/data/places.py,
     by os.fsdecode), found by a few threads.
@@ -47,7 +47,8 @@ def inspect_all(
     the table for one in a row: an unchanged one is not read again unless `rehash`, or unless it was judged by
     an older VERSION. Raises StorageError if something new cannot be kept there.
 
-    seen  size and modification time of those that were looked at just now, by path: they are not asked for again
+    seen      size and modification time of those that were looked at just now, by path: they are not asked for again
+    channels  of the model: what an older version judged for mono alone is read again where they are 2
     """
     known = _load(facts_folder)
     results: dict[str, AudioFacts | AudioFault] = {}
@@ -59,7 +60,7 @@ def inspect_all(
         except OSError as error:
             results[path] = unreadable(error)
             continue
-        if not rehash and path in known and known[path][0] == stamp:
+        if not rehash and path in known and known[path][0] == stamp and is_known(known[path][1], channels):
             results[path] = known[path][1]
         else:
             stamps[path] = stamp
@@ -73,6 +74,12 @@ def inspect_all(
             save = _keep_nothing  # an older version's complete cache on a read-only disk
         _inspect_new(stamps, known, results, save, show_progress)
     return results
+
+
+def is_known(said: AudioFacts | AudioFault, channels: int) -> bool:
+    """Whether this says all of a sound for a model of so many channels. Versions before stereo models kept nothing of
+    one that is silent in mono alone."""
+    return channels == 1 or not isinstance(said, AudioFault) or said.detail != CANCELS
 
 
 # By path: a file's size in bytes and modification time in ns when it was inspected, and what `inspect` said.
@@ -166,8 +173,12 @@ def facts_of_json(said: dict[str, Any]) -> AudioFacts | AudioFault:
 
 
 def json_of_facts(facts: AudioFacts | AudioFault) -> dict[str, Any]:
-    """What is known of a sound, as plain JSON values."""
-    return {"fate": facts.fate, "detail": facts.detail} if isinstance(facts, AudioFault) else asdict(facts)
+    """What is known of a sound, as plain JSON values. What is rarely so is left out where it is not, so that versions
+    which do not know of it can read the rest."""
+    if isinstance(facts, AudioFault):
+        return {"fate": facts.fate, "detail": facts.detail}
+    rare = {name for name in ("cancels", "silent_front") if not getattr(facts, name)}
+    return {name: value for name, value in asdict(facts).items() if name not in rare}
 
 
 def _of_older_version(facts_folder: Path) -> frozenset[str]:

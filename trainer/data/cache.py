@@ -92,15 +92,19 @@ class CachedText:
         return int(self._values[row].size // (4 * self._width_of_row[row]))
 
 
-def code_store(cache_dir: Path, codec_identity: str, views: int, treatment: Treatment = AS_IT_IS) -> Store:
-    """The store of `views` views of tracks that were treated so, under one codec; made on first use."""
+def code_store(
+    cache_dir: Path, codec_identity: str, views: int, treatment: Treatment = AS_IT_IS, channels: int = 1
+) -> Store:
+    """The store of `views` views of tracks that were treated so, under one codec, in mono or in stereo; made on first
+    use."""
     columns = {
         "views": pa.int32(),
         "codebooks": pa.int32(),
         "frames": pa.list_(pa.int64()),
         "codes": pa.large_binary(),
     }
-    return Store(cache_dir / "codes" / f"{codec_identity}-{views}{treatment.key}", columns)
+    stereo = "" if channels == 1 else "-stereo"
+    return Store(cache_dir / "codes" / f"{codec_identity}-{views}{treatment.key}{stereo}", columns)
 
 
 def text_store(cache_dir: Path, text_identity: str) -> Store:
@@ -117,6 +121,7 @@ def fill_codes(
     sample_rate_hz: int,
     views: int,
     device: torch.device,
+    channels: int = 1,
     show_progress: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -125,6 +130,7 @@ def fill_codes(
 
     clips       with the columns content, path_bytes, seconds, first_frame, frames and gain of the manifest
     load_codec  called only if something is missing
+    channels    of the sound that is encoded, those of the store: 1, or 2 with twice as many codebooks, see `encode`
     rank        of `world_size`: what is encoded is its share, see `missing_codes`
 
     On a GPU several files share a pass, on a CPU each is encoded by itself; threads decode ahead of it. A file that no
@@ -137,7 +143,7 @@ def fill_codes(
         return []
     codec = load_codec().to(device)
     seconds = clips["seconds"][:]
-    _check_room_for_codes(store, clips, codec, sample_rate_hz, views, say=show_progress)
+    _check_room_for_codes(store, clips, codec, sample_rate_hz, views, channels, say=show_progress)
     faults: list[tuple[int, AudioFault]] = []
     hours = sum(seconds[rows[0]] for rows in missing.values()) / 3600
     what = "encoding audio" if world_size == 1 else f"encoding audio, the first of {world_size} shares"
@@ -151,19 +157,21 @@ def fill_codes(
 
         def blocks(row: int) -> Iterator[np.ndarray]:
             excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
-            return sound_blocks(clips["path_bytes"][row], clips["content"][row], sample_rate_hz, excerpt)
+            return sound_blocks(clips["path_bytes"][row], clips["content"][row], sample_rate_hz, excerpt, channels)
 
-        store.append_all(_code_rows(codec, missing, blocks, counted, views, faults))
+        store.append_all(_code_rows(codec, missing, blocks, counted, views, channels, faults))
     return sorted(faults, key=lambda fault: fault[0])
 
 
-def sound_blocks(reference: bytes, content: str, sample_rate_hz: int, excerpt: Excerpt) -> Iterator[np.ndarray]:
+def sound_blocks(
+    reference: bytes, content: str, sample_rate_hz: int, excerpt: Excerpt, channels: int = 1
+) -> Iterator[np.ndarray]:
     """The sound of a clip as `audio.stream` gives it; AudioFault at its end where it is not `content` any more.
 
     Codes must be of the content under which they are kept; the file may have changed since its inspection.
     """
     sound = sound_at(reference)
-    yield from audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt)
+    yield from audio.stream(sound, sample_rate_hz, BLOCK_SECONDS, excerpt, channels)
     if audio.content_of(sound) != content:
         raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
 
@@ -263,15 +271,16 @@ def text_keys(captions: Iterable[str], *, alone: bool = False) -> list[str]:
 
 
 def _check_room_for_codes(
-    store: Store, clips: Columns, codec: EncodecModel, sample_rate_hz: int, views: int, *, say: bool
+    store: Store, clips: Columns, codec: EncodecModel, sample_rate_hz: int, views: int, channels: int, *, say: bool
 ) -> None:
     """Say what the codes of all ranks will add to the cache. Raises StorageError where the disk lacks the room."""
     seconds = clips["seconds"][:]
     missing = missing_codes(store, clips)
     frames = sum(int(seconds[rows[0]] * sample_rate_hz) // codec.config.hop_length for rows in missing.values())
-    needed = 2 * views * codebooks_of(codec) * frames + ROW_BYTES * len(missing)
+    needed = 2 * views * channels * codebooks_of(codec) * frames + ROW_BYTES * len(missing)
     length = duration(sum(seconds[rows[0]] for rows in missing.values()))
-    what = f"encoding {length} of audio at {views} offset{'s' if views > 1 else ''}"
+    in_stereo = "" if channels == 1 else " in stereo"
+    what = f"encoding {length} of audio{in_stereo} at {views} offset{'s' if views > 1 else ''}"
     check_room(store.folder, needed, what, instead="lower --code_views", say=say)
 
 
@@ -281,13 +290,14 @@ def _code_rows(
     blocks: Callable[[int], Iterator[np.ndarray]],
     counted: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]],
     views: int,
+    channels: int,
     faults: list[tuple[int, AudioFault]],
 ) -> Iterator[Row]:
     """The store's row for each content. Where none of its files can be read, all of them are added to `faults`.
 
     blocks   of a row's file; counted: the same blocks, counted as they are used
     """
-    size = encoding_pass(on_gpu=codec.device.type == "cuda", views=views)
+    size = encoding_pass(on_gpu=codec.device.type == "cuda", views=views, channels=channels)
     failed: dict[str, list[tuple[int, AudioFault]]] = defaultdict(list)
     waiting = deque((content, rows[0]) for content, rows in rows_of.items())
     opened: deque[tuple[tuple[str, int], Iterator[np.ndarray]]] = deque()
@@ -300,7 +310,8 @@ def _code_rows(
             return opened.popleft() if opened else None
 
         offsets = view_offsets(views, codec.config.hop_length)
-        for (content, row), tracks in encode_tracks(codec, next_track, offsets=offsets, size=size):
+        encoded = encode_tracks(codec, next_track, offsets=offsets, size=size, channels=channels)
+        for (content, row), tracks in encoded:
             if isinstance(tracks, AudioFault):
                 failed[content].append((row, tracks))
                 others = rows_of[content][len(failed[content]) :]
@@ -312,7 +323,7 @@ def _code_rows(
             yield {
                 KEY: content,
                 "views": views,
-                "codebooks": codebooks_of(codec),
+                "codebooks": channels * codebooks_of(codec),
                 "frames": [track.shape[1] for track in tracks],
                 "codes": b"".join(track.astype("<i2").tobytes() for track in tracks),
             }

@@ -8,6 +8,9 @@ encoded too, because the LSTM remembers over longer times.
 A pass holds one window of each of several tracks, each with its own state. Its shape is always the same, so that what
 becomes of one track does not depend on those beside it. Ends of tracks share passes too, each row padded where its own
 audio ends; the shape follows from the length of the end alone.
+
+EnCodec is a mono codec: the channels of a stereo track go through it as two tracks, in rows of the same passes. Their
+codebooks stand as 1L, 1R, 2L, 2R and so on, as in audiocraft 1.3.0 (InterleaveStereoCompressionModel).
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import numpy as np
 from transformers import EncodecModel
 
 from trainer.data.audio_fault import AudioFault
-from trainer.data.codec_windows import Key, Place, Track, UnderWay, windowed_codec
+from trainer.data.codec_state import Place
+from trainer.data.codec_windows import Key, Track, UnderWay, windowed_codec
 from trainer.spec.encoding import EncodingPass
 
 # Passes that a GPU has been given and whose codes have not been fetched: with one more it never waits for the host.
 PASSES_AHEAD = 2
-
 
 
 def view_offsets(views: int, frame_samples: int) -> list[int]:
@@ -37,15 +40,17 @@ def encode(
     blocks: Iterable[np.ndarray],
     *,
     offsets: Sequence[int],
+    channels: int = 1,
     window_seconds: float = 10.0,
     windows: int = 1,
 ) -> list[np.ndarray]:
-    """For each offset o the codes of the track from sample o on, shape (K, T_o) int16.
+    """For each offset o the codes of the track from sample o on, shape (K * channels, T_o) int16.
 
-    They equal `codec.encode(track[o:])` without its last partial frame: T_o = floor((samples - o) / hop),
-    at least 0. No more audio is held than goes through one pass.
+    Those of channel c, rows c, c + channels and so on, equal `codec.encode(track[o:, c])` without its last partial
+    frame: T_o = floor((samples - o) / hop), at least 0. No more audio is held than goes through one pass.
 
-    blocks   consecutive pieces of one mono track at the codec's rate, float, shape (n,), any n
+    blocks   consecutive pieces of one track at the codec's rate, float, shape (n, channels), or (n,) of a mono one, any
+             n
     offsets  samples, 0 <= o; all views go through the codec as one batch, the track's end excepted
     window_seconds, windows  of one pass (EncodingPass), which bound memory and do not change the codes
 
@@ -55,7 +60,9 @@ def encode(
     """
     waiting = [(None, iter(blocks))]
     size = EncodingPass(windows=windows, window_seconds=window_seconds)
-    tracks = encode_tracks(codec, lambda: waiting.pop() if waiting else None, offsets=offsets, size=size)
+    tracks = encode_tracks(
+        codec, lambda: waiting.pop() if waiting else None, offsets=offsets, size=size, channels=channels
+    )
     [(_, codes)] = tracks
     if isinstance(codes, AudioFault):
         raise codes
@@ -68,6 +75,7 @@ def encode_tracks(
     *,
     offsets: Sequence[int],
     size: EncodingPass,
+    channels: int = 1,
 ) -> Iterator[tuple[Key, list[np.ndarray] | AudioFault]]:
     """Each track's key with its codes, as `encode` gives them, or with what its blocks raised; as they are finished.
 
@@ -77,7 +85,7 @@ def encode_tracks(
                 a pass takes several windows of each, and the LSTM goes over them one after the other. What is left of
                 a track behind its last window waits for as many others of about its length
     """
-    windowed = windowed_codec(codec, offsets, size)
+    windowed = windowed_codec(codec, offsets, size, channels)
     in_hand: list[Track[Key]] = []
     under_way: deque[UnderWay[Key]] = deque()
     ends: defaultdict[tuple[Place, int], list[Track[Key]]] = defaultdict(list)

@@ -19,6 +19,7 @@ from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from trainer.data.audio_fault import AudioFault
 from trainer.data.codec_layers import Layer, layers_of, reach, run
+from trainer.data.codec_state import Place, State, joined
 from trainer.errors import ModelError
 from trainer.spec.encoding import EncodingPass
 
@@ -54,57 +55,21 @@ def reproducible(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul_precision)
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What a window leaves for the next one of the same track, on the device.
-
-    lstm     hidden and cell state, each (layers, V, D), after the last frame seen
-    outputs  (V, D, n), the LSTM's last n outputs: those that the last convolution needs to the left of the next frame,
-             then those whose codes depend on outputs to come
-    """
-
-    lstm: tuple[Tensor, Tensor]
-    outputs: Tensor
-
-    def copied(self) -> State:
-        """The same without the rest of the pass that it came out of, which it would hold in memory."""
-        hidden, cell = self.lstm
-        return State(lstm=(hidden.clone(), cell.clone()), outputs=self.outputs.clone())
-
-    def of_view(self, view: int) -> State:
-        """The state of one view alone, as a batch of 1."""
-        hidden, cell = (part[:, view : view + 1].contiguous() for part in self.lstm)
-        return State(lstm=(hidden, cell), outputs=self.outputs[view : view + 1])
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in its track a window stands, as far as shapes depend on it: windows of one place can share a pass.
-
-    lead     frames of audio before the window that go through the convolutions with it
-    kept     the n of `State.outputs`; 0 before the first window
-    emitted  how many of these n frames, from the left, have had their codes returned
-    """
-
-    lead: int = 0
-    kept: int = 0
-    emitted: int = 0
-
-
 @dataclass(kw_only=True, eq=False)
 class Track(Generic[Key]):
     """A track that is being encoded.
 
-    held     audio that still is to be encoded, from `place.lead` frames before the next window on
-    samples  of the track, as far as it was read
-    pieces   codes that came back: of each window (V, K, n), and of an end that shared a pass
-    end      codes of an end that was encoded by itself, (K, n) for each view
+    held     audio that still is to be encoded, (C, n) for its channels, from `place.lead` frames before the next window
+    samples  of each channel, as far as it was read
+    pieces   codes that came back: of each window (R, K, n), and of an end that shared a pass; the channels of the first
+             view, then those of the next
+    end      codes of an end that was encoded by itself, (C, K, n) for each view
     """
 
     key: Key
     blocks: Iterator[np.ndarray]
     windowed: Windowed
-    held: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    held: np.ndarray = field(init=False)
     samples: int = 0
     place: Place = Place()
     state: State | None = None
@@ -113,11 +78,15 @@ class Track(Generic[Key]):
     ended: bool = False
     fault: AudioFault | None = None
 
+    def __post_init__(self) -> None:
+        self.held = np.zeros((self.windowed.channels, 0), np.float32)
+
     def take(self) -> np.ndarray | None:
-        """The audio of the next window, with what its views and convolutions need; None where the track has ended."""
+        """The audio (C, n) of the next window, with what its views and convolutions need; None where the track has
+        ended."""
         windowed, lead = self.windowed, self.place.lead
         length = windowed.samples(lead)
-        while len(self.held) < length:
+        while self.held.shape[1] < length:
             try:
                 block = next(self.blocks, None)
             except AudioFault as fault:
@@ -125,10 +94,11 @@ class Track(Generic[Key]):
             if block is None:
                 self.ended = True
                 return None
-            self.held, self.samples = np.concatenate((self.held, block)), self.samples + len(block)
-        audio = self.held[:length]
+            channels_CN = block.reshape(len(block), windowed.channels).T
+            self.held, self.samples = np.concatenate((self.held, channels_CN), axis=1), self.samples + len(block)
+        audio = self.held[:, :length]
         self.place = windowed.after_window(self.place)
-        self.held = self.held[(lead + windowed.frames - self.place.lead) * windowed.hop :]
+        self.held = self.held[:, (lead + windowed.frames - self.place.lead) * windowed.hop :]
         return audio
 
     def waiting(self) -> Track[Key]:
@@ -141,12 +111,15 @@ class Track(Generic[Key]):
         return max(0, (self.samples - self.windowed.offsets[view]) // self.windowed.hop)
 
     def codes(self) -> list[np.ndarray]:
-        """For each view (K, frames) int16."""
-        empty = np.zeros((codebooks_of(self.windowed.codec), 0), np.int16)
+        """For each view (K * C, frames) int16: the first codebook of each channel, then the second, and so on."""
+        windowed, codebooks = self.windowed, codebooks_of(self.windowed.codec)
+        empty = np.zeros((windowed.channels, codebooks, 0), np.int16)
         tracks = []
-        for view in range(len(self.windowed.offsets)):
-            pieces = [empty, *(piece[view] for piece in self.pieces), self.end.get(view, empty)]
-            tracks.append(np.concatenate(pieces, axis=1)[:, : self.whole_frames(view)])
+        for view in range(len(windowed.offsets)):
+            rows = windowed.rows_of_view(view)
+            pieces = [empty, *(piece[rows] for piece in self.pieces), self.end.get(view, empty)]
+            codes_CKT = np.concatenate(pieces, axis=2)[..., : self.whole_frames(view)]
+            tracks.append(codes_CKT.transpose(1, 0, 2).reshape(codebooks * windowed.channels, -1))
         return tracks
 
 
@@ -156,7 +129,7 @@ class UnderWay(Generic[Key]):
 
     windows   for each call of the LSTM its codes (B, K, n) int16, and the tracks whose views they hold, in order
     ended     the tracks that are complete with these codes
-    views     codes (1, K, n) by view, of the one track that ended by itself
+    views     codes (C, K, n) by view, of the one track that ended by itself
     """
 
     windows: Sequence[tuple[Tensor, Sequence[Track[Key]]]] = ()
@@ -169,11 +142,11 @@ class UnderWay(Generic[Key]):
         if self.arrived is not None:
             self.arrived.synchronize()
         for codes_BKT, tracks in self.windows:
-            views = len(tracks[0].windowed.offsets)
+            rows = tracks[0].windowed.rows
             for number, track in enumerate(tracks):
-                track.pieces.append(codes_BKT[number * views : (number + 1) * views].numpy().copy())
+                track.pieces.append(codes_BKT[number * rows : (number + 1) * rows].numpy().copy())
         for track in self.ended:
-            track.end.update({view: codes[0].numpy() for view, codes in self.views.items()})
+            track.end.update({view: codes.numpy() for view, codes in self.views.items()})
         return self.ended
 
 
@@ -182,6 +155,7 @@ class Windowed:
     """An EnCodec, taken apart before and after its LSTM.
 
     offsets      of the views
+    channels     of the sound, C. Each channel of each view is a row of a pass: EnCodec itself is a mono one
     size         of a pass
     before       the encoder's convolutions before the LSTM
     lstm         of the encoder
@@ -194,6 +168,7 @@ class Windowed:
 
     codec: EncodecModel
     offsets: tuple[int, ...]
+    channels: int
     size: EncodingPass
     before: tuple[Layer, ...]
     lstm: nn.LSTM
@@ -204,8 +179,16 @@ class Windowed:
     left: int
     right: int
 
+    @property
+    def rows(self) -> int:
+        """Rows of a pass that a window takes: the channels of the first view, then those of the next, and so on."""
+        return len(self.offsets) * self.channels
+
+    def rows_of_view(self, view: int) -> slice:
+        return slice(view * self.channels, (view + 1) * self.channels)
+
     def samples(self, lead: int) -> int:
-        """Samples that all views of a window need together."""
+        """Samples of a channel that all views of a window need together."""
         return (lead + self.frames + self.context) * self.hop + max(self.offsets)
 
     def after_window(self, place: Place) -> Place:
@@ -218,20 +201,20 @@ class Windowed:
 
     def launch(self, place: Place, chosen: Sequence[tuple[Track[Key], np.ndarray]]) -> UnderWay[Key]:
         """Start one pass over windows that stand at `place`, and leave each track the state behind its own."""
-        device, views = self.codec.device, len(self.offsets)
-        held = torch.zeros((self.size.windows, self.samples(place.lead)), pin_memory=device.type == "cuda")
+        device, samples = self.codec.device, self.samples(place.lead)
+        held = torch.zeros((self.size.windows, self.channels, samples), pin_memory=device.type == "cuda")
         for slot, (_, audio) in enumerate(chosen):
             held[slot] = torch.from_numpy(audio)
-        length = held.shape[1] - max(self.offsets)
+        length = samples - max(self.offsets)
         with torch.inference_mode(), reproducible(device):
-            audio_WL = held.to(device, non_blocking=True).to(self.codec.dtype)
-            audio_WVL = torch.stack([audio_WL[:, offset : offset + length] for offset in self.offsets], dim=1)
-            features = run(self.before, audio_WVL.reshape(-1, 1, length), ours=True)
+            audio_WCL = held.to(device, non_blocking=True).to(self.codec.dtype)
+            audio_WVCL = torch.stack([audio_WCL[..., offset : offset + length] for offset in self.offsets], dim=1)
+            features = run(self.before, audio_WVCL.reshape(-1, 1, length), ours=True)
             features = features[..., place.lead : place.lead + self.frames]
             windows = []
             for slots in _rounds([track for track, _ in chosen]):
                 tracks = [chosen[slot][0] for slot in slots]
-                codes = self._advance(tracks, place, _rows(features, slots, views))
+                codes = self._advance(tracks, place, _rows(features, slots, self.rows))
                 windows.append((_to_host(codes), tracks))
             return UnderWay(windows=windows, arrived=_arrival(device))
 
@@ -243,11 +226,11 @@ class Windowed:
             for view, offset in enumerate(self.offsets):
                 if track.whole_frames(view) == 0:
                     continue
-                audio = torch.from_numpy(np.ascontiguousarray(track.held[None, offset:]))
+                audio = torch.from_numpy(np.ascontiguousarray(track.held[:, offset:]))
                 audio = audio.pin_memory() if device.type == "cuda" else audio
                 audio = audio.to(device, non_blocking=True).to(self.codec.dtype)
                 features = run(self.before, audio[:, None])[..., place.lead :]
-                state = None if track.state is None else track.state.of_view(view)
+                state = None if track.state is None else track.state.of_rows(self.rows_of_view(view))
                 outputs, _ = self._outputs(features, state)
                 views[view] = _to_host(self._codes(outputs, place.emitted, max(outputs.shape[-1], place.emitted)))
             return UnderWay(ended=[track], views=views, arrived=_arrival(device))
@@ -255,7 +238,7 @@ class Windowed:
     def end_frames(self, track: Track[Key]) -> int:
         """Frames of audio that a pass over the end of this track and others has: a half, a quarter and so on of the
         most, by the length of its own end alone, so that its codes do not depend on the others."""
-        frames, needed = -(-self.samples(track.place.lead) // self.hop), -(-len(track.held) // self.hop)
+        frames, needed = -(-self.samples(track.place.lead) // self.hop), -(-track.held.shape[1] // self.hop)
         while frames // 2 >= max(needed, LEAST_END_FRAMES):
             frames //= 2
         return frames
@@ -265,12 +248,12 @@ class Windowed:
 
         Each row is padded where its own audio ends. A row without audio is full of zeros.
         """
-        device, views, place = self.codec.device, len(self.offsets), tracks[0].place
+        device, place = self.codec.device, tracks[0].place
         pinned = device.type == "cuda"
-        held = torch.zeros((self.size.windows * views, 1, frames * self.hop), pin_memory=pinned)
+        held = torch.zeros((self.size.windows * self.rows, 1, frames * self.hop), pin_memory=pinned)
         lengths = torch.full((len(held),), held.shape[-1], pin_memory=pinned)
-        for row, (track, offset) in enumerate(product(tracks, self.offsets)):
-            audio = torch.from_numpy(track.held[offset:])
+        for row, (track, offset, channel) in enumerate(product(tracks, self.offsets, range(self.channels))):
+            audio = torch.from_numpy(track.held[channel, offset:])
             if len(audio):
                 held[row, 0, : len(audio)], lengths[row] = audio, len(audio)
         with torch.inference_mode(), reproducible(device):
@@ -278,7 +261,7 @@ class Windowed:
             audio_BDL = held.to(device, non_blocking=True).to(self.codec.dtype)
             features = run(self.before, audio_BDL, ours=True, lengths_B=lengths_B)[..., place.lead :]
             states = [track.state for track in tracks if track.state is not None]
-            outputs, _ = self._outputs(features, _joined(states, len(features)) if states else None)
+            outputs, _ = self._outputs(features, joined(states, len(features)) if states else None)
             lengths_B = -(-lengths_B // self.hop) - place.lead + place.kept
             codes = self._codes(outputs, place.emitted, outputs.shape[-1], lengths_B)
             return UnderWay(windows=[(_to_host(codes), tracks)], ended=tracks, arrived=_arrival(device))
@@ -286,12 +269,12 @@ class Windowed:
     def _advance(self, tracks: Sequence[Track[Key]], place: Place, features_BDT: Tensor) -> Tensor:
         """The codes (B, K, n) for which all is known with this window of each track; the tracks get their states."""
         states = [track.state for track in tracks if track.state is not None]
-        outputs, lstm = self._outputs(features_BDT, _joined(states, len(features_BDT)) if states else None)
+        outputs, lstm = self._outputs(features_BDT, joined(states, len(features_BDT)) if states else None)
         behind = self.after_window(place)
         keep_from = outputs.shape[-1] - behind.kept
-        kept, views = outputs[..., keep_from:].clone(), len(self.offsets)
+        kept = outputs[..., keep_from:].clone()
         for number, track in enumerate(tracks):
-            rows = slice(number * views, (number + 1) * views)
+            rows = slice(number * self.rows, (number + 1) * self.rows)
             track.state = State(lstm=(lstm[0][:, rows], lstm[1][:, rows]), outputs=kept[rows])
         return self._codes(outputs, place.emitted, keep_from + behind.emitted)
 
@@ -320,25 +303,13 @@ def _rounds(tracks: Sequence[object]) -> list[list[int]]:
     return rounds
 
 
-def _rows(features_BDT: Tensor, slots: Sequence[int], views: int) -> Tensor:
-    """The features of these windows from the first row on, in a batch of the same shape. What is in the other rows
-    does not matter: no row depends on another."""
+def _rows(features_BDT: Tensor, slots: Sequence[int], rows: int) -> Tensor:
+    """The features of these windows, of so many rows each, from the first row on, in a batch of the same shape. What is
+    in the other rows does not matter: no row depends on another."""
     if slots == list(range(len(slots))):
         return features_BDT
-    parts = [features_BDT[slot * views : (slot + 1) * views] for slot in slots]
-    return torch.cat([*parts, torch.zeros_like(features_BDT[len(slots) * views :])])
-
-
-def _joined(states: Sequence[State], rows: int) -> State:
-    """The states as one of so many rows; those without a track are zero."""
-
-    def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-        shape = list(parts[0].shape)
-        shape[dim] = rows - sum(part.shape[dim] for part in parts)
-        return torch.cat([*parts, parts[0].new_zeros(shape)], dim=dim)
-
-    hidden, cell = (joined([state.lstm[part] for state in states], 1) for part in (0, 1))
-    return State(lstm=(hidden, cell), outputs=joined([state.outputs for state in states], 0))
+    parts = [features_BDT[slot * rows : (slot + 1) * rows] for slot in slots]
+    return torch.cat([*parts, torch.zeros_like(features_BDT[len(slots) * rows :])])
 
 
 def _to_host(codes: Tensor) -> Tensor:
@@ -357,7 +328,9 @@ def _arrival(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def windowed_codec(codec: EncodecModel, offsets: Sequence[int], size: EncodingPass) -> Windowed:
+def windowed_codec(
+    codec: EncodecModel, offsets: Sequence[int], size: EncodingPass, channels: int = 1
+) -> Windowed:
     config = codec.config
     if config.use_causal_conv or config.normalize or config.chunk_length_s is not None:
         raise ModelError(
@@ -381,6 +354,7 @@ def windowed_codec(codec: EncodecModel, offsets: Sequence[int], size: EncodingPa
     return Windowed(
         codec=codec,
         offsets=tuple(offsets),
+        channels=channels,
         size=size,
         before=before,
         lstm=layers[middle].lstm,

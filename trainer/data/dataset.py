@@ -224,6 +224,7 @@ def _encoded(
         min_seconds=settings.min_seconds,
         rehash=settings.rehash,
         treatment=settings.treatment,
+        channels=source.channels,
     )
     clips = scanned.columns
     store = _code_store(settings, source)
@@ -236,6 +237,7 @@ def _encoded(
         lambda: load_codec(source).to(device),
         sample_rate_hz=source.sample_rate_hz,
         views=settings.code_views,
+        channels=source.channels,
         device=device,
         show_progress=peers.rank == 0,
         rank=peers.rank,
@@ -292,9 +294,16 @@ def _examples(
     )
 
 
+def code_store_of(settings: DataSettings, source: Source) -> cache.Store:
+    """The cache's codes of tracks as these settings and this model have them."""
+    return cache.code_store(
+        settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment, source.channels
+    )
+
+
 def _code_store(settings: DataSettings, source: Source) -> cache.Store:
     """Where codes are read: in the prepared folders, and in the cache, which is appended to."""
-    store = cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment)
+    store = code_store_of(settings, source)
     for of_folder in settings.prepared.values():
         store = of_folder.codes(store)
     return store

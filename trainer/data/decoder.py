@@ -49,3 +49,11 @@ def mono(block: np.ndarray) -> np.ndarray:
             return np.true_divide(total, 2, out=total)
         case _:
             return block.mean(axis=1, dtype=np.float32)
+
+
+def stereo(block: np.ndarray) -> np.ndarray:
+    """(n, channels) float32 to (n, 2) float32: a single channel twice, and of more than two the first two.
+
+    Source: audiocraft 1.3.0, data/audio_utils.py, convert_audio_channels.
+    """
+    return np.repeat(block, 2, axis=1) if block.shape[1] == 1 else np.ascontiguousarray(block[:, :2])

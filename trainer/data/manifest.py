@@ -83,11 +83,12 @@ class Manifest:
 def scan(
     folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
     captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS, tables: TableSettings = ALL_TABLES,
+    channels: int = 1,
 ) -> Manifest:
     """What `look` finds. Raises UnusableDataError if there is no clip to train on."""
     found = look(
         folder, min_seconds=min_seconds, facts_folder=facts_folder, rehash=rehash, show_progress=show_progress,
-        captions=captions, treatment=treatment, tables=tables,
+        captions=captions, treatment=treatment, tables=tables, channels=channels,
     )
     if not found.columns["path"]:
         root = os.path.abspath(folder)
@@ -101,6 +102,7 @@ def scan(
 def look(
     folder: Path, *, min_seconds: float, facts_folder: Path, rehash: bool = False, show_progress: bool = True,
     captions: CaptionSettings = PLAIN, treatment: Treatment = AS_IT_IS, tables: TableSettings = ALL_TABLES,
+    channels: int = 1,
 ) -> Manifest:
     """Every sound file below `folder` and every row of the Parquet and Arrow files there, each with its caption, and
     the fate of each file and row. `folder` may also be one such file.
@@ -110,6 +112,7 @@ def look(
     facts_folder   where the facts of inspected files are kept: a file of unchanged size and modification time is not
                    read again, unless `rehash`. Those of a data set that was read in parts lie in `folder`
     treatment      what is done to each sound before it is encoded; `min_seconds` holds for what it leaves
+    channels       of the model: some sounds are silent in mono and not in stereo
 
     Raises DataError for what is no folder, StorageError if the facts cannot be written, ConfigError where the tables do
     not have what `tables` names. No single file makes it fail.
@@ -124,10 +127,13 @@ def look(
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
     paths = [candidate.path for candidate in candidates]
     if stand_ins := open_at(root):  # of a data set whose sounds are not here
-        learnt = stand_ins.facts_of(paths, rehash=rehash)
+        known = stand_ins.facts_of(paths, rehash=rehash)
     else:
         seen = {candidate.path: candidate.stamp for candidate in candidates if candidate.stamp}
-        learnt = inspect_all(paths, facts_folder, rehash=rehash, show_progress=show_progress, seen=seen)
+        known = inspect_all(
+            paths, facts_folder, rehash=rehash, show_progress=show_progress, seen=seen, channels=channels
+        )
+    learnt = {path: one if isinstance(one, AudioFault) else one.heard(channels) for path, one in known.items()}
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
     fates += verdicts
     fates.sort(key=lambda fate: fate.path)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from trainer.atomic import check_operations, replacing_folder
 from trainer.data import cache
 from trainer.data.arrow_store import Rows, Store
-from trainer.data.dataset import Dataset, DataSettings
+from trainer.data.dataset import Dataset, DataSettings, code_store_of
 from trainer.data.fates import display
 from trainer.data.manifest import TYPES, Columns
 from trainer.data.prepared import (
@@ -73,7 +73,7 @@ def reuse(folder: Path, settings: DataSettings, source: Source) -> None:
         had, wanted = former.about.flags, settings.fixed_flags
         same_sound = all(had.get(name, off) == wanted[name] for name, off in SOUND_FLAGS.items())
         if same_sound and former.about.codec == source.codec_identity():
-            codes = _code_store(settings, source)
+            codes = code_store_of(settings, source)
             _append_missing(codes, former.codes(codes).open())
         if former.about.text_encoder == source.text_identity():
             text = cache.text_store(settings.cache_dir, source.text_identity())
@@ -101,7 +101,7 @@ def write(folder: Path, data: Dataset, settings: DataSettings, source: Source, *
         hours=data.seconds / 3600,
         flags=settings.fixed_flags,
     )
-    codes = _code_store(settings, source).open()
+    codes = code_store_of(settings, source).open()
     states = cache.text_store(settings.cache_dir, source.text_identity()).open()
     texts = cache.text_keys(sorted(set(data.train.all_texts())))
     written = write_rows(folder, about, data.table, codes, states, texts, anonymous=anonymous)
@@ -138,10 +138,6 @@ def write_rows(
         (partial / CARD).write_text(_card(about), encoding="utf-8")
         (partial / MARKER).write_text(about.to_json(), encoding="utf-8")
     return open_prepared(folder)
-
-
-def _code_store(settings: DataSettings, source: Source) -> Store:
-    return cache.code_store(settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment)
 
 
 def _append_missing(store: Store, former: Rows) -> None:

@@ -98,7 +98,7 @@ class _Reader:
         self._beside = beside_sounds(found)
         self._folder = PartFolder(found, settings.cache_dir)
         self._store = cache.code_store(
-            settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment
+            settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment, source.channels
         )
         self._load_codec: Callable[[], EncodecModel] = once(lambda: load_codec(source).to(device))
         self._hosts = [""]
@@ -135,7 +135,9 @@ class _Reader:
         known = self.stand_ins.names() & set(self._found.files)
         if not known:
             return list(self._found.files)
-        unknown = {self.stand_ins.name_of(one) for one in self._references(known) if self.stand_ins.lacks(one)}
+        channels = self._source.channels
+        lacking = [one for one in self._references(known) if self.stand_ins.lacks(one, channels)]
+        unknown = {self.stand_ins.name_of(one) for one in lacking}
         clips = self._clips(known - unknown)
         missing = cache.missing_codes(self._store, clips)
         unknown |= {self.stand_ins.name_of(clips["path_bytes"][rows[0]]) for rows in missing.values()}
@@ -206,6 +208,7 @@ class _Reader:
             captions=settings.captions,
             treatment=settings.treatment,
             tables=replace(self._tables, files=frozenset(names) | self._beside),
+            channels=self._source.channels,
         ).columns
 
     def _encode(self, part: Sequence[str]) -> None:
@@ -221,6 +224,7 @@ class _Reader:
             self._load_codec,
             sample_rate_hz=self._source.sample_rate_hz,
             views=self._settings.code_views,
+            channels=self._source.channels,
             device=self._device,
             show_progress=peers.rank == 0,
             rank=peers.rank,

@@ -63,11 +63,13 @@ def scan_once(
     rehash: bool,
     treatment: Treatment,
     tables_used: TableSettings = manifest.ALL_TABLES,
+    channels: int = 1,
 ) -> SharedScan:
     """What `manifest.scan` finds in the folder for the first process, the same for all.
 
     tables       folder of the cache in which the scan is remembered and handed on
     tables_used  which rows and columns of Parquet and Arrow files are used
+    channels     of the model
 
     Raises what `manifest.scan` raises, in the first process alone; StorageError where there are other processes and
     the table cannot be written for them, or where they cannot read it.
@@ -82,6 +84,7 @@ def scan_once(
             facts_folder=tables,
             rehash=rehash,
             treatment=treatment,
+            channels=channels,
         )
         root_and_names = os.path.abspath(folder), _written(found, tables, needed=peers.world_size > 1)
     peers.wait("scanned")

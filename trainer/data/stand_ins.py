@@ -21,7 +21,7 @@ import pyarrow as pa
 from trainer.atomic import replacing, write_whole
 from trainer.data.arrow_store import storage_errors
 from trainer.data.audio import AudioFacts
-from trainer.data.audio_facts import VERSION, facts_of_json, json_of_facts
+from trainer.data.audio_facts import VERSION, facts_of_json, is_known, json_of_facts
 from trainer.data.audio_fault import AudioFault
 from trainer.data.fates import display
 from trainer.data.folder_walk import is_metadata
@@ -69,10 +69,12 @@ class StandIns:
             and not (has_ffmpeg and any(_needs_ffmpeg(facts) for facts in sounds.values()))
         )
 
-    def lacks(self, reference: bytes) -> bool:
-        """Whether nothing is known of the sound at this reference, which leads to a file of the folder."""
+    def lacks(self, reference: bytes, channels: int) -> bool:
+        """Whether a model of so many channels must know more of the sound at this reference, which leads to a file of
+        the folder."""
         name, rest = self._key(reference)
-        return rest not in self._records.get(name, {})
+        sounds = self._records.get(name, {})
+        return rest not in sounds or not is_known(sounds[rest], channels)
 
     def facts_of(self, references: Iterable[str], *, rehash: bool) -> dict[str, AudioFacts | AudioFault]:
         """What `audio_facts.inspect_all` said of each sound when it was read.

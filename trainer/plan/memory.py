@@ -131,7 +131,7 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     if layout.strategy == "single" and layout.accumulation == 1:
         reused = min(gradients, buffers + activations - frames * working)
     weights += FLOAT32 * counts.text_encoder
-    codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * _codec_pass_samples(layout) * shape.codec_channels)
+    codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * _codec_pass_samples(shape, layout) * shape.codec_channels)
     checkpoint = 0 if layout.on_gpu else _checkpoint_copy(layout, counts)
     sounds = 0
     if layout.workload.samples is not None:
@@ -154,10 +154,11 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     )
 
 
-def _codec_pass_samples(layout: Layout) -> int:
-    """Samples of all views that go through EnCodec at once. On a GPU the views share the seconds of a window."""
-    size = encoding_pass(on_gpu=layout.on_gpu, views=CPU_VIEWS)
-    rows = size.windows * CPU_VIEWS
+def _codec_pass_samples(shape: Shape, layout: Layout) -> int:
+    """Samples of all views and channels that go through EnCodec at once. They share the seconds of a window, on a CPU
+    the channels alone; the audio on both sides of it comes with each."""
+    size = encoding_pass(on_gpu=layout.on_gpu, views=CPU_VIEWS, channels=shape.audio_channels)
+    rows = size.windows * CPU_VIEWS * shape.audio_channels
     context = CODEC_CONTEXT_SECONDS if layout.on_gpu else 0
     return round(rows * (size.window_seconds + context) * CODEC_RATE_HZ)
 
