@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from trainer.data.table_scan import TableSettings
 
 REPORT_FOLDER = "dataset_report"
-OTHER_FLAGS = ("model_id", "seed")  # of launch.py, besides the data flags, on which the report depends
+OTHER_FLAGS = ("model_id", "stereo", "seed")  # of launch.py, besides the data flags, on which the report depends
 HELP = f"""python scripts/check_dataset.py DIR [flags]
 
 Reads the music as launch.py would (DIR is what --dataset takes: a folder, a table, or user/name for a data set of the
@@ -155,9 +155,10 @@ def check(request: Request) -> int:
     hub = wiring.find_hub_datasets(config, {})
     _refuse_prepared(config, hub)
     data = wiring.fetched_data(config, hub)
-    folders = [_scanned(config, data.folder, data.tables)]
+    channels = channels_of(config)
+    folders = [_scanned(config, data.folder, data.tables, channels)]
     if data.validation_folder is not None:
-        folders.append(_scanned(config, data.validation_folder, data.validation_tables))
+        folders.append(_scanned(config, data.validation_folder, data.validation_tables, channels))
     settings_of_report = wiring.report_settings(config, embed=request.embed)
     load_tokenizer = None if config.no_label else tokenizer_at_hand(config.model_id)
     all_fates = fates_of(folders)
@@ -198,6 +199,20 @@ def findings_in_words(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def channels_of(config: Config) -> int:
+    """Of the model, on which it depends which sounds are silent; 1 for one that nothing on this machine tells of.
+
+    Raises ConfigError for --stereo 1 with a model that is stereo already.
+    """
+    from trainer.spec.shapes import shape_of, shape_to_train
+
+    try:
+        shape = shape_of(config.model_id)
+    except (ConfigError, ModelError):
+        return 2 if config.stereo else 1
+    return shape_to_train(shape, stereo=config.stereo).audio_channels
+
+
 def tokenizer_at_hand(model_id: str) -> Callable[[], PreTrainedTokenizerBase] | None:
     """How to load the tokenizer of --model_id; None where it is not on this machine. Nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
@@ -218,7 +233,7 @@ def tokenizer_at_hand(model_id: str) -> Callable[[], PreTrainedTokenizerBase] | 
         return None
 
 
-def _scanned(config: Config, folder: Path, tables: TableSettings) -> ScannedFolder:
+def _scanned(config: Config, folder: Path, tables: TableSettings, channels: int) -> ScannedFolder:
     from trainer import wiring
 
     found = manifest.look(
@@ -229,6 +244,7 @@ def _scanned(config: Config, folder: Path, tables: TableSettings) -> ScannedFold
         min_seconds=config.min_seconds,
         facts_folder=Path(config.cache_dir) / "scan",
         rehash=config.rehash,
+        channels=channels,
     )
     return ScannedFolder(root=os.path.abspath(folder), fates=found.fates, inspected=found.inspected)
 

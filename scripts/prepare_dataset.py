@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.data.hub_dataset import HubDataset
 
 # Flags of launch.py that decide what is encoded: those of its section data, and these of others.
-ALSO_TAKEN = ("model_id", "seed", "device")
+ALSO_TAKEN = ("model_id", "stereo", "seed", "device")
 # In that section, but of training alone.
 NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation", "validation_split")
 # Of this machine, or of what the prepared folder replaces: not for the training on it.
@@ -112,6 +112,7 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     from trainer.data.prepared_upload import push
     from trainer.evaluation.generation import device_of
     from trainer.model.source import open_model, quiet_libraries
+    from trainer.model.stereo import in_stereo
     from trainer.wiring import fetched_data, find_hub_datasets
 
     output = Path(flags.output)
@@ -122,6 +123,8 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     hub = find_hub_datasets(config, {})
     refuse_prepared(config, hub)
     source, device, wanted = open_model(config.model_id), device_of(config.device), fetched_data(config, hub)
+    if config.stereo:
+        source = in_stereo(source)
     prepared_writing.reuse(output, wanted, source)
     data = dataset.prepare(wanted, source, device)
     print(data.describe(rest=BY_CHECKING))

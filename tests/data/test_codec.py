@@ -188,17 +188,18 @@ def test_every_pass_has_the_same_shape_and_the_last_tracks_fill_it() -> None:
     assert rows == [(10, 4)] * 8 + [(12, 4)]
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-def test_a_pass_holds_no_more_than_the_plan_says(windows: int) -> None:
-    codec, seconds, views = EncodecModel(codec_config(filters=32, width=32)).eval(), 0.64, 2
+@pytest.mark.parametrize(("windows", "channels"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_a_pass_holds_no_more_than_the_plan_says(windows: int, channels: int) -> None:
+    codec, seconds, views = EncodecModel(codec_config(filters=32, width=32)).eval(), 0.64 / channels, 2
+    track = np.stack([music(RATE * 2, seed) for seed in range(channels)], axis=1)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        encode(codec, [music(RATE * 2)], offsets=[0, 320], window_seconds=seconds, windows=windows)
+        encode(codec, [track], offsets=[0, 320], channels=channels, window_seconds=seconds, windows=windows)
     events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
-    samples = windows * views * (seconds + CODEC_CONTEXT_SECONDS) * RATE
+    samples = windows * views * channels * (seconds + CODEC_CONTEXT_SECONDS) * RATE
     convolutions = sum(parameter.numel() for name, parameter in codec.encoder.named_parameters() if "lstm" not in name)
     assert most <= 4 * (CODEC_TENSORS * samples * 32 + convolutions)
 

@@ -254,6 +254,10 @@ def test_codes_of_another_codec_and_of_8_codebooks_are_refused_and_other_states_
     edit(moved, codebooks=8)
     with pytest.raises(ConfigError, match="holds codes of 8 codebooks, and --model_id debug reads 4"):
         opened(moved, tmp_path / "cache")
+    edit(moved, channels=2)
+    with pytest.raises(ConfigError, match=r"stereo sound, 8 codebooks, and this run .* trains a mono model of 4"):
+        opened(moved, tmp_path / "cache")
+    edit(moved, channels=1)
     edit(moved, codebooks=4, codec=source().codec_identity(), text_encoder="0" * 32)
     opened(moved, tmp_path / "cache")
     assert list((tmp_path / "cache/text").glob("*/*.arrow"))
@@ -364,7 +368,7 @@ def check_hostile(folder: Path, cache_dir: Path, name: str, value: object) -> No
         edit(folder, **{name: value})
         found = prepared.open_prepared(folder)
         found.check_flags(settings_of(folder, cache_dir).fixed_flags)
-        found.check_codec(4, source().codec_identity(), "debug")
+        found.check_codec(4, 1, source().codec_identity(), "debug")
         clips, _ = found.clips(no_label=False, min_seconds=0.5)
         codes = found.codes(cache.code_store(cache_dir, source().codec_identity(), 2))
         found.check_contents(clips["content"], codes)
@@ -376,7 +380,10 @@ def check_hostile(folder: Path, cache_dir: Path, name: str, value: object) -> No
 
 
 NAMES = strategies.sampled_from(
-    [*("format", "version", "codec", "codebooks", "clips", "hours", "flags", "files", "digests", "frame_rate_hz"), "x"]
+    [
+        *("format", "version", "codec", "codebooks", "channels", "clips", "hours", "flags", "files", "digests"),
+        *("frame_rate_hz", "x"),
+    ]
 )
 VALUES = strategies.recursive(
     strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | strategies.text(),
@@ -424,7 +431,7 @@ def test_one_file_added_to_a_thousand_costs_one_encoding(tmp_path, monkeypatch, 
     """With a stand-in for EnCodec's pass: what is counted is how often it is asked for."""
     encoded = []
 
-    def encode_tracks(codec, next_track, *, offsets, size):
+    def encode_tracks(codec, next_track, *, offsets, size, channels):
         while (track := next_track()) is not None:
             key, blocks = track
             samples = sum(map(len, blocks))

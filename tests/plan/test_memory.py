@@ -243,6 +243,13 @@ def test_the_total_is_what_training_or_encoding_needs() -> None:
     assert all(part in memory.describe() for part in (*PARTS, "codec", "host"))
 
 
+def test_stereo_is_encoded_in_the_memory_of_mono_but_for_what_stands_around_its_windows() -> None:
+    """Twice the rows of half the seconds; with each row comes the audio on both sides of it, 0.08 s beside 1.28."""
+    for on_gpu, most in ((True, 1.06), (False, 1.0)):
+        mono, stereo = (expected_bytes(KNOWN[name], layout(on_gpu=on_gpu)) for name in ("small", "stereo-small"))
+        assert mono.codec <= stereo.codec <= most * mono.codec
+
+
 def test_a_cpu_has_no_reserve() -> None:
     assert expected_bytes(KNOWN["debug"], layout(on_gpu=False)).reserve == 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ INTEGER_SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}  # full scale of number
 LOUDEST = 1e30  # full scale is 1; sums of samples beyond this overflow float32, and no sound has them
 # What is wrong with a sound for a mono model alone. Versions before stereo models kept it as what is wrong with a file.
 CANCELS = "its channels cancel each other in mono: invert one of them"
+DOUBLED = "mono: both channels of a stereo model get the same sound"
 BLOCK_VALUES = 1 << 18  # samples x channels that `inspect` decodes at once: 1 MiB of float32
 
 
@@ -65,11 +66,13 @@ class AudioFacts:
     silent_front: bool = False
 
     def heard(self, channels: int) -> AudioFacts | AudioFault:
-        """The facts, or what is wrong with the sound for a model of so many channels, 1 or 2."""
+        """The facts for a model of so many channels, 1 or 2; or what is wrong with the sound for it."""
         if channels == 1 and self.cancels:
             return AudioFault("silent", CANCELS)
         if channels == 2 and self.silent_front:
             return AudioFault("silent", "its first two channels are silent, which a stereo model has: mix it to stereo")
+        if channels == 2 and self.channels == 1:
+            return replace(self, remark="; ".join(filter(None, (self.remark, DOUBLED))))
         return self
 
 

@@ -71,7 +71,7 @@ class Track(Generic[Key]):
     windowed: Windowed
     held: np.ndarray = field(init=False)
     samples: int = 0
-    place: Place = Place()
+    place: Place = field(default_factory=Place)
     state: State | None = None
     pieces: list[np.ndarray] = field(default_factory=list)
     end: dict[int, np.ndarray] = field(default_factory=dict)

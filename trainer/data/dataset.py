@@ -115,6 +115,7 @@ class Dataset:
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     validation_digest  the same of the clips that validate; "" where none do
     remark             on what is put into every caption; "" where nothing is
+    mono               how many of all clips are mono, and both channels of a stereo model; 0 for a mono model
     seconds            of all training clips together
     table              of the training clips, with the columns of Manifest
     """
@@ -128,6 +129,7 @@ class Dataset:
     seconds: float
     table: Columns
     remark: str = ""
+    mono: int = 0
     validation_digest: str = ""
 
     @property
@@ -138,7 +140,18 @@ class Dataset:
     def describe(self, rest: str = IN_THE_REPORT) -> str:
         """What became of the files, for the console; `rest` is where the others are named."""
         files = summary(self.fates, rest=rest)
-        return "\n".join(filter(None, (files, unknown_words.message(self.unread), self.remark)))
+        return "\n".join(filter(None, (files, self._doubled(), unknown_words.message(self.unread), self.remark)))
+
+    def _doubled(self) -> str:
+        clips = self.clips + (0 if self.validation is None else len(self.validation.captions))
+        if self.mono == 0:
+            return ""
+        if self.mono < clips:
+            return f"{self.mono:,} of {clips:,} clips are mono: both channels of the stereo model get the same sound"
+        return (
+            "note: all clips are mono, so that both channels of the stereo model always get the same sound:"
+            " it learns to make mono. A mono model learns that in half of the encoding"
+        )
 
 
 def prepare(settings: DataSettings, source: Source, device: torch.device, peers: Peers | None = None) -> Dataset:
@@ -184,6 +197,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         seconds=float(sum(train["seconds"])),
         table=train,
         remark=prompts.remark(source),
+        mono=_mono(train) + _mono(held_out) if source.channels == 2 else 0,
         validation_digest=_digest(held_out) if _count(held_out) else "",
     )
 
@@ -194,7 +208,7 @@ def _with_prepared(settings: DataSettings, source: Source, peers: Peers) -> Data
     found = prepared.find(folders, peers)
     for of_folder in found.values():
         of_folder.check_flags(settings.fixed_flags)
-        of_folder.check_codec(source.codebooks, source.codec_identity(), source.name)
+        of_folder.check_codec(source.codebooks, source.channels, source.codec_identity(), source.name)
     if settings.rehash and len(found) == len(folders):
         raise ConfigError("--rehash 1 has no effect with a prepared folder, which holds no sound files: remove it")
     return replace(settings, prepared=found)
@@ -324,6 +338,11 @@ def _rows(clips: Columns, mask: Iterable[bool]) -> Columns:
 
 def _count(clips: Columns) -> int:
     return len(clips["content"])
+
+
+def _mono(clips: Columns) -> int:
+    """How many have one channel. A prepared folder that does not say how many there are has 0 there."""
+    return sum(channels == 1 for channels in clips["channels"])
 
 
 def _digest(clips: Columns) -> str:

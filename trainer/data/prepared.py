@@ -56,6 +56,7 @@ class About:
     codec, text_encoder  identities, as `Source` gives them, of what made the codes and the states
     model_id             --model_id when it was made, for messages
     codebooks            K of the codes
+    channels             of the sound: 2 where codes are of stereo
     hours                of all clips together
     flags                SOUND_FLAGS, CAPTION_FLAGS, no_label and min_seconds, by name, as they were when it was made
     files                size in bytes of each file, by its path in the folder
@@ -73,12 +74,16 @@ class About:
     flags: Mapping[str, Any]
     files: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    channels: int = 1
 
     def to_json(self) -> str:
         """The content of prepared.json."""
-        kinds = [f"codes of {self.codebooks} codebooks", "text states"]
+        in_stereo = "" if self.channels == 1 else " of stereo sound"
+        kinds = [f"codes of {self.codebooks} codebooks{in_stereo}", "text states"]
         head = {"format": FORMAT, "version": VERSION, "kinds": kinds}
-        return json.dumps(head | {name: getattr(self, name) for name in self.__dataclass_fields__}, indent=1) + "\n"
+        # Of a mono folder as it was before there were others.
+        names = [name for name in self.__dataclass_fields__ if name != "channels" or self.channels != 1]
+        return json.dumps(head | {name: getattr(self, name) for name in names}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +115,15 @@ class Prepared:
                 " again"
             )
 
-    def check_codec(self, codebooks: int, codec: str, model_id: str) -> None:
+    def check_codec(self, codebooks: int, channels: int, codec: str, model_id: str) -> None:
         """Raise ConfigError where the model reads other codes than the folder holds."""
+        if channels != self.about.channels:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} holds codes of {_kind(self.about.channels)} sound,"
+                f" {self.about.codebooks} codebooks, and this run of --model_id {model_id} trains a"
+                f" {_kind(channels)} model of {codebooks}: prepare the music again with the --model_id and --stereo of"
+                " this run, or train a model of that kind"
+            )
         if codebooks != self.about.codebooks:
             raise ConfigError(
                 f"the prepared folder {display(self.folder)} holds codes of {self.about.codebooks} codebooks, and"
@@ -298,7 +310,7 @@ def _about(folder: Path, said: Mapping[str, Any]) -> About:
     """What prepared.json says, each value of its type."""
     values: dict[str, Any] = {}
     for name, is_valid in IS_VALID.items():
-        values[name] = said.get(name)
+        values[name] = said.get(name, 1 if name == "channels" else None)
         if not is_valid(values[name]):
             raise _damaged(folder, f"{MARKER} has {str(values[name])[:80]!r} as {name}")
     if TABLE not in values["files"] or values["files"].keys() != values["digests"].keys():
@@ -332,11 +344,16 @@ def _are_of_files(value: Any, kind: type) -> bool:
 IS_VALID: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("codec", "text_encoder", "model_id"), _is_text),
     **dict.fromkeys(("codebooks", "sample_rate_hz", "clips"), _is_count),
+    "channels": lambda value: type(value) is int and value in (1, 2),
     **dict.fromkeys(("frame_rate_hz", "hours"), _is_number),
     "flags": _are_flags,
     "files": partial(_are_of_files, kind=int),
     "digests": partial(_are_of_files, kind=str),
 }
+
+
+def _kind(channels: int) -> str:
+    return "mono" if channels == 1 else "stereo"
 
 
 def _damaged(folder: Path, what: str) -> DataError:

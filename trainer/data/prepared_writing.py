@@ -95,6 +95,7 @@ def write(folder: Path, data: Dataset, settings: DataSettings, source: Source, *
         text_encoder=source.text_identity(),
         model_id=source.name,
         codebooks=data.train.codes.codebooks,
+        channels=source.channels,
         frame_rate_hz=source.frame_rate_hz,
         sample_rate_hz=source.sample_rate_hz,
         clips=data.clips,
@@ -201,6 +202,7 @@ def _write_table(path: Path, clips: Columns, anonymous: bool) -> None:
 
 def _card(about: About) -> str:
     """A data card by which `datasets.load_dataset` and the hub open the table of clips."""
+    of_sides = "" if about.channels == 1 else " of stereo sound, left and right in turns"
     return f"""---
 configs:
 - config_name: clips
@@ -214,7 +216,7 @@ tags:
 # Music, prepared for training
 
 {about.clips:,} clips, {about.hours:.1f} hours, encoded by musicgen-trainer for the EnCodec of `{about.model_id}`
-({about.codebooks} codebooks, {about.frame_rate_hz:g} frames a second, {about.flags["code_views"]} view(s)).
+({about.codebooks} codebooks{of_sides}, {about.frame_rate_hz:g} frames a second, {about.flags["code_views"]} view(s)).
 `python launch.py --dataset THIS_FOLDER` trains on it.
 
 - `{TABLE}`: the clips with captions and lengths

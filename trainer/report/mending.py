@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.data.audio import DOUBLED
 from trainer.data.caption_files import LIKE_LYRICS
 from trainer.report.figures import LONGEST_TOKENS
 from trainer.report.rows import TRAINING, VALIDATION, Row
@@ -72,6 +73,9 @@ RULES: tuple[_Rule, ...] = (
     ("quiet", "look", f"Quieter than {QUIET_LUFS:g} LUFS",
      "The model learns to be quiet: raise their gain, unless they are meant so.",
      lambda row: bool(row.use) and _heard_lufs(row) < QUIET_LUFS),
+    ("mono", "look", "Mono files for a stereo model",
+     "It hears the same sound on both sides, and learns nothing of stereo: take stereo originals where you have them.",
+     lambda row: DOUBLED in row.detail),
     ("edges", "look", f"More than {EDGE_SECONDS:g} s of silence at the start or the end",
      "Cut it off, unless it belongs to the music.",
      lambda row: bool(row.use) and max(row.lead_seconds or 0, row.tail_seconds or 0) > EDGE_SECONDS),
