@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import torch
 
-from tests.audio_files import write_clip
+from tests.audio_files import noise, write_clip
 from tests.data.hub_server import Hub, asked_by_this_process, serving
 from tests.data.table_files import AUDIO, rows_of, sound_bytes, write_parquet
 from tests.data.test_shared_scan import on_each_rank
@@ -36,6 +37,7 @@ from trainer.data.stand_ins import StandIns
 from trainer.errors import ConfigError, DataError, StorageError
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
+from trainer.model.stereo import in_stereo
 from trainer.report import rows as report_rows
 from trainer.wiring import data_settings, report_settings
 
@@ -193,6 +195,33 @@ def test_what_was_read_in_parts_is_what_the_whole_set_is(hub: Hub, disk: Disk, t
     assert fetched(hub) == dict.fromkeys(found.files, 1)
     assert max(found.sizes) <= disk.peak <= disk.size
     assert bytes_below(disk.cache) == 0 and not (disk.cache / PARTS).exists()
+
+
+@pytest.mark.full
+def test_a_stereo_model_reads_a_set_again_that_a_mono_one_read_in_parts(
+    hub: Hub, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its codes are others; and a sound that is silent in mono alone is a clip of it."""
+    write_odd_files(tmp_path / "made")
+    write_clip(tmp_path / "made/music/sides.wav", "caption of both sides")
+    side = noise(0.5)
+    soundfile.write(tmp_path / "made/music/sides.wav", np.stack([side, -side], axis=1), 8_000)
+    hub.add("user/music", tmp_path / "made", COMMIT)
+    found, stereo = find(), in_stereo(source())
+    shutil.copytree(tmp_path / "made", tmp_path / "copy")
+    whole_config = Config(dataset_path=str(tmp_path / "copy"), cache_dir=str(tmp_path / "whole"), code_views=1,
+                          min_seconds=0.2)  # fmt: skip
+    whole = dataset.prepare(data_settings(whole_config), stereo, CPU)
+    mono = in_parts(tmp_path / "cache", found)
+    hub.asked.clear()
+    monkeypatch.setattr(f"{__name__}.source", lambda: stereo)
+    parts = in_parts(tmp_path / "cache", found)
+    assert_equal(parts, whole)
+    assert parts.train.codes.codebooks == 8 and parts.clips == mono.clips + 1
+    assert "music/sides.wav" in fetched(hub)
+    hub.asked.clear()
+    assert_equal(in_parts(tmp_path / "cache", found), whole)
+    assert not any(name.endswith(".wav") for name in fetched(hub))
 
 
 @pytest.mark.full

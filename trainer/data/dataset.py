@@ -23,7 +23,7 @@ from trainer.data.peers import Alone, Peers
 from trainer.data.places import forget_tables
 from trainer.data.prepared import Prepared
 from trainer.data.prompts import Prompts
-from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
@@ -229,17 +229,7 @@ def _encoded(
         settings.prepared[folder].check_contents(clips["content"], _code_store(settings, source))
         folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=())
         return _with_unknown_words(settings, source, peers, clips, folder_now)
-    scanned = scan_once(
-        folder,
-        peers,
-        settings.cache_dir / "scan",
-        captions=settings.captions,
-        tables_used=tables,
-        min_seconds=settings.min_seconds,
-        rehash=settings.rehash,
-        treatment=settings.treatment,
-        channels=source.channels,
-    )
+    scanned = _scanned(settings, source, peers, folder, tables)
     clips = scanned.columns
     store = _code_store(settings, source)
     if scanned.several_hosts:
@@ -276,6 +266,22 @@ def _encoded(
         raise UnusableDataError(f"no file of {display(folder)} could be encoded:\n{reasons(fates)}", [folder_now])
     clips = _rows(clips, has_frames)
     return _with_unknown_words(settings, source, peers, clips, folder_now)
+
+
+def _scanned(
+    settings: DataSettings, source: Source, peers: Peers, folder: Path, tables: TableSettings
+) -> SharedScan:
+    return scan_once(
+        folder,
+        peers,
+        settings.cache_dir / "scan",
+        captions=settings.captions,
+        tables_used=tables,
+        min_seconds=settings.min_seconds,
+        rehash=settings.rehash,
+        treatment=settings.treatment,
+        channels=source.channels,
+    )
 
 
 def _with_unknown_words(

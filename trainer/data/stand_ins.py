@@ -69,7 +69,7 @@ class StandIns:
             and not (has_ffmpeg and any(_needs_ffmpeg(facts) for facts in sounds.values()))
         )
 
-    def lacks(self, reference: bytes, channels: int) -> bool:
+    def lacks(self, reference: bytes, channels: int = 1) -> bool:
         """Whether a model of so many channels must know more of the sound at this reference, which leads to a file of
         the folder."""
         name, rest = self._key(reference)
