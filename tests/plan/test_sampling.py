@@ -18,12 +18,13 @@ from trainer.flags.config import Config
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel
 from trainer.model.source import load_codec, source_of
+from trainer.plan.activations import CAPTION_TOKENS
 from trainer.plan.launcher import Launch
 from trainer.plan.layout import Samples
 from trainer.plan.memory import GIB, PARTS, expected_bytes
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
-from trainer.plan.sampling import TEXT_TOKENS, copy_bytes, decoding_bytes, generating_bytes
+from trainer.plan.sampling import copy_bytes, decoding_bytes, generating_bytes
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import KNOWN
 from trainer.spec.trainable import EVERYTHING, count
@@ -37,7 +38,7 @@ def generate(model: LanguageModel, samples: Samples) -> None:
     cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
     projection = model.enc_to_dec_proj
     device = projection.weight.device
-    text_BSD = projection(torch.randn(2, TEXT_TOKENS, projection.in_features, device=device))
+    text_BSD = projection(torch.randn(2, CAPTION_TOKENS, projection.in_features, device=device))
     at_once = [samples.continued_frames] if samples.continued_frames else []
     for steps in at_once + [1] * samples.sound_frames:
         hidden_BTD = model.decoder.model(

@@ -22,7 +22,6 @@ from trainer.spec.shapes import KNOWN, MELODY_PLACES, Shape
 from trainer.spec.trainable import selection_of
 from trainer.wiring import model_settings
 
-
 KINDS = {
     "text": {},
     "stereo": {"stereo": True},
@@ -142,8 +141,8 @@ def test_frozen_weights_leave_two_thirds_of_a_long_clips_flops() -> None:
 )  # fmt: skip
 def test_a_frame_of_30_seconds_costs_what_the_shapes_say(name: str, gigaflops: float) -> None:
     # By hand, for small: 6 x (24 x 14 x 1024^2 + 4 x 2048 x 1024) + 6 x 24 x 1024 x 1500 = 2.386e9.
-    # For melody, of 235 + 1 + 1500 = 1736 places: 6 x (1736 x 48 x 12 x 1536^2 + 1500 x 4 x 2048 x 1536) + 6 x 48 x 1536
-    # x 1736^2 + 4 x 1536 x (768 + 12 x 235) = 1.5601e13, a 1500th of which is 10.40e9.
+    # For melody, of 235 + 1 + 1500 = 1736 places: 6 x (1736 x 48 x 12 x 1536^2 + 1500 x 4 x 2048 x 1536) + 6 x 48
+    # x 1536 x 1736^2 + 4 x 1536 x (768 + 12 x 235) = 1.5601e13, a 1500th of which is 10.40e9.
     assert clip_flops(KNOWN[name], 1500) / 1500 / 1e9 == pytest.approx(gigaflops, rel=3e-3)
 
 
