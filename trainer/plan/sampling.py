@@ -38,9 +38,10 @@ def copy_bytes(shape: Shape, layout: Layout, counts: Counts) -> int:
 
 
 def decoding_bytes(shape: Shape, frames: int) -> int:
-    """What EnCodec works with while it decodes so many frames, beside its weights: of all channels at once."""
-    values = DECODING_TENSORS * shape.codec_channels + DECODING_VALUES
-    return FLOAT32 * values * shape.audio_channels * round(frames / FRAME_RATE_HZ * SAMPLE_RATE_HZ)
+    """What EnCodec works with while it decodes so many frames, beside its weights: one channel after the other, while
+    those that are decoded stay."""
+    values = DECODING_TENSORS * shape.codec_channels + DECODING_VALUES + shape.audio_channels - 1
+    return FLOAT32 * values * round(frames / FRAME_RATE_HZ * SAMPLE_RATE_HZ)
 
 
 def generating_bytes(shape: Shape, layout: Layout, samples: Samples) -> int:
