@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trainer.errors import MemoryShortError
 from trainer.flags.config import Config
-from trainer.plan.activations import CAPTION_TOKENS
 from trainer.plan.launcher import Launch
+from trainer.plan.layout import CAPTION_TOKENS
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.refusal import MOST_GPUS_SUGGESTED

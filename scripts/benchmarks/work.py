@@ -83,7 +83,7 @@ class Work:
     def layout(self, *, on_gpu: bool) -> Layout:
         """The layout of this work in one process, from which the expected memory follows."""
         return Layout(
-            workload=Workload(segment_frames=self.frames),
+            workload=Workload(segment_frames=self.frames, caption_tokens=self.text_tokens),
             strategy=self.strategy,
             on_gpu=on_gpu,
             mixed_precision=self.precision,

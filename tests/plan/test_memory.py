@@ -17,8 +17,8 @@ from trainer.errors import MemoryShortError
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import source_of
-from trainer.plan.activations import CAPTION_TOKENS, T5_HEADS, T5_LAYERS
-from trainer.plan.layout import Checkpointing, Layout, Workload
+from trainer.plan.activations import T5_HEADS, T5_LAYERS
+from trainer.plan.layout import CAPTION_TOKENS, Checkpointing, Layout, Workload
 from trainer.plan.memory import COMMUNICATOR_BYTES, GIB, PARTS, Memory, expected_bytes
 from trainer.plan.plan import make_plan
 from trainer.plan.request import BatchFlags, Request

@@ -18,9 +18,8 @@ from trainer.flags.config import Config
 from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel
 from trainer.model.source import load_codec, source_of
-from trainer.plan.activations import CAPTION_TOKENS
 from trainer.plan.launcher import Launch
-from trainer.plan.layout import Samples
+from trainer.plan.layout import CAPTION_TOKENS, Samples
 from trainer.plan.memory import GIB, PARTS, expected_bytes
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of

@@ -35,12 +35,6 @@ SELECTIVE_RESIDUALS, SELECTIVE_VALUES, SELECTIVE_FFN_VALUES = 1, 8, 1
 BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
 
-# Text tokens of a caption, wherever memory depends on them: in a melody model, whose layers compute them as they
-# compute frames; beside a T5 in the loop; and for the prompt of a sound. The plan is made before captions are read, and
-# few have more: 128 tokens are some 80 words. Longer ones are found by the rehearsal before the first step, which takes
-# the data set's longest caption (worst_case of trainer/training/loop.py).
-CAPTION_TOKENS = 128
-
 # T5-base's encoder runs in the loop where a new word is learned, in float32 and with frozen weights. Per layer and
 # token it keeps this many values of T5's width, and per layer and head a table of scores, tokens x tokens.
 T5_LAYERS, T5_HEADS, T5_VALUES = 12, 12, 10
@@ -67,7 +61,7 @@ class Activations:
 def activations_of(shape: Shape, layout: Layout) -> Activations:
     """The activations of a micro-batch of this layout, as deep in a row as the melody and caption of each clip go."""
     frames, clips = layout.workload.segment_frames, layout.micro_batch
-    places = shape.prefix_places(CAPTION_TOKENS) + frames
+    places = shape.prefix_places(layout.workload.caption_tokens) + frames
     kept, working = place_bytes(shape, layout)
     norm, logits = logits_bytes(shape, layout)
     return Activations(
@@ -111,7 +105,8 @@ def caption_bytes(shape: Shape, layout: Layout) -> int:
     """Bytes per caption that a T5 in the loop keeps; 0 where its states come from the cache, as in all other runs."""
     if not count(shape, layout.workload.selection).text_encoder:
         return 0
-    return FLOAT32 * T5_LAYERS * CAPTION_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * CAPTION_TOKENS)
+    tokens = layout.workload.caption_tokens
+    return FLOAT32 * T5_LAYERS * tokens * (T5_VALUES * shape.text_width + T5_HEADS * tokens)
 
 
 def _layer_bytes(shape: Shape, layout: Layout, residuals: int, values: int, ffn_values: int) -> int:

@@ -6,8 +6,7 @@ in trainer/engine/sampling_model.py and trainer/evaluation/; tests/plan/test_sam
 
 from __future__ import annotations
 
-from trainer.plan.activations import CAPTION_TOKENS
-from trainer.plan.layout import FLOAT32, Layout, Samples
+from trainer.plan.layout import CAPTION_TOKENS, FLOAT32, Layout, Samples
 from trainer.spec.shapes import FRAME_RATE_HZ, Shape
 from trainer.spec.trainable import Counts
 
