@@ -19,6 +19,7 @@ from benchmarks.work import Work
 
 from trainer.flags.paths import expanded
 from trainer.plan.request import CHECKPOINTING
+from trainer.spec.shapes import KNOWN
 
 # The cases besides those of steps.CONTESTANTS, and what measures each. docs/benchmarks.md says what they are.
 CASES = {
@@ -36,7 +37,6 @@ CASES = {
     "prepared": data_sets.prepared,
     "cached": data_sets.cached,
 }
-MODELS = ("debug", "small", "medium", "large")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("gpu",), help="everything that docs/benchmarks.md lists for a GPU")
     parser.add_argument("--cases", nargs="+", choices=(*steps.CONTESTANTS, *CASES), default=["step", "bare"])
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="small; of the suite: all three")
+    parser.add_argument("--models", nargs="+", choices=tuple(KNOWN), help="small; of the suite: small, medium, large")
     parser.add_argument("--layers", type=int, help="only so many layers of the model, for a slow machine")
     parser.add_argument("--frames", nargs="+", type=int, default=[1500], help="frames of a clip; 50 are a second")
     parser.add_argument("--micro_batch", type=int, default=1, help="clips of a micro-batch")

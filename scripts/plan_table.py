@@ -1,4 +1,4 @@
-"""Write docs/plans.md: the plan of each published size on common GPUs.
+"""Write docs/plans.md: the plan of each published model on common GPUs.
 
 python scripts/plan_table.py
 """
@@ -11,16 +11,19 @@ from pathlib import Path
 from trainer.errors import MemoryShortError
 from trainer.flags.config import Config
 from trainer.plan.launcher import Launch
+from trainer.plan.layout import CAPTION_TOKENS
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.refusal import MOST_GPUS_SUGGESTED
 from trainer.plan.request import batch_flags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, Shape
+from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, PUBLISHED_NAMES, Shape
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "plans.md"
 MODELS = ("small", "medium", "large")
+OTHERS = tuple(name for name in PUBLISHED_NAMES if name not in MODELS)  # stereo and melody, in a shorter form
 GPUS = (1, 2, 4, 8)
+GPUS_OF_OTHERS = (1, 8)
 GPU_GIB = (12, 16, 24, 40, 80)
 ONE_GPU_GIB = (8, 12, 16, 24, 48, 80)
 RANK = 16
@@ -58,31 +61,80 @@ too); several GPUs train them with ddp, each as one GPU here.
 """
 
 
+OTHER_KINDS = """## Stereo and melody
+
+A stereo model has 8 codebooks instead of 4, and with them some more embeddings and heads: up to 4 % more than its mono
+one. A melody model has no cross-attention, so that `melody` has 1.39 billion parameters beside the 1.84 of medium, and
+its layers compute {places} places more than frames: 235 of the melody, and a caption of {caption} tokens, which few
+exceed. The rehearsal before the first step takes the longest caption that there is.
+"""
+
+LEAST = """The smallest of these GPUs ({sizes} GiB) on which each mode of training has a plan, alone; **o**: with the
+optimizer in host memory. What each mode is stands above.
+"""
+
+
 def page() -> str:
     """The whole page, in Markdown."""
     config = Config(dataset_path="music")
     introduction = INTRODUCTION.format(
         seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
     )
-    return "\n".join([introduction, *(section(KNOWN[name], config) for name in MODELS), modes_of_training(config)])
+    sections = [section(KNOWN[name], config) for name in MODELS]
+    return "\n".join([introduction, *sections, modes_of_training(config), other_kinds(config)])
 
 
-def modes_of_training(config: Config) -> str:
-    """The table of every mode of training on one GPU."""
-    modes = {
+def modes_of(config: Config) -> dict[str, Config]:
+    """The modes of training by what the page calls them."""
+    return {
         "all": config,
         "all, 8-bit moments": replace(config, optimizer="adamw8bit"),
         f"LoRA {RANK}": replace(config, lora_rank=RANK),
         f"LoRA {RANK}, 4 bits": replace(config, lora_rank=RANK, base_bits=4),
         "a new word": replace(config, tune_text=True),
     }
+
+
+def modes_of_training(config: Config) -> str:
+    """The table of every mode of training on one GPU."""
     rows = [
         f"| {name}, {label} | " + " | ".join(cell(KNOWN[name], mode, 1, gib) for gib in ONE_GPU_GIB) + " |"
         for name in MODELS
-        for label, mode in modes.items()
+        for label, mode in modes_of(config).items()
     ]
     head = "| one GPU of | " + " | ".join(f"{gib} GiB" for gib in ONE_GPU_GIB) + " |"
     return "\n".join([MODES.format(rank=RANK), head, "|---" * (len(ONE_GPU_GIB) + 1) + "|", *rows, ""])
+
+
+def other_kinds(config: Config) -> str:
+    """Stereo and melody: a table of plans on one GPU and on eight, and the least GPU for each mode of training."""
+    places = KNOWN["melody"].prefix_places(CAPTION_TOKENS)
+    head = "| model, GPUs | " + " | ".join(f"{gib} GiB" for gib in GPU_GIB) + " |"
+    rows = [
+        f"| {name}, {gpus} | " + " | ".join(cell(KNOWN[name], config, gpus, gib) for gib in GPU_GIB) + " |"
+        for name in OTHERS
+        for gpus in GPUS_OF_OTHERS
+    ]
+    modes = modes_of(config)
+    least = [
+        f"| {name} | " + " | ".join(least_gpu(KNOWN[name], mode) for mode in modes.values()) + " |"
+        for name in PUBLISHED_NAMES
+    ]
+    return "\n".join(
+        [
+            OTHER_KINDS.format(places=places, caption=CAPTION_TOKENS),
+            *(head, "|---" * (len(GPU_GIB) + 1) + "|", *rows, ""),
+            LEAST.format(sizes=", ".join(map(str, ONE_GPU_GIB))),
+            *("| model | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|", *least, ""),
+        ]
+    )
+
+
+def least_gpu(shape: Shape, config: Config) -> str:
+    """The smallest of ONE_GPU_GIB for which there is a plan with one GPU."""
+    plans = {gib: plan_of(shape, config, 1, gib) for gib in ONE_GPU_GIB}
+    gib, plan = next((gib, plan) for gib, plan in plans.items() if plan is not None)
+    return f"{gib} GiB{' **o**' if plan.offload_optimizer else ''}"
 
 
 def section(shape: Shape, config: Config) -> str:

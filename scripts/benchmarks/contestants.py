@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.random_models import decoder_config, random_model, random_source
+from benchmarks.random_models import random_decoder, random_model, random_source
 from benchmarks.turns import Turn
 from benchmarks.work import CODES, Work
+from trainer.data.batches import Batch
+from trainer.spec.shapes import CHROMA_BINS
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, (0.9, 0.95), 1e-5, 1.0
+MELODY, TEXT = "self_wav", "description"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,8 +28,6 @@ def run(name: str, work: Work, turn: Turn) -> None:
 
 def _step(work: Work, turn: Turn) -> None:
     """Ours: trainer/engine, with clipping, the checks and the one host read of every step."""
-    import numpy as np
-
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.flags.config import Config
     from trainer.model.source import quiet_libraries
@@ -40,23 +41,19 @@ def _step(work: Work, turn: Turn) -> None:
     with Ranks(timeout_seconds=3600) as ranks:
         engine = Engine(accelerator, ranks, random_source(work.model, work.layers), plan, settings)
         batch = work.batch()
-        cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
         step = 0
         while turn.begins():
-            engine.step([batch] * work.accumulation, cells, step=step, learning_rate=LEARNING_RATE)
+            engine.step([batch] * work.accumulation, work.cells, step=step, learning_rate=LEARNING_RATE)
             turn.ends()
             step += 1
 
 
 def _bare(work: Work, turn: Turn) -> None:
     """transformers' decoder, forward, backward and fused AdamW, and nothing else: the floor."""
-    from transformers import MusicgenForCausalLM
-
     torch.manual_seed(0)
     with turn.device:
-        decoder = MusicgenForCausalLM._from_config(decoder_config(work.model, work.layers))
-        projection = nn.Linear(work.shape.text_width, work.shape.width)
-    model = nn.ModuleList([decoder, projection]).train()
+        decoder, projections = random_decoder(work.model, work.layers), _projections(work)
+    model = nn.ModuleList([decoder, projections]).train()
     if work.gradient_checkpointing is True:
         decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = _adamw(model)
@@ -67,10 +64,11 @@ def _bare(work: Work, turn: Turn) -> None:
             with _autocast(work, turn):
                 logits = decoder(
                     input_ids=batch.inputs_BKT.flatten(0, 1),
-                    encoder_hidden_states=projection(batch.text_BSD),
+                    encoder_hidden_states=torch.cat(list(_conditions(projections, batch).values()), dim=1),
                     use_cache=False,
                 ).logits.unflatten(0, batch.inputs_BKT.shape[:2])
-                loss = _mean_loss(logits, batch.labels_BKT) / work.accumulation
+                # A melody model's places before the codes have logits too.
+                loss = _mean_loss(logits[:, :, -work.frames :], batch.labels_BKT) / work.accumulation
             scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -145,10 +143,12 @@ def _audiocraft(work: Work, turn: Turn) -> None:
 
     shape = work.shape
     torch.manual_seed(0)
+    fused: dict[str, list[str]] = {"cross": [], "sum": [], "prepend": [], "input_interpolate": []}
+    fused["prepend" if shape.melody else "cross"] = [MELODY, TEXT] if shape.melody else [TEXT]
     model = LMModel(
-        DelayedPatternProvider(shape.codebooks),
+        DelayedPatternProvider(shape.codebooks, [k // shape.audio_channels for k in range(shape.codebooks)]),
         ConditioningProvider({}),
-        ConditionFuser({"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}),
+        ConditionFuser(fused),
         n_q=shape.codebooks,
         card=CODES,
         dim=shape.width,
@@ -162,19 +162,21 @@ def _audiocraft(work: Work, turn: Turn) -> None:
         causal=True,
         custom=False,
         memory_efficient=True,
-        cross_attention=True,
+        cross_attention=shape.cross_attention,
         activation="gelu",
         checkpointing="torch" if work.gradient_checkpointing else "none",
     )
-    projection = nn.Linear(shape.text_width, shape.width)  # what its T5 conditioner ends with
-    both = nn.ModuleList([model, projection]).to(turn.device).train()
+    projections = _projections(work)  # what its conditioners end with
+    both = nn.ModuleList([model, projections]).to(turn.device).train()
     optimizer = torch.optim.AdamW(both.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
     batch = work.batch().to(turn.device)
     codes_BKT = batch.labels_BKT.clamp(min=0)
     while turn.begins():
         for _ in range(work.accumulation):
             with _autocast(work, turn):
-                condition = {"description": (projection(batch.text_BSD), batch.text_mask_BS)}
+                states = _conditions(projections, batch)
+                # Each is put before what is there already, so the text first.
+                condition = {name: (states[name], torch.ones_like(states[name][..., 0])) for name in reversed(states)}
                 output = model.compute_predictions(codes_BKT, [], condition)
                 solver = MusicGenSolver._compute_cross_entropy
                 loss, _ = solver(cast(Any, None), output.logits.float(), codes_BKT, output.mask)
@@ -183,6 +185,21 @@ def _audiocraft(work: Work, turn: Turn) -> None:
         optimizer.step()
         optimizer.zero_grad()
         turn.ends()
+
+
+def _projections(work: Work) -> nn.ModuleDict:
+    """Those of a model's conditions, by the names that audiocraft gives the conditions."""
+    inputs = {MELODY: work.shape.chroma_bins, TEXT: work.shape.text_width}
+    return nn.ModuleDict({name: nn.Linear(size, work.shape.width) for name, size in inputs.items() if size})
+
+
+def _conditions(projections: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
+    """The projected conditions (B, places, D), in the order in which a melody model reads them."""
+    found = {}
+    if batch.melody_BC is not None:
+        notes = functional.one_hot(batch.melody_BC, CHROMA_BINS).to(batch.text_BSD.dtype)
+        found[MELODY] = projections[MELODY](notes)
+    return found | {TEXT: projections[TEXT](batch.text_BSD)}
 
 
 def _adamw(model: nn.Module) -> torch.optim.AdamW:

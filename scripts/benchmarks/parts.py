@@ -245,11 +245,10 @@ class engine_of:
         source, ranks = random_source(work.model, work.layers), Ranks(timeout_seconds=3600)
         engine = Engine(accelerator, ranks, source, plan, settings)
         batches = [work.batch()] * work.accumulation
-        cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
 
         def step() -> float:
             since = time.perf_counter()
-            engine.step(batches, cells, step=0, learning_rate=1e-5)
+            engine.step(batches, work.cells, step=0, learning_rate=1e-5)
             return time.perf_counter() - since
 
         return engine, step

@@ -1,4 +1,4 @@
-"""Models of the published sizes with random weights: what is measured does not depend on their values."""
+"""Models of the published sizes and kinds with random weights: what is measured does not depend on their values."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from transformers import (
     MusicgenDecoderConfig,
     MusicgenForCausalLM,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyForCausalLM,
+    MusicgenMelodyForConditionalGeneration,
     T5Config,
 )
 
@@ -53,27 +57,27 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> Weights:
 
 
 def random_source(size: str, layers: int | None = None) -> Source:
-    """A Source with the decoder of `size` (small, medium, large), or that many layers of it, for training only."""
-    config = _config(size, layers, real_encoders=False)
+    """A Source with the decoder of `size` (any known name), or that many layers of it, for training only."""
     return Source(
         name=size,
-        config=config,
+        config=_config(size, layers, real_encoders=False),
         generation_config=None,  # type: ignore[arg-type]
-        weights=random_weights(_trained_shapes(config)),
+        weights=random_weights(_trained_shapes(size, layers)),
         load_tokenizer=debug_tokenizer,
-        load_feature_extractor=debug_feature_extractor,
+        load_feature_extractor=lambda: debug_feature_extractor(KNOWN[size].audio_channels),
     )
 
 
 def random_model(
     size: str, layers: int | None = None, *, real_encoders: bool = True
-) -> MusicgenForConditionalGeneration:
+) -> MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration:
     """The whole model in eval mode, float32.
 
     real_encoders  EnCodec and T5-base of the published sizes; False for the debug model's small ones
     """
     torch.manual_seed(0)
-    model = MusicgenForConditionalGeneration(_config(size, layers, real_encoders=real_encoders))
+    kind = MusicgenMelodyForConditionalGeneration if KNOWN[size].melody else MusicgenForConditionalGeneration
+    model = kind(_config(size, layers, real_encoders=real_encoders))
     set_codebooks(model.audio_encoder)
     model.config.decoder.decoder_start_token_id = SPECIAL
     model.generation_config = GenerationConfig(
@@ -86,39 +90,47 @@ def write_model(folder: Path, size: str, layers: int | None, *, real_encoders: b
     """A local model folder for --model_id."""
     random_model(size, layers, real_encoders=real_encoders).save_pretrained(folder)
     debug_tokenizer().save_pretrained(folder)
-    debug_feature_extractor().save_pretrained(folder)
+    debug_feature_extractor(KNOWN[size].audio_channels).save_pretrained(folder)
     return folder
 
 
-def decoder_config(size: str, layers: int | None) -> MusicgenDecoderConfig:
+def random_decoder(size: str, layers: int | None) -> MusicgenForCausalLM | MusicgenMelodyForCausalLM:
+    """The decoder alone, on torch's default device."""
+    kind = MusicgenMelodyForCausalLM if KNOWN[size].melody else MusicgenForCausalLM
+    return kind._from_config(_decoder_config(size, layers))
+
+
+def _decoder_config(size: str, layers: int | None) -> MusicgenDecoderConfig | MusicgenMelodyDecoderConfig:
     shape = KNOWN[size]
-    return MusicgenDecoderConfig(
+    return (MusicgenMelodyDecoderConfig if shape.melody else MusicgenDecoderConfig)(
         vocab_size=shape.codes,
         hidden_size=shape.width,
         num_hidden_layers=layers or shape.layers,
         num_attention_heads=shape.heads,
         ffn_dim=shape.ffn,
         num_codebooks=shape.codebooks,
+        audio_channels=shape.audio_channels,
         dropout=0.0,
         pad_token_id=SPECIAL,
         bos_token_id=SPECIAL,
     )
 
 
-def _config(size: str, layers: int | None, *, real_encoders: bool) -> MusicgenConfig:
+def _config(size: str, layers: int | None, *, real_encoders: bool) -> MusicgenConfig | MusicgenMelodyConfig:
     text_width = KNOWN[size].text_width
     text = T5Config(d_model=text_width, d_kv=64, d_ff=3072, num_layers=12, num_heads=12)
     if not real_encoders:
         text = T5Config(d_model=text_width, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
     text.vocab_size, text.decoder_start_token_id = len(debug_tokenizer()), 0
     codec = codec_config(filters=64, width=128) if real_encoders else codec_config()
-    return MusicgenConfig(
-        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder_config(size, layers).to_dict()
+    return (MusicgenMelodyConfig if KNOWN[size].melody else MusicgenConfig)(
+        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=_decoder_config(size, layers).to_dict()
     )
 
 
-def _trained_shapes(config: MusicgenConfig) -> dict[str, tuple[int, ...]]:
+def _trained_shapes(size: str, layers: int | None) -> dict[str, tuple[int, ...]]:
+    shape = KNOWN[size]
     with torch.device("meta"):
-        decoder = MusicgenForCausalLM._from_config(config.decoder)
-        model = LanguageModel(decoder, nn.Linear(config.text_encoder.hidden_size, config.decoder.hidden_size))
+        melody = nn.Linear(shape.chroma_bins, shape.width) if shape.melody else None
+        model = LanguageModel(random_decoder(size, layers), nn.Linear(shape.text_width, shape.width), melody)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from trainer.data.batches import Batch
@@ -12,7 +13,7 @@ from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy, Work
 from trainer.plan.memory import expected_bytes
 from trainer.plan.plan import Plan
 from trainer.spec.flops import clip_flops
-from trainer.spec.shapes import KNOWN, Shape
+from trainer.spec.shapes import KNOWN, MELODY_PLACES, Shape
 
 CODES = 2048
 
@@ -51,26 +52,38 @@ class Work:
         """Model FLOPs of the whole step."""
         return self.clips * clip_flops(self.shape, self.frames, self.text_tokens)
 
+    @property
+    def cells(self) -> np.ndarray:
+        """Codes of the whole step that each codebook learns to predict: (K,) int64."""
+        delays = np.arange(self.shape.codebooks) // self.shape.audio_channels
+        return self.clips * (self.frames - delays)
+
     def batch(self) -> Batch:
-        """One micro-batch of random codes and text states, in host memory."""
+        """One micro-batch of random codes, text states and in melody models notes, in host memory."""
         torch.manual_seed(0)
         codes = torch.randint(0, CODES, (self.micro_batch, self.shape.codebooks, self.frames))
-        inputs, labels = inputs_and_labels(codes, CODES)
+        inputs, labels = inputs_and_labels(codes, CODES, self.shape.audio_channels)
+        # A melody model puts together each row of its own places, as it does where captions differ in length.
+        melody, attention = None, None
+        if self.shape.melody:
+            melody = torch.randint(0, self.shape.chroma_bins, (self.micro_batch, MELODY_PLACES))
+            attention = torch.ones(self.micro_batch, self.text_tokens, dtype=torch.bool)
         return Batch(
             inputs_BKT=inputs,
             labels_BKT=labels,
             text_BSD=torch.randn(self.micro_batch, self.text_tokens, self.shape.text_width) * 0.1,
             text_mask_BS=torch.ones(self.micro_batch, self.text_tokens),
-            attention_BS=None,
+            attention_BS=attention,
             frames=self.micro_batch * self.frames,
             padded_frames=self.micro_batch * self.frames,
             flops=self.flops // self.accumulation,
+            melody_BC=melody,
         )
 
     def layout(self, *, on_gpu: bool) -> Layout:
         """The layout of this work in one process, from which the expected memory follows."""
         return Layout(
-            workload=Workload(segment_frames=self.frames),
+            workload=Workload(segment_frames=self.frames, caption_tokens=self.text_tokens),
             strategy=self.strategy,
             on_gpu=on_gpu,
             mixed_precision=self.precision,

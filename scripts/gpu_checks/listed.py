@@ -96,6 +96,8 @@ CHECKS: tuple[Check, ...] = (
     _memory("small", "single", 4, "compiled", 14, 40),
     _memory("medium", "single", 8, "selective", 50, 50),
     _memory("large", "single", 4, "selective", 70, 75),
+    _memory("melody", "single", 4, "eager", 48, 38),
+    _memory("stereo-medium", "single", 2, "eager", 46, 40),
     _sound("small", "single", 14),
     _sound("medium", "fsdp", 50),
     _equal("ddp 2 ranks"),
@@ -217,7 +219,7 @@ CHECKS: tuple[Check, ...] = (
             gib=75,
             alone=True,
         )
-        for size in ("large", "medium", "small")
+        for size in ("large", "medium", "stereo-medium", "melody", "small")
     ),
     Check(
         name="the step: beside a bare loop",
@@ -355,4 +357,7 @@ CHECKS: tuple[Check, ...] = (
     _memory("medium", "fsdp", 2, "recomputing", 40, 45),
     _memory("large", "single", 1, "recomputing", 62, 70),
     _memory("large", "fsdp", 1, "recomputing", 70, 70),
+    _memory("melody", "single", 8, "selective", 48, 50),
+    _memory("stereo-small", "single", 4, "compiled", 15, 40),
+    _memory("stereo-melody", "fsdp", 2, "recomputing", 26, 40),
 )

@@ -15,7 +15,6 @@ STEPS, SAVED_AT = 8, 4
 
 def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     """Losses and peak memory of STEPS steps of LoRA in bf16, the losses after a resumption, what the plan expects."""
-    import numpy as np
     import torch
     from accelerate.state import AcceleratorState
     from benchmarks.random_models import random_source
@@ -54,7 +53,6 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
     assert asked.workload.segment_frames == work.frames
     plan = make_plan(find_cluster(Launch(), compiler=compiled), work.shape, batch_flags(config, frozenset()), asked)
     assert (plan.micro_batch, plan.accumulation, plan.mixed_precision) == (2, 2, "bf16"), plan.describe()
-    cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     with Ranks(timeout_seconds=600) as ranks, tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), rank=0, world_size=1)
@@ -62,7 +60,7 @@ def measure(size: str, strategy: str, bits: int | None, compiled: bool) -> dict:
         def losses(engine: Engine, first: int, last: int) -> list[float]:
             batch = work.batch().to(engine.device)
             return [
-                engine.step([batch] * work.accumulation, cells, step=step, learning_rate=1e-3).loss
+                engine.step([batch] * work.accumulation, work.cells, step=step, learning_rate=1e-3).loss
                 for step in range(first, last)
             ]
 

@@ -39,7 +39,6 @@ def work_of(size: str, strategy: str, micro_batch: int, way: str) -> Work:
 
 def measure(work: Work, steps: int = 6) -> dict:
     """Losses, gradient norms and peak memory of `steps` steps."""
-    import numpy as np
     import torch
     from benchmarks.random_models import random_source
 
@@ -53,10 +52,9 @@ def measure(work: Work, steps: int = 6) -> dict:
     with Ranks(timeout_seconds=600) as ranks:
         engine = Engine(accelerator, ranks, random_source(work.model), plan, engine_settings(config))
         batch = work.batch().to(engine.device)
-        cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
         torch.cuda.reset_peak_memory_stats()
         results = [
-            engine.step([batch] * work.accumulation, cells, step=step, learning_rate=1e-4) for step in range(steps)
+            engine.step([batch] * work.accumulation, work.cells, step=step, learning_rate=1e-4) for step in range(steps)
         ]
     return {
         "losses": [result.loss for result in results],

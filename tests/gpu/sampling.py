@@ -18,7 +18,6 @@ SAMPLES = Samples(sound_frames=500)
 
 def measure(size: str, strategy: str) -> dict[str, Any]:
     """Bytes at the peak of a sound, as planned, and before and after; whether the copy had the run's weights."""
-    import numpy as np
     import torch
     from benchmarks.random_models import random_model, random_source
 
@@ -36,10 +35,9 @@ def measure(size: str, strategy: str) -> dict[str, Any]:
         accelerator = build_accelerator(plan, engine_settings(config), Path("."))
         engine = Engine(accelerator, ranks, source, plan, engine_settings(config))
         batch = work.batch().to(engine.device)
-        cells = np.array([work.clips * (work.frames - k) for k in range(work.shape.codebooks)])
 
         def step(number: int) -> float:
-            return engine.step([batch] * work.accumulation, cells, step=number, learning_rate=1e-4).loss
+            return engine.step([batch] * work.accumulation, work.cells, step=number, learning_rate=1e-4).loss
 
         step(0)
         before = torch.cuda.memory_allocated()

@@ -82,6 +82,11 @@ def test_strategies_give_the_losses_of_one_eager_process_in_bf16(strategy, way, 
         ("large", "single", 1, "recomputing"),
         ("large", "single", 4, "selective"),
         ("large", "fsdp", 1, "recomputing"),
+        ("melody", "single", 4, "eager"),
+        ("melody", "single", 8, "selective"),
+        ("stereo-medium", "single", 2, "eager"),
+        ("stereo-small", "single", 4, "compiled"),
+        ("stereo-melody", "fsdp", 2, "recomputing"),
     ],
 )
 def test_memory_is_what_the_plan_expects(size, strategy, micro_batch, way):

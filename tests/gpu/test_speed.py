@@ -26,6 +26,9 @@ WAYS = {
     "small": ("--micro_batch", "16", "--compile"),
     "medium": ("--micro_batch", "16", "--compile", "--gradient_checkpointing", "selective"),
     "large": ("--micro_batch", "9", "--compile", "--gradient_checkpointing", "selective"),
+    # As medium, to stand beside it.
+    "stereo-medium": ("--micro_batch", "16", "--compile", "--gradient_checkpointing", "selective"),
+    "melody": ("--micro_batch", "16", "--compile", "--gradient_checkpointing", "selective"),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.plan_table import FILE, page
+from scripts.plan_table import FILE, ONE_GPU_GIB, modes_of, page, plan_of
 from trainer.errors import EXIT_OUT_OF_MEMORY, EXIT_USAGE, ConfigError, MemoryShortError, TrainerError
 from trainer.flags.config import Config, parse
 from trainer.plan.dry_run import cluster_of, cluster_of_listing, dry_run
@@ -23,7 +23,7 @@ from trainer.plan.memory import COMMUNICATOR_BYTES, GIB, PARTS
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import BatchFlags, Request, batch_flags, request_of
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import KNOWN
+from trainer.spec.shapes import KNOWN, PUBLISHED_NAMES
 from trainer.spec.trainable import count as parameters_of
 from trainer.spec.trainable import selection_of
 
@@ -391,6 +391,32 @@ def test_what_the_launchers_configuration_names_counts_like_a_flag() -> None:
 
 def test_the_table_in_the_docs_is_what_the_plan_says() -> None:
     assert FILE.read_text(encoding="utf-8") == page(), "python scripts/plan_table.py writes it anew"
+
+
+def test_stereo_and_melody_models_fit_where_the_readme_says() -> None:
+    """Stereo models where the mono ones do, melody models where text models of their width do and in a little less."""
+    modes = modes_of(Config(dataset_path="music"))
+
+    def fitting(model: str) -> set[tuple[str, int]]:
+        return {(name, g) for name, mode in modes.items() for g in ONE_GPU_GIB if plan_of(KNOWN[model], mode, 1, g)}
+
+    fits = {name: fitting(name) for name in PUBLISHED_NAMES}
+    for name in ("small", "medium", "large", "melody", "melody-large"):
+        assert fits[f"stereo-{name}"] == fits[name], name
+    assert fits["melody"] - fits["medium"] == {("all", 12)} and fits["medium"] <= fits["melody"]
+    assert fits["melody-large"] - fits["large"] == {("LoRA 16", 8), ("a new word", 8)}
+    assert fits["large"] <= fits["melody-large"]
+
+
+@pytest.mark.parametrize(
+    ("model", "smaller"),
+    [("stereo-large", "stereo-medium"), ("melody-large", "melody"), ("stereo-melody-large", "stereo-melody")],
+)
+def test_a_refusal_suggests_a_smaller_model_of_the_same_kind(model: str, smaller: str) -> None:
+    """On a CPU with the memory of the smaller one, and 2 GiB more."""
+    needed = (28 * KNOWN[smaller].parameters + 2 * GIB) / 0.8 / GIB
+    message = refusal(host(needed), model)
+    assert f"--model_id {smaller}" in message and message.count("--model_id") == 1, message
 
 
 def run_dry(*words: str) -> subprocess.CompletedProcess[str]:

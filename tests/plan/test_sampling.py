@@ -19,13 +19,13 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel
 from trainer.model.source import load_codec, source_of
 from trainer.plan.launcher import Launch
-from trainer.plan.layout import Samples
+from trainer.plan.layout import CAPTION_TOKENS, Samples
 from trainer.plan.memory import GIB, PARTS, expected_bytes
 from trainer.plan.plan import Plan, make_plan
 from trainer.plan.request import batch_flags, request_of
-from trainer.plan.sampling import TEXT_TOKENS, copy_bytes, decoding_bytes, generating_bytes
+from trainer.plan.sampling import copy_bytes, decoding_bytes, generating_bytes
 from trainer.plan.strategies import Cluster
-from trainer.spec.shapes import KNOWN
+from trainer.spec.shapes import KNOWN, MELODY_PLACES
 from trainer.spec.trainable import EVERYTHING, count
 
 SAMPLES = Samples(sound_frames=500)
@@ -34,34 +34,52 @@ WIDTH, LAYERS = 256, 4
 
 def generate(model: LanguageModel, samples: Samples) -> None:
     """Each step of a sound with guidance, on the keys and values of those before, kept as transformers keeps them."""
-    cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
-    projection = model.enc_to_dec_proj
+    projection, decoder = model.enc_to_dec_proj, model.decoder
     device = projection.weight.device
-    text_BSD = projection(torch.randn(2, TEXT_TOKENS, projection.in_features, device=device))
+    prompt_BSD = projection(torch.randn(2, CAPTION_TOKENS, projection.in_features, device=device))
+    cache = DynamicCache(config=decoder.config)
+    if model.audio_enc_to_dec_proj is None:
+        cache = EncoderDecoderCache(cache, DynamicCache(config=decoder.config))
+        later_BSD = prompt_BSD
+    else:  # the prompt is read with the first step, and stays among the steps
+        melody_BCD = model.melody_states(torch.zeros(2, MELODY_PLACES, dtype=torch.int64, device=device))
+        prompt_BSD, later_BSD = torch.cat([melody_BCD, prompt_BSD], dim=1), None
+    largest_delay = (decoder.num_codebooks - 1) // decoder.config.audio_channels
     at_once = [samples.continued_frames] if samples.continued_frames else []
-    for steps in at_once + [1] * samples.sound_frames:
-        hidden_BTD = model.decoder.model(
-            input_ids=torch.zeros(2 * model.decoder.num_codebooks, steps, dtype=torch.int64, device=device),
-            encoder_hidden_states=text_BSD,
+    for number, steps in enumerate(at_once + [1] * (samples.sound_frames + largest_delay)):
+        hidden_BTD = decoder.model(
+            input_ids=torch.zeros(2 * decoder.num_codebooks, steps, dtype=torch.int64, device=device),
+            encoder_hidden_states=later_BSD if number else prompt_BSD,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        for head in model.decoder.lm_heads:
+        for head in decoder.lm_heads:
             head(hidden_BTD[:, -1:])
+    assert cache.get_seq_length() == samples.frames + largest_delay + (
+        0 if later_BSD is not None else prompt_BSD.shape[1]
+    )
 
 
 @pytest.mark.parametrize(
-    ("precision", "samples"),
+    ("model_id", "precision", "samples"),
     [
-        ("no", Samples(sound_frames=150)),
-        pytest.param("bf16", Samples(sound_frames=150), marks=pytest.mark.full),
-        pytest.param("no", Samples(sound_frames=20, continued_frames=1000), marks=pytest.mark.full),
-        pytest.param("bf16", Samples(sound_frames=20, continued_frames=1000), marks=pytest.mark.full),
+        ("debug", "no", Samples(sound_frames=150)),
+        pytest.param("debug", "bf16", Samples(sound_frames=150), marks=pytest.mark.full),
+        pytest.param("debug", "no", Samples(sound_frames=20, continued_frames=1000), marks=pytest.mark.full),
+        pytest.param("debug", "bf16", Samples(sound_frames=20, continued_frames=1000), marks=pytest.mark.full),
+        pytest.param("debug-stereo", "no", Samples(sound_frames=150), marks=pytest.mark.full),
+        ("debug-melody", "no", Samples(sound_frames=50)),
+        pytest.param("debug-melody", "bf16", Samples(sound_frames=50), marks=pytest.mark.full),
+        pytest.param(
+            "debug-stereo-melody", "no", Samples(sound_frames=20, continued_frames=500), marks=pytest.mark.full
+        ),
     ],
 )
-def test_the_copy_and_its_caches_take_what_is_counted(precision: str, samples: Samples) -> None:
-    source = source_of(build_debug_model(width=WIDTH, layers=LAYERS, heads=4), name="measured")
-    shape = replace(KNOWN["debug"], layers=LAYERS, width=WIDTH, ffn=4 * WIDTH)
+def test_the_copy_and_its_caches_take_what_is_counted(model_id: str, precision: str, samples: Samples) -> None:
+    stereo, melody = "stereo" in model_id, "melody" in model_id
+    built = build_debug_model(width=WIDTH, layers=LAYERS, heads=4, stereo=stereo, melody=melody)
+    source = source_of(built, name="measured")
+    shape = replace(KNOWN[model_id], layers=LAYERS, width=WIDTH, ffn=4 * WIDTH)
     plan = plan_for(precision=precision)
     engine = engine_for(plan, Config(dataset_path="unused"), source)
 
@@ -74,15 +92,17 @@ def test_the_copy_and_its_caches_take_what_is_counted(precision: str, samples: S
     assert peak_bytes(make_a_sound) == pytest.approx(expected, rel=0.1)
 
 
-def test_decoding_takes_no_more_than_is_counted() -> None:
-    codec, frames = load_codec(source_of(build_debug_model(), name="debug")), 500
-    codes = torch.randint(0, 2048, (1, 1, 4, frames))
+@pytest.mark.parametrize("model_id", ["debug", "debug-stereo"])
+def test_decoding_takes_no_more_than_is_counted(model_id: str) -> None:
+    codec, frames, shape = load_codec(source_of(build_debug_model(), name="debug")), 500, KNOWN[model_id]
+    codes = torch.randint(0, 2048, (1, 1, shape.codebooks, frames))
 
     def decode() -> None:
-        with torch.no_grad():
-            codec.decode(codes, [None])
+        with torch.no_grad():  # each channel by itself, as trainer/evaluation/generation.py does
+            channels = shape.audio_channels
+            [codec.decode(codes[:, :, channel::channels], [None])[0] for channel in range(channels)]
 
-    counted = decoding_bytes(KNOWN["debug"], frames)
+    counted = decoding_bytes(shape, frames)
     assert 0.7 * counted < peak_bytes(decode) <= counted
 
 

@@ -75,6 +75,21 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_stereo_runs_codebooks_are_pairs_of_a_line_and_a_dashed_one_in_one_colour(tmp_path: Path) -> None:
+    """Codebook 2k is the left channel's, 2k + 1 the right one's, as they stand in metrics.jsonl."""
+    run = made_run(tmp_path / "run", sounds=False)
+    losses = [1.0 + n for n in range(8)]
+    (run / "metrics.jsonl").write_text("".join(line(step, loss_per_codebook=losses) for step in range(1, 61)))
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"channels": 2}))
+    page = page_of(run)
+    chart = next(chart for chart in page.data["charts"] if chart["title"].startswith("Loss of each codebook"))
+    assert [one["name"] for one in chart["series"]] == [f"codebook {n}{side}" for n in (1, 2, 3, 4) for side in "LR"]
+    assert [one["y"][0] for one in chart["series"]] == pytest.approx(losses)
+    assert [one["colour"] for one in chart["series"]] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [one["kind"] for one in chart["series"]] == ["line", "dashed"] * 4
+    assert "path.dashed" in page.text and ".key.dashed" in page.text
+
+
 def test_base_best_and_newest_are_inside_with_40_more_and_each_sound_decodes(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=500, all_steps=500, every=20)
     page = page_of(run)

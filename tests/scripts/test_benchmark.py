@@ -16,6 +16,8 @@ from scripts import benchmark as script
 from tests.runs import environ
 from trainer.exports.export import write_huggingface
 from trainer.model.source import DECODER, PROJECTION, open_model
+from trainer.spec.flops import clip_flops
+from trainer.spec.shapes import KNOWN
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +29,25 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def benchmark(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> list[dict]:
     """The rows of a finished run."""
-    assert script.main(["--models", "debug", "--rounds", "1", "--out", str(folder), *flags]) == 0
+    models = [] if "--models" in flags else ["--models", "debug"]
+    assert script.main([*models, "--rounds", "1", "--out", str(folder), *flags]) == 0
     assert "| case |" in capsys.readouterr().out
     return json.loads((folder / "benchmark.json").read_text())["rows"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model", ["debug-stereo", "debug-melody", "debug-stereo-melody"])
+def test_every_contestant_steps_through_stereo_and_melody_models(model, tmp_path, capsys):
+    """The same work: none of them refuses the model, and the FLOPs are the plan's."""
+    names = ("step", "bare", "seq2seq", "audiocraft")
+    rows = benchmark(tmp_path, capsys, "--cases", *names, "save", "--models", model, "--frames", "30")
+    *steps, saved = rows
+    assert [row["case"] for row in steps] == list(names)
+    assert all("failure" not in row for row in steps), steps
+    for row in steps:
+        flops = row["tera_flops_per_second"] * 1e12 * row["seconds"]
+        assert flops == pytest.approx(clip_flops(KNOWN[model], 30, 20), rel=1e-6)
+    assert saved["parameters_m"] * 1e6 == KNOWN[model].parameters
 
 
 PEERS = ("bare", pytest.param("seq2seq", marks=pytest.mark.full))

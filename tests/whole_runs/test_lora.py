@@ -191,20 +191,22 @@ def bf16_losses(flags: dict[str, object]) -> tuple[list[float], int]:
     return losses, engine.backend.weight_bytes()
 
 
+@pytest.mark.parametrize("model_id", ["debug", "debug-stereo-melody"])
 @pytest.mark.parametrize("targets", ["q_proj,v_proj", "encoder_attn.k_proj,fc2", "enc_to_dec_proj", None])
-def test_adapters_are_counted_as_peft_makes_them(targets: str | None) -> None:
+def test_adapters_are_counted_as_peft_makes_them(targets: str | None, model_id: str) -> None:
     flags = {"lora_rank": 3} | ({} if targets is None else {"lora_targets": targets})
     config = Config(dataset_path="unused", **flags)  # type: ignore[arg-type]
-    model = build_trained_model(open_model("debug"), model_settings(config)).model
+    model = build_trained_model(open_model(model_id), model_settings(config)).model
     made = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert made == count(KNOWN["debug"], config.selection).trained > 0
+    assert made == count(KNOWN[model_id], config.selection).trained > 0
 
 
+@pytest.mark.parametrize("model_id", ["debug", "debug-stereo-melody"])
 @pytest.mark.parametrize("freeze", ["embeddings", "heads", "projection", "layers.1", "layers.0-1,heads"])
-def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str) -> None:
+def test_frozen_parts_are_counted_as_the_model_has_them(freeze: str, model_id: str) -> None:
     config = Config(dataset_path="unused", freeze=freeze)
-    model = build_trained_model(open_model("debug"), model_settings(config)).model
-    counts = count(KNOWN["debug"], config.selection)
+    model = build_trained_model(open_model(model_id), model_settings(config)).model
+    counts = count(KNOWN[model_id], config.selection)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == counts.trained
     linear = [p for m in model.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters(recurse=False)]
     assert sum(p.numel() for p in linear if not p.requires_grad) == counts.frozen_linear

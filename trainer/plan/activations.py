@@ -1,12 +1,15 @@
 """Bytes of activations: what the forward pass keeps for the backward pass, and what the backward pass works with.
 
-Counted in values per frame of one clip and per layer, as multiples of the model's width or of the width of its
-feed-forward part (ffn). The counts are what autograd saves in transformers 5.23's MusicgenDecoderLayer with a fused
+Counted in values per place of one clip and per layer, as multiples of the model's width or of the width of its
+feed-forward part (ffn). Places are the frames, and in melody models the melody and the text before them, too. The
+counts are what autograd saves in transformers 5.23's MusicgenDecoderLayer and MusicgenMelodyDecoderLayer with a fused
 attention kernel; tests/plan/test_memory.py counts them again. The values of the residual stream have its precision,
 all others that of the computation (Layout.residual_bytes and compute_bytes).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from trainer.plan.layout import FLOAT32, Layout
 from trainer.spec.shapes import Shape
@@ -33,13 +36,43 @@ BACKWARD_FFN_VALUES = 2
 BACKWARD_RESIDUALS = 3
 
 # T5-base's encoder runs in the loop where a new word is learned, in float32 and with frozen weights. Per layer and
-# token it keeps this many values of T5's width, and per layer and head a table of scores, tokens x tokens. Every
-# caption is counted as one of 128 tokens, which few exceed.
-T5_LAYERS, T5_HEADS, T5_TOKENS, T5_VALUES = 12, 12, 128, 10
+# token it keeps this many values of T5's width, and per layer and head a table of scores, tokens x tokens.
+T5_LAYERS, T5_HEADS, T5_VALUES = 12, 12, 10
 
 
-def frame_bytes(shape: Shape, layout: Layout) -> tuple[int, int]:
-    """Bytes per frame of one clip: what all layers keep, and what the backward pass of one layer holds besides."""
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes of one micro-batch of the longest clips.
+
+    kept     by all layers, and by a T5 in the loop
+    working  what the backward pass of one layer holds besides
+    logits   what the heads and the loss keep, or hold while the loss's gradient is computed; gone when layers begin
+    """
+
+    kept: int
+    working: int
+    logits: int
+
+    @property
+    def peak(self) -> int:
+        return self.kept + max(self.working, self.logits)
+
+
+def activations_of(shape: Shape, layout: Layout) -> Activations:
+    """The activations of a micro-batch of this layout, as deep in a row as the melody and caption of each clip go."""
+    frames, clips = layout.workload.segment_frames, layout.micro_batch
+    places = shape.prefix_places(layout.workload.caption_tokens) + frames
+    kept, working = place_bytes(shape, layout)
+    norm, logits = logits_bytes(shape, layout)
+    return Activations(
+        kept=clips * (places * kept + caption_bytes(shape, layout)),
+        working=clips * places * working,
+        logits=clips * (places * norm + frames * logits),
+    )
+
+
+def place_bytes(shape: Shape, layout: Layout) -> tuple[int, int]:
+    """Bytes per place of one clip: what all layers keep, and what the backward pass of one layer holds besides."""
     extra = 0
     if layout.autocast:
         extra = COMPILED_EXTRA_VALUES if layout.compiled else AUTOCAST_EXTRA_VALUES
@@ -55,28 +88,29 @@ def frame_bytes(shape: Shape, layout: Layout) -> tuple[int, int]:
     return shape.layers * kept, layer + backward
 
 
-def logits_bytes(shape: Shape, layout: Layout) -> int:
-    """Bytes per frame of one clip that the heads and the loss keep, or hold while the loss's gradient is computed.
+def logits_bytes(shape: Shape, layout: Layout) -> tuple[int, int]:
+    """Bytes per place, and bytes per frame, of what the heads and the loss keep or hold.
 
-    Kept are the final norm's input, the heads' inputs (under autocast one cast for each codebook) and the float32
-    log-probabilities of every codebook. One codebook at a time, its cross entropy holds two gradients in float32 and,
-    where the computation is in half precision, one in that.
+    Kept are the final norm's input of each place, and of the frames the heads' inputs (under autocast one cast for each
+    codebook) and the float32 log-probabilities of every codebook. One codebook at a time, its cross entropy holds two
+    gradients in float32 and, where the computation is in half precision, one in that.
     """
     heads = shape.codebooks if layout.autocast else 1
-    inputs = layout.residual_bytes * shape.width + layout.compute_bytes * shape.width * heads
     one_codebook = 2 * FLOAT32 + (layout.compute_bytes if layout.mixed_precision != "no" else 0)
-    return inputs + shape.codes * (shape.codebooks * FLOAT32 + one_codebook)
+    of_codes = shape.codes * (shape.codebooks * FLOAT32 + one_codebook)
+    return layout.residual_bytes * shape.width, layout.compute_bytes * shape.width * heads + of_codes
 
 
 def caption_bytes(shape: Shape, layout: Layout) -> int:
     """Bytes per caption that a T5 in the loop keeps; 0 where its states come from the cache, as in all other runs."""
     if not count(shape, layout.workload.selection).text_encoder:
         return 0
-    return FLOAT32 * T5_LAYERS * T5_TOKENS * (T5_VALUES * shape.text_width + T5_HEADS * T5_TOKENS)
+    tokens = layout.workload.caption_tokens
+    return FLOAT32 * T5_LAYERS * tokens * (T5_VALUES * shape.text_width + T5_HEADS * tokens)
 
 
 def _layer_bytes(shape: Shape, layout: Layout, residuals: int, values: int, ffn_values: int) -> int:
-    """Bytes per frame of one layer that keeps so many values; a layer's input, one residual, is kept in any case."""
+    """Bytes per place of one layer that keeps so many values; a layer's input, one residual, is kept in any case."""
     if not shape.cross_attention:
         residuals, values = max(1, residuals - CROSS_RESIDUALS), values - CROSS_VALUES
     compute, residual = layout.compute_bytes, layout.residual_bytes

@@ -15,6 +15,12 @@ Checkpointing = Literal[False, True, "selective"]
 
 FLOAT32, HALF = 4, 2  # bytes per value
 
+# Text tokens of a caption, wherever memory depends on them: in a melody model, whose layers compute them as they
+# compute frames; beside a T5 in the loop; and for the prompt of a sound. The plan is made before captions are read, and
+# few have more: 128 tokens are some 80 words. Longer ones are found by the rehearsal before the first step, which takes
+# the data set's longest caption (worst_case of trainer/training/loop.py).
+CAPTION_TOKENS = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -50,6 +56,7 @@ class Workload:
     base_bits          bits per value of the frozen linear layers in the decoder's layers (--base_bits); None: they are
                        held in the precision of the computation
     samples            the sounds that are made between steps (--sample_every); None: none are
+    caption_tokens     text tokens of the longest caption
     """
 
     segment_frames: int
@@ -58,6 +65,7 @@ class Workload:
     eight_bit_moments: bool = False
     base_bits: Literal[4, 8] | None = None
     samples: Samples | None = None
+    caption_tokens: int = CAPTION_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

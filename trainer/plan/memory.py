@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainer.plan.activations import caption_bytes, frame_bytes, logits_bytes
+from trainer.plan.activations import activations_of
 from trainer.plan.layout import FLOAT32, HALF, Layout, Workload
 from trainer.plan.sampling import sampling_bytes
 from trainer.spec.encoding import encoding_pass
@@ -122,14 +122,11 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
         host = gradients + optimizer + HALF * _share(counts.trained, layout)
         gradients, optimizer = (gradients if stays else 0), 0
     buffers = _buffers(shape, layout, counts)
-    kept, working = frame_bytes(shape, layout)
-    frames = layout.micro_batch * layout.workload.segment_frames
-    activations = frames * (kept + max(working, logits_bytes(shape, layout)))
-    activations += layout.micro_batch * caption_bytes(shape, layout)
+    activations = activations_of(shape, layout)
     reused = 0
     # Not under ddp and ZeRO, whose gradients have buffers of their own; under FSDP it was not measured.
     if layout.strategy == "single" and layout.accumulation == 1:
-        reused = min(gradients, buffers + activations - frames * working)
+        reused = min(gradients, buffers + activations.peak - activations.working)
     weights += FLOAT32 * counts.text_encoder
     codec = FLOAT32 * (shape.frozen + CODEC_TENSORS * _codec_pass_samples(shape, layout) * shape.codec_channels)
     checkpoint = 0 if layout.on_gpu else _checkpoint_copy(layout, counts)
@@ -137,14 +134,14 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     if layout.workload.samples is not None:
         staying = weights + optimizer + _kept_between_steps(layout, gradients) + checkpoint
         sounds = staying + sampling_bytes(shape, layout, counts, layout.workload.samples)
-    allocated = max(weights + gradients + optimizer + buffers + activations - reused, codec, sounds)
+    allocated = max(weights + gradients + optimizer + buffers + activations.peak - reused, codec, sounds)
     outside = CONTEXT_BYTES + COMMUNICATOR_BYTES * layout.communicators
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buffers=buffers,
-        activations=activations,
+        activations=activations.peak,
         reserve=round(outside + FRAGMENTATION * allocated) if layout.on_gpu else 0,
         codec=codec,
         host=host,

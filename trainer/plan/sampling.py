@@ -6,11 +6,10 @@ in trainer/engine/sampling_model.py and trainer/evaluation/; tests/plan/test_sam
 
 from __future__ import annotations
 
-from trainer.plan.layout import FLOAT32, Layout, Samples
+from trainer.plan.layout import CAPTION_TOKENS, FLOAT32, Layout, Samples
 from trainer.spec.shapes import FRAME_RATE_HZ, Shape
 from trainer.spec.trainable import Counts
 
-TEXT_TOKENS = 128  # of a prompt; few captions have more
 # What one layer works with at its most, for each step of a prefix that is read at once: three float32 values of the
 # residual stream's width, a cast, and its feed-forward part before and after GELU.
 PREFIX_RESIDUALS, PREFIX_VALUES, PREFIX_FFN_VALUES = 3, 1, 2
@@ -38,22 +37,28 @@ def copy_bytes(shape: Shape, layout: Layout, counts: Counts) -> int:
 
 
 def decoding_bytes(shape: Shape, frames: int) -> int:
-    """What EnCodec works with while it decodes so many frames, beside its weights."""
-    values = DECODING_TENSORS * shape.codec_channels + DECODING_VALUES
+    """What EnCodec works with while it decodes so many frames, beside its weights: one channel after the other, while
+    those that are decoded stay."""
+    values = DECODING_TENSORS * shape.codec_channels + DECODING_VALUES + shape.audio_channels - 1
     return FLOAT32 * values * round(frames / FRAME_RATE_HZ * SAMPLE_RATE_HZ)
 
 
 def generating_bytes(shape: Shape, layout: Layout, samples: Samples) -> int:
-    """Keys and values of all layers, of the sound and of the prompt, and what a prefix needs that is read at once."""
+    """Keys and values of all layers, of the sound and of the prompt, and what a prefix needs that is read at once.
+
+    The sound has as many steps as frames and the largest delay. A melody model keeps its prompt, which is the melody
+    and the text, as it keeps steps; a text model keeps the text's keys and values beside them.
+    """
     rows = 2 if samples.guided else 1
-    steps = samples.frames + shape.codebooks
+    prompt = shape.prefix_places(CAPTION_TOKENS)
+    steps = prompt + samples.frames + shape.largest_delay
     of_a_step = 2 * shape.width * layout.compute_bytes
     # A layer's keys and values are copied where a step is added to them.
     cache = (shape.layers + 1) * of_a_step * steps
     if shape.cross_attention:
-        cache += shape.layers * of_a_step * TEXT_TOKENS
+        cache += shape.layers * of_a_step * CAPTION_TOKENS
     values = layout.compute_bytes * (PREFIX_VALUES * shape.width + PREFIX_FFN_VALUES * shape.ffn)
-    prefix = samples.continued_frames * (values + FLOAT32 * PREFIX_RESIDUALS * shape.width)
+    prefix = (prompt + samples.continued_frames) * (values + FLOAT32 * PREFIX_RESIDUALS * shape.width)
     return rows * (cache + prefix)
 
 

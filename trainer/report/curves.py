@@ -63,7 +63,7 @@ def _decaying_sums(terms: np.ndarray) -> np.ndarray:
 def series(name: str, steps: np.ndarray, values: np.ndarray, kind: str, colour: int, most: int) -> dict[str, Any]:
     """A curve as the page's program reads it.
 
-    kind    raw (faint), line, or dots (a line with a dot for each value)
+    kind    raw (faint), line, dashed, or dots (a line with a dot for each value)
     colour  number of the page's colour
     """
     steps, values = thinned(steps, values, most)

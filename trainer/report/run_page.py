@@ -112,7 +112,9 @@ def charts_of(facts: Facts) -> list[dict[str, Any]]:
         ),
         chart(
             "Loss of each codebook" + SMOOTHED_MARK,
-            [of(f"codebook {n + 1}", smoothed(values), "line", n) for n, values in enumerate(codebooks)],
+            [of(name, smoothed(values), kind, colour) for (name, kind, colour), values in zip(
+                lines_of_codebooks(len(codebooks), facts.start.get("channels")), codebooks, strict=True
+            )],
             marks=marks, log=spans_decades(*codebooks) if codebooks else False, unit="",
         ),
         chart("Learning rate", [of("learning rate", training["lr"], "line", 0)], marks=marks, log=False, unit=""),
@@ -132,6 +134,15 @@ def charts_of(facts: Facts) -> list[dict[str, Any]]:
         ], marks=marks, log=False, zero=True, unit=" %") if facts.plan.get("on_gpu", True) else None,
     ]  # fmt: skip
     return [one for one in made if one is not None]
+
+
+def lines_of_codebooks(count: int, channels: object) -> list[tuple[str, str, int]]:
+    """Name, kind and colour of each codebook's curve. In stereo those of left and right stand in turn, and a pair has
+    one colour: 1L is a line, 1R a dashed one."""
+    if channels != 2:
+        return [(f"codebook {n + 1}", "line", n) for n in range(count)]
+    kinds = ("line", "dashed")
+    return [(f"codebook {n // 2 + 1}{'LR'[n % 2]}", kinds[n % 2], n // 2) for n in range(count)]
 
 
 def _charts_of_runs(runs: Sequence[Facts], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from trainer.spec.shapes import Shape
+from trainer.spec.shapes import MELODY_PLACES, Shape
 from trainer.spec.trainable import CROSS, EMBEDDINGS, EVERYTHING, HEADS, PROJECTION, SELF, Lora, Selection
 
 MULTIPLY_ADD = 2  # FLOPs
-# A product is computed once for each unit of its kind. Those of attention's scores and sums are computed for each pair:
-# a frame that looks, and a frame or text token that it looks at.
-Unit = Literal["frame", "token", "frame and frame", "frame and token"]
+# A product is computed once for each unit of its kind. Places are what the decoder's layers compute: the frames, and in
+# melody models the melody's notes and the text's tokens before them. The products of attention's scores and sums are
+# computed for each pair: a place that looks, and a place or text token that it looks at.
+Unit = Literal["frame", "place", "token", "note", "place and place", "place and token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +38,41 @@ def clip_flops(
     """FLOPs of the forward and backward pass of one clip of so many frames, with a caption of so many text tokens.
 
     selection  what is trained, on which it depends how much of the backward pass is needed
-    causal     each frame attends to itself and those before it; False counts the whole square of frames, which kernels
+    causal     each place attends to itself and those before it; False counts the whole square of places, which kernels
                without a causal form compute, and torch's FlopCounterMode counts
 
     With T frames, S text tokens and everything trained this is 3 x 2 x T x (layers x (6 D^2 + 2 D F) + K V D), for
     self-attention 3 x 2 x layers x D x T^2 (twice that if not causal), for cross-attention 3 x 4 x layers x D x T x S,
     for its keys and values 3 x 4 x layers x D^2 x S, and for the text's projection 4 x D x D_text x S, as its input
-    needs no gradient. D is the width, F the ffn's width, K codebooks, V codes. Clips of 30 s take 2.39, 10.25 and 17.9
-    GFLOPs per frame with small, medium and large.
+    needs no gradient. D is the width, F the ffn's width, K codebooks, V codes.
+
+    A melody model has P = 235 + S + T places instead, where an absent caption has S = 1:
+    3 x 2 x (P x layers x (4 D^2 + 2 D F) + T x K V D), for self-attention 3 x 2 x layers x D x P^2, and for the two
+    projections 4 x D x (D_text x S + 12 x 235).
+
+    Clips of 30 s without captions take 2.39, 10.25 and 17.9 GFLOPs per frame with small, medium and large, 10.40 and
+    18.1 with melody and melody-large, and in stereo 0.05, 0.08 and 0.10 more at the three widths.
     """
     multiply_adds = _multiply_adds(shape, selection)
+    prefix = shape.prefix_places(text_tokens)
+    places = prefix + frames
     numbers: dict[Unit, float] = {
         "frame": frames,
-        "token": text_tokens,
-        "frame and frame": frames**2 / 2 if causal else frames**2,
-        "frame and token": frames * text_tokens,
+        "place": places,
+        "token": prefix - MELODY_PLACES if shape.melody else text_tokens,
+        "note": MELODY_PLACES,
+        "place and place": places**2 / 2 if causal else places**2,
+        "place and token": places * text_tokens,
     }
-    return round(MULTIPLY_ADD * sum(multiply_adds[unit] * number for unit, number in numbers.items()))
+    return round(MULTIPLY_ADD * sum(each * numbers[unit] for unit, each in multiply_adds.items()))
 
 
 @lru_cache(maxsize=8)
 def _multiply_adds(shape: Shape, selection: Selection) -> Mapping[Unit, int]:
-    """Multiply-adds of forward and backward pass, for one of each unit."""
-    totals: dict[Unit, int] = {"frame": 0, "token": 0, "frame and frame": 0, "frame and token": 0}
+    """Multiply-adds of forward and backward pass, for one of each unit that the model has."""
+    totals: dict[Unit, int] = {}
     for product in _products(shape, selection):
-        totals[product.unit] += product.multiply_adds * product.times
+        totals[product.unit] = totals.get(product.unit, 0) + product.multiply_adds * product.times
     return totals
 
 
@@ -77,9 +88,12 @@ def _products(shape: Shape, selection: Selection) -> Iterator[Product]:
     sizes = (shape.text_width, width)
     text_needed = selection.new_rows > 0
     yield from _linear(lora, "enc_to_dec_proj", sizes, "token", trained=projection, needed=text_needed)
-    # From here on: whether the text's states, and those of the frames, need a gradient at this point of the model.
+    # From here on: whether the text's states, and those of the places, need a gradient at this point of the model.
     text_needed = text_needed or projection or _adapted(lora, "enc_to_dec_proj")
     needed = parts_trained and EMBEDDINGS not in selection.frozen_parts
+    if shape.melody:
+        yield from _linear(None, "audio_enc_to_dec_proj", (shape.chroma_bins, width), "note", trained=projection)
+        needed = needed or text_needed  # the text stands in the row; the melody's projection is trained with the text's
     for layer in range(shape.layers):
         trained = parts_trained and layer not in selection.frozen_layers
         needed = needed or trained  # the layer's first norm is trained, and comes before all its products
@@ -87,7 +101,7 @@ def _products(shape: Shape, selection: Selection) -> Iterator[Product]:
         if shape.cross_attention:
             needed = yield from _attention(lora, CROSS, width, trained=trained, needed=needed, keys_needed=text_needed)
         for name, sizes in (("fc1", (width, ffn)), ("fc2", (ffn, width))):
-            yield from _linear(lora, name, sizes, "frame", trained=trained, needed=needed)
+            yield from _linear(lora, name, sizes, "place", trained=trained, needed=needed)
             needed = needed or _adapted(lora, name)
     sizes = (width, shape.codebooks * shape.codes)
     needed = needed or heads  # the final norm is trained with the heads, and comes before them
@@ -99,12 +113,12 @@ def _attention(
 ) -> Generator[Product, None, bool]:
     """One attention of a layer; returns whether its output needs a gradient.
 
-    needed       whether the frames that look need one
-    keys_needed  whether what they look at needs one: frames for self-attention, else the text
+    needed       whether the places that look need one
+    keys_needed  whether what they look at needs one: places for self-attention, else the text
     """
-    looked_at: Unit = "token" if kind == CROSS else "frame"
+    looked_at: Unit = "token" if kind == CROSS else "place"
     inputs: dict[str, tuple[Unit, bool]] = {
-        "q_proj": ("frame", needed),
+        "q_proj": ("place", needed),
         "k_proj": (looked_at, keys_needed),
         "v_proj": (looked_at, keys_needed),
     }
@@ -113,16 +127,16 @@ def _attention(
         yield from _linear(lora, f"{kind}.{name}", (width, width), unit, trained=trained, needed=input_needed)
         outputs_needed[name] = input_needed or trained or _adapted(lora, f"{kind}.{name}")
     query, key, value = outputs_needed.values()
-    pair: Unit = "frame and token" if kind == CROSS else "frame and frame"
+    pair: Unit = "place and token" if kind == CROSS else "place and place"
     yield Product(unit=pair, multiply_adds=width, times=1 + query + key)  # the scores, of queries and keys
     yield Product(unit=pair, multiply_adds=width, times=1 + (query or key) + value)  # the sums of values by scores
     needed = needed or query or key or value
-    yield from _linear(lora, f"{kind}.out_proj", (width, width), "frame", trained=trained, needed=needed)
+    yield from _linear(lora, f"{kind}.out_proj", (width, width), "place", trained=trained, needed=needed)
     return needed or _adapted(lora, f"{kind}.out_proj")
 
 
 def _linear(
-    lora: Lora | None, name: str, sizes: tuple[int, int], unit: Unit, *, trained: bool, needed: bool
+    lora: Lora | None, name: str, sizes: tuple[int, int], unit: Unit, *, trained: bool, needed: bool = False
 ) -> Iterator[Product]:
     """A linear layer of inputs x outputs weights, and its adapter, if it has one.
 
