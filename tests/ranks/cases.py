@@ -57,6 +57,7 @@ def steps(
     ema_decay: float | None = None,
     optimizer: Any = "adamw",
     watch: Callable[[Any], None] | None = None,
+    captions: Sequence[str | None] | None = None,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
@@ -68,6 +69,7 @@ def steps(
     flags    of the config besides, such as freeze
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     watch  called with the engine before the first step and after each
+    captions  of the clips, in place of short ones
     """
     import os
 
@@ -81,7 +83,9 @@ def steps(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}
     config = Config(dataset_path="unused", timeout_minutes=2.0, **values)
-    examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model)
+    examples = random_examples(
+        LENGTHS, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
+    )
     order = Order(
         seed=1,
         epochs=epochs,  # of 9: 81 rows, which are ten steps of 8 and one of a single row
