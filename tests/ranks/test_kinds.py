@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from tests.ranks.cases import LENGTHS, SEGMENT, Numbers, differences, part_of, steps
 from tests.ranks.harness import run_ranks
 from tests.rounding import LOSS, NORM
 from tests.synthetic import random_examples
 from trainer.data.order import Row
+from trainer.spec.shapes import KNOWN
 
 pytestmark = pytest.mark.numbers
 KINDS = ("debug-stereo", "debug-melody", "debug-stereo-melody")
@@ -41,7 +43,8 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 class BatchMates:
-    """After the first step, writes the loss of rows that are computed alone and among others to a file of the rank."""
+    """After the first step, writes the losses of rows that are computed alone and among others to a file of the rank,
+    and how many modules FSDP shards by themselves."""
 
     def __init__(self, kind: str, folder: Path):
         self._kind, self._folder, self._calls = kind, folder, 0
@@ -64,7 +67,8 @@ class BatchMates:
             weighted = [Row(**{**vars(mate), "weight": int(mate is row)}) for mate in among]
             alone, counted = (engine.evaluate([examples.batch(batch)])[0] for batch in ([row], weighted))
             losses.append([alone, counted])
-        torch.save(torch.tensor(losses), self._folder / f"{engine.ranks.rank}.pt")
+        sharded = sum(isinstance(module, FSDPModule) for module in engine.backend.model.modules())
+        torch.save((torch.tensor(losses), sharded), self._folder / f"{engine.ranks.rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +99,10 @@ def test_every_split_gives_the_numbers_of_one_process(strategy, kind, accumulati
     loss, norm = differences(found[0], reference)
     assert loss <= LOSS and norm <= NORM
     for rank in range(len(found)):  # a row's loss does not depend on its batch-mates either
-        alone, among = torch.load(folder / f"{rank}.pt").sum(dim=-1).unbind(dim=1)
+        losses, sharded = torch.load(folder / f"{rank}.pt")
+        alone, among = losses.sum(dim=-1).unbind(dim=1)
         assert len(alone) == 4 and torch.allclose(among, alone, rtol=1e-6, atol=0)
+        assert sharded == (1 + KNOWN[kind].layers if strategy == "fsdp" else 0)
 
 
 @pytest.mark.parametrize("kind,before,after,world_size", marked(ELASTIC, ELASTIC_QUICK))
@@ -117,6 +123,26 @@ def test_the_same_layout_continues_bit_for_bit(strategy, kind, run):
     found = run_ranks(2, steps, strategy, 1, model=kind, count=COUNT - SAVED_AFTER, folder=str(folder))[0]
     undisturbed = part_of(whole, SAVED_AFTER, COUNT)
     assert (found.losses, found.norms) == (undisturbed.losses, undisturbed.norms)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "ranks,strategy,named", [(4, "hsdp", {"nodes": 2}), (4, "zero3", {}), (2, "zero2", {"offload": True})], ids=str
+)
+def test_replicas_more_ranks_and_an_offloaded_optimizer_give_them_too(ranks, strategy, named, run):
+    (reference, *_), _ = run("single", "debug-stereo-melody")
+    found = run_ranks(ranks, steps, strategy, 1, model="debug-stereo-melody", count=COUNT, **named)[0]
+    loss, norm = differences(found, reference)
+    assert loss <= LOSS and norm <= NORM
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bf16_stays_near_float32(strategy, run):
+    (reference, *_), _ = run("single", "debug-stereo-melody")
+    found = run_ranks(2, steps, strategy, 1, model="debug-stereo-melody", count=COUNT, precision="bf16")[0]
+    loss, norm = differences(found, reference)
+    assert 0 < loss <= 2e-3 and norm <= 1e-2  # as for text models, see tests/ranks/test_equal_numbers.py
 
 
 @cache
