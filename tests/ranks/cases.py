@@ -114,7 +114,7 @@ def steps(
     )
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     losses, norms = [], []
-    with Ranks(timeout_seconds=60) as ranks:
+    with Ranks(timeout_seconds=150 if compiled else 60) as ranks:  # compiling may take a minute on busy cores
         engine = Engine(accelerator, ranks, open_model(model), plan, engine_settings(config))
         checkpoint = newest(Path(folder)) if folder else None
         start = 0

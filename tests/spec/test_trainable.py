@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ from trainer.wiring import model_settings
 PROJECTIONS = {"enc_to_dec_proj", "audio_enc_to_dec_proj"}
 
 
+source_of = cache(open_model)
+
+
 def trained_parameters(name: str, **flags: Any) -> dict[str, int]:
     """How many values each trained parameter of a debug model has."""
     settings = model_settings(Config(dataset_path="unused", **flags))
-    model = build_trained_model(open_model(name), settings).model
+    model = build_trained_model(source_of(name), settings).model
     return {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
