@@ -79,20 +79,17 @@ class Rehearsed:
         self._calls += 1
 
 
-def grown(strategy: str, folder: Path, ranks: int = 2, **named: Any) -> tuple[Numbers, list[torch.Tensor]]:
-    """The numbers of two steps with long rows, and each rank's table after the rehearsal."""
+def grown(strategy: str, folder: Path, ranks: int = 2, **named: Any) -> tuple[Numbers, list[list[torch.Tensor]]]:
+    """The numbers of two steps with long rows; each rank's table after the rehearsal and after each step."""
+    watch = Rehearsed(folder, named.pop("places", PLACES))
     named = {"model": "debug-melody", "captions": LONG, **named}
-    watch = Rehearsed(folder, *named.pop("places", ()))
     found = run_ranks(ranks, steps_on_another_processor, strategy, watch, **named)[0]
-    tables = [[torch.load(folder / f"{rank}-{call}.pt") for call in range(3)] for rank in range(ranks)]
-    for first, *later in tables:
-        assert all(torch.equal(table, first) for table in later), "it changed after the rehearsal"
-    return found, [first for first, *_ in tables]
+    return found, [[torch.load(folder / f"{rank}-{call}.pt") for call in range(3)] for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, torch.Tensor]:
-    numbers, [table] = grown("single", tmp_path_factory.mktemp("one"), ranks=1)
+    numbers, [[table, *_]] = grown("single", tmp_path_factory.mktemp("one"), ranks=1)
     return numbers, table
 
 
@@ -112,8 +109,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, torc
 def test_rows_beyond_the_table_get_the_first_ranks_larger_one(strategy, named, one_process, tmp_path):
     numbers, table = one_process
     found, tables = grown(strategy, tmp_path, ranks=1 if strategy == "single" else 2, **named)
-    assert len(table) == PLACES and all(torch.equal(of_rank, table) for of_rank in tables)
-    assert all(of_rank.dtype == torch.float32 for of_rank in tables)
+    assert len(table) == PLACES
+    for of_rank in tables:
+        assert all(torch.equal(at, table) and at.dtype == torch.float32 for at in of_rank), "it changed in a step"
     loss, norm = differences(found, numbers)
     most_loss, most_norm = (2e-3, 1e-2) if "precision" in named else (3 * LOSS, 3 * NORM)
     assert loss <= most_loss and norm <= most_norm
@@ -121,5 +119,5 @@ def test_rows_beyond_the_table_get_the_first_ranks_larger_one(strategy, named, o
 
 @pytest.mark.full
 def test_a_table_that_each_rank_makes_by_itself_would_be_seen(tmp_path):
-    _, [first, second] = grown("ddp", tmp_path, places=[0])
-    assert len(first) == len(second) == PLACES and not torch.equal(first, second)
+    _, [[*_, first], [*_, second]] = grown("ddp", tmp_path, places=0)
+    assert min(len(first), len(second)) > 2048 and not torch.equal(first[:2048], second[:2048])
