@@ -293,7 +293,7 @@ def train(
     settings, folder, checkpoint = wiring.engine_settings(config), parts.folder, parts.checkpoint
     wiring.put_aside(folder, checkpoint, ranks)
     engine = Engine(accelerator, ranks, parts.source, run.plan, settings)
-    engine.rehearse(loop.worst_case(run), run.plan.accumulation)
+    engine.rehearse(loop.worst_case(run), run.plan.accumulation, loop.most_places(run))
     if checkpoint is not None:
         engine.load(checkpoint)
     if ranks.is_first:

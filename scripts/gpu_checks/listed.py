@@ -104,6 +104,11 @@ CHECKS: tuple[Check, ...] = (
     _equal("zero2 2 ranks", "deepspeed"),
     _equal("fsdp 2 ranks"),
     _equal("zero3 2 ranks", "deepspeed"),
+    _equal("fsdp stereo-melody 2 ranks"),
+    _equal("zero2 melody 2 ranks", "deepspeed"),
+    _equal("ddp stereo 2 ranks"),
+    _equal("zero3 melody 2 ranks bf16", "deepspeed"),
+    _equal("fsdp melody 2 ranks compiled bf16"),
     *(
         Check(
             name=f"a lost rank: {number} to rank {rank}",

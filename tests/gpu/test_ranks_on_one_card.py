@@ -17,17 +17,22 @@ STEPS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A strategy on `ranks` ranks of `nodes` machines."""
+    """A strategy on `ranks` ranks of `nodes` machines, with a debug model of some kind."""
 
     strategy: str
+    kind: str = ""
     ranks: int = 2
     nodes: int = 1
     compiled: bool = False
     precision: str = "no"
 
     def __str__(self) -> str:
-        words = [self.strategy, f"{self.ranks} ranks", "compiled" * self.compiled, self.precision.replace("no", "")]
-        return " ".join(filter(None, words))
+        layout = [f"{self.ranks} ranks", "compiled" * self.compiled, self.precision.replace("no", "")]
+        return " ".join(filter(None, [self.strategy, self.kind, *layout]))
+
+    @property
+    def model(self) -> str:
+        return f"debug-{self.kind}" if self.kind else "debug"
 
 
 CASES = [
@@ -35,6 +40,11 @@ CASES = [
     Case(strategy="fsdp"),
     Case(strategy="zero2"),
     Case(strategy="zero3"),
+    Case(strategy="fsdp", kind="stereo-melody"),
+    Case(strategy="zero2", kind="melody"),
+    Case(strategy="ddp", kind="stereo"),
+    Case(strategy="zero3", kind="melody", precision="bf16"),
+    Case(strategy="fsdp", kind="melody", compiled=True, precision="bf16"),
     Case(strategy="fsdp", precision="bf16"),
     Case(strategy="zero2", precision="bf16"),
     Case(strategy="ddp", precision="bf16"),
@@ -52,8 +62,8 @@ QUICK = ("fsdp 2 ranks",)
 
 
 @cache
-def one_process() -> Numbers:
-    return run_ranks(1, steps, "single", 1, count=STEPS)[0]
+def one_process(model: str) -> Numbers:
+    return run_ranks(1, steps, "single", 1, model=model, count=STEPS)[0]
 
 
 @pytest.mark.parametrize(
@@ -63,10 +73,10 @@ def test_ranks_that_share_a_card_give_the_numbers_of_one_process(case: Case) -> 
     if case.strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
     accumulation = 2 if case.ranks == 2 else 1
-    layout = {"nodes": case.nodes, "compiled": case.compiled, "precision": case.precision}
+    layout = {"model": case.model, "nodes": case.nodes, "compiled": case.compiled, "precision": case.precision}
     found = run_ranks(case.ranks, steps, case.strategy, accumulation, count=STEPS, **layout)
     assert all(numbers.losses == found[0].losses and numbers.norms == found[0].norms for numbers in found)
-    loss, norm = differences(found[0], one_process())
+    loss, norm = differences(found[0], one_process(case.model))
     held = ", ".join(
         f"{name} {[getattr(numbers, name + '_bytes') for numbers in found]}" for name in ("weight", "optimizer")
     )
@@ -76,6 +86,6 @@ def test_ranks_that_share_a_card_give_the_numbers_of_one_process(case: Case) -> 
     assert loss <= most_loss and norm <= most_norm
     if case.strategy in ("fsdp", "hsdp"):
         shards = case.ranks // case.nodes
-        assert found[0].optimizer_bytes <= 1.1 * one_process().optimizer_bytes / shards, "nothing is sharded"
+        assert found[0].optimizer_bytes <= 1.1 * one_process(case.model).optimizer_bytes / shards, "nothing is sharded"
     if case.compiled:
         assert found[0].graphs >= 1

@@ -42,6 +42,7 @@ def steps(
     strategy: str,
     accumulation: int,
     *,
+    model: str = "debug",
     count: int = 10,
     precision: str = "no",
     folder: str | None = None,
@@ -56,14 +57,19 @@ def steps(
     ema_decay: float | None = None,
     optimizer: Any = "adamw",
     watch: Callable[[Any], None] | None = None,
+    captions: Sequence[str | None] | None = None,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
+    Of a melody model, some clips are without their melody too.
+
+    model    one of DEBUG_NAMES
     folder   where checkpoints lie: the newest is resumed from
     save_at  save there after this step
     flags    of the config besides, such as freeze
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     watch  called with the engine before the first step and after each
+    captions  of the clips, in place of short ones
     """
     import os
 
@@ -77,16 +83,21 @@ def steps(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}
     config = Config(dataset_path="unused", timeout_minutes=2.0, **values)
-    examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=config.selection.new_rows)
+    examples = random_examples(
+        LENGTHS, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
+    )
     order = Order(
         seed=1,
         epochs=epochs,  # of 9: 81 rows, which are ten steps of 8 and one of a single row
         global_batch=GLOBAL_BATCH,
         segment_frames=SEGMENT,
-        codebooks=4,
+        codebooks=examples.shape.codebooks,
+        channels=examples.shape.audio_channels,
         caption_drop_rate=0.3,
+        melody_drop_rate=0.4 if examples.shape.melody else 0.0,
         frames=examples.codes.frames,
     )
+    of_model = (order.codebooks, SEGMENT, order.channels)
     micro = -(-GLOBAL_BATCH // (world_size * accumulation))
     plan = plan_for(
         strategy,
@@ -103,8 +114,8 @@ def steps(
     )
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     losses, norms = [], []
-    with Ranks(timeout_seconds=60) as ranks:
-        engine = Engine(accelerator, ranks, open_model("debug"), plan, engine_settings(config))
+    with Ranks(timeout_seconds=150 if compiled else 60) as ranks:  # compiling may take a minute on busy cores
+        engine = Engine(accelerator, ranks, open_model(model), plan, engine_settings(config))
         checkpoint = newest(Path(folder)) if folder else None
         start = 0
         if checkpoint is not None:
@@ -120,10 +131,10 @@ def steps(
             shares = micro_batches(
                 rows, micro_batch=micro, accumulation=accumulation, world_size=world_size, rank=ranks.rank
             )
-            cells = valid_cells(rows, 4, SEGMENT)
+            cells = valid_cells(rows, *of_model)
             batches = [examples.batch(share) for share in shares]
             if mean_of_means:
-                cells = valid_cells(shares[0], 4, SEGMENT) * world_size * accumulation
+                cells = valid_cells(shares[0], *of_model) * world_size * accumulation
             result = engine.step(batches, cells, step=step, learning_rate=config.lr)
             losses.append(result.loss)
             norms.append(result.grad_norm)
@@ -147,9 +158,11 @@ def steps(
 
 
 @cache
-def undisturbed(strategy: str = "single", world_size: int = 1, accumulation: int = 1) -> list[Numbers]:
+def undisturbed(
+    strategy: str = "single", world_size: int = 1, accumulation: int = 1, *, model: str = "debug"
+) -> list[Numbers]:
     """Of each rank, over all 11 steps with the plainest settings; made once for all tests that compare with it."""
-    return run_ranks(world_size, steps, strategy, accumulation, count=11)
+    return run_ranks(world_size, steps, strategy, accumulation, count=11, model=model)
 
 
 def part_of(whole: Numbers, first: int, last: int) -> Numbers:

@@ -37,6 +37,8 @@ reads: largest difference of the losses, largest relative difference of the grad
 Saved and resumed in the same layout, against that layout's own undisturbed run:
 {same}.
 
+Stereo and melody models continue in the same way (`tests/ranks/test_kinds.py`).
+
 {cells} resumed runs of the debug model (2.7 M parameters) on ragged clips, some without captions, global batch 8,
 learning rate 1e-3, float32. {date}, {hardware};
 {versions}.

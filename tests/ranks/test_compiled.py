@@ -33,10 +33,10 @@ LOSS, NORM = 3 * rounding.LOSS, 3 * rounding.NORM
 
 
 @cache
-def eager(part: str | None = None) -> Numbers:
+def eager(part: str | None = None, model: str = "debug") -> Numbers:
     if part is None:
-        return undisturbed()[0]
-    return run_ranks(1, steps, "single", 1, count=count_of(part), flags=PARTS[part])[0]
+        return undisturbed(model=model)[0]
+    return run_ranks(1, steps, "single", 1, model=model, count=count_of(part), flags=PARTS[part])[0]
 
 
 def count_of(part: str | None) -> int:
@@ -44,16 +44,21 @@ def count_of(part: str | None) -> int:
 
 
 def assert_the_same(
-    strategy: str, recomputed: Checkpointing, part: str | None = None, count: int | None = None
+    strategy: str,
+    recomputed: Checkpointing,
+    part: str | None = None,
+    count: int | None = None,
+    model: str = "debug",
 ) -> list[Numbers]:
     """The numbers of compiled layers, on one process or two, are those of one eager process; returns them."""
     ranks, count, flags = 1 if strategy == "single" else 2, count or count_of(part), PARTS.get(part or "")
-    found = run_ranks(ranks, steps, strategy, 1, count=count, flags=flags, compiled=True, checkpointing=recomputed)
+    layout = {"compiled": True, "checkpointing": recomputed}
+    found = run_ranks(ranks, steps, strategy, 1, model=model, count=count, flags=flags, **layout)
     assert len(found[0].losses) == count
     assert all(numbers.losses == found[0].losses for numbers in found)
-    loss, norm = differences(found[0], part_of(eager(part), 0, count))
+    loss, norm = differences(found[0], part_of(eager(part, model), 0, count))
     assert loss <= LOSS and norm <= NORM
-    assert eager(part).graphs == 0 and all(numbers.graphs > 0 for numbers in found), "nothing was compiled"
+    assert eager(part, model).graphs == 0 and all(numbers.graphs > 0 for numbers in found), "nothing was compiled"
     assert all(numbers.moved == [] for numbers in found)
     return found
 
@@ -62,6 +67,24 @@ def test_ten_ragged_steps_need_one_graph_and_have_the_numbers_of_an_eager_proces
     """The eleventh step of the matrix below, of a single clip, needs a second, whose compiling takes as long again."""
     [found] = assert_the_same("single", "selective", count=CAPTIONED)
     assert found.graphs == 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "strategy,model", [("single", "debug-stereo"), *((strategy, "debug-melody") for strategy in STRATEGIES)]
+)
+def test_stereo_and_melody_models_have_them_too_and_need_no_more_graphs(strategy: str, model: str) -> None:
+    found = assert_the_same(strategy, "selective", model=model, count=CAPTIONED)
+    if strategy == "single":
+        assert found[0].graphs == 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_melody_model_has_them_too(part: str) -> None:
+    if "bits" in part:
+        pytest.importorskip("bitsandbytes")
+    assert_the_same("single", "selective", part, model="debug-melody")
 
 
 class CompiledParts:

@@ -26,7 +26,7 @@ from trainer.model.source import open_model
 from trainer.run.checkpoint import Saver, newest
 from trainer.run.signals import StopRequest
 from trainer.spec.flops import clip_flops
-from trainer.training.loop import Intervals, Run, _Meter, train, validate, worst_case
+from trainer.training.loop import Intervals, Run, _Meter, most_places, train, validate, worst_case
 from trainer.training.schedule import Schedule, learning_rate
 
 LENGTHS = [30, 8, 45, 20, 20]
@@ -303,6 +303,17 @@ def test_the_rehearsed_micro_batch_has_the_caption_of_most_tokens_and_not_of_mos
     largest = max(examples.batch([row]).text_BSD.shape[1] for row in rows_of(run) if not row.drop_caption)
     assert largest == 5 + (1 + new_tokens if new_tokens else 0)
     assert worst_case(run).text_BSD.shape[:2] == (2, largest)
+
+
+@pytest.mark.parametrize("model", ["debug", "debug-melody"])
+def test_the_most_places_are_those_of_the_largest_row_of_training_and_validation(model):
+    captions = ["a b c", "a b c d e", None]
+    train = random_examples([20, 8, 5], captions, segment_frames=SEGMENT, model=model)
+    validation = random_examples([15, 22], ["a b", "a b c d e f g"], segment_frames=SEGMENT, model=model)
+    run = replace(run_of(clips=[20, 8, 5]), train=train, validation=None)
+    in_front = 235 if model == "debug-melody" else None
+    assert most_places(run) == 23 + (in_front + 5 if in_front else 0)  # with the delays' tail of 3
+    assert most_places(replace(run, validation=validation)) == 24 + (in_front + 7 if in_front else 0)  # the segment
 
 
 def test_a_report_counts_the_whole_runs_frames_and_this_ranks_flops():

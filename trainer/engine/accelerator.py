@@ -29,6 +29,7 @@ from trainer.engine.hardware import own_device
 from trainer.engine.meeting import BACKEND, meet
 from trainer.engine.settings import EngineSettings
 from trainer.errors import ConfigError
+from trainer.model.language_model import LanguageModel
 from trainer.plan.launcher import START, read_launch
 from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan.plan import Plan
@@ -36,8 +37,6 @@ from trainer.run.output_dir import OutputDir
 
 # The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
 ZERO_LIVE_PARAMETERS = 200_000_000
-# Of transformers, in text and in melody models; FSDP shards each by itself.
-LAYER_CLASSES = ["MusicgenDecoderLayer", "MusicgenMelodyDecoderLayer"]
 # What Accelerate calls the strategies that it might replace by another one.
 DISTRIBUTED_TYPE = {
     "zero2": DistributedType.DEEPSPEED,
@@ -62,6 +61,15 @@ def build_accelerator(plan: Plan, settings: EngineSettings, root: Path) -> Accel
     accelerator = build[plan.strategy](plan, settings, logging)
     _check_matches_plan(accelerator, plan)
     return accelerator
+
+
+def shard_by_layers(accelerator: Accelerator, model: LanguageModel) -> None:
+    """Have FSDP shard each of the decoder's layers by itself. To be called before `prepare`.
+
+    The layers of text and melody models are of two classes, and Accelerate 1.15 raises for a class that is not there.
+    """
+    layers = model.decoder.model.decoder.layers
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]
 
 
 def start_trackers(
@@ -115,7 +123,7 @@ def _fsdp(plan: Plan, settings: EngineSettings, logging: dict[str, Any]) -> Acce
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=LAYER_CLASSES,
+        transformer_cls_names_to_wrap=[],  # which `shard_by_layers` names, once there is a model
         state_dict_type="SHARDED_STATE_DICT",
         cpu_ram_efficient_loading=False,
         # Float32 shards and float32 sums over ranks, bf16 in between. Accelerate's default sums in bf16 as well, and

@@ -136,12 +136,19 @@ class Engine:
                 " --batch_size with --global_batch as it is, --gradient_checkpointing 1, or shorter --segment_seconds"
             ) from error
 
-    def rehearse(self, batch: Batch, accumulation: int) -> None:
+    def rehearse(self, batch: Batch, accumulation: int, places: int = 0) -> None:
         """Run a step on `batch` and undo it, so that a lack of memory ends the run before any work is lost.
+
+        places  the most of a row of the run: of its melody, its text and its codes in a melody model, else of its codes
 
         A learning rate of 0 leaves the weights as they are (AdamW's decay is multiplied by it too), and the moments are
         set back to zero. Two micro-batches suffice: from the second on, gradients and activations are held at once.
         """
+        positions = self._model.decoder.model.decoder.embed_positions
+        if places > len(positions.weights):
+            # transformers would do this in the middle of a step, on each rank by itself.
+            positions.make_weights(places, positions.embedding_dim)
+            self._share_positions(self._model)
         cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
         self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
         self.ranks.steps_begun = 0
@@ -258,8 +265,8 @@ class Engine:
     def _share_positions(self, model: LanguageModel) -> None:
         """Give every rank the first one's table of positions, the only buffer that the model computes with.
 
-        Each rank computes it on its CPU, and CPUs of two kinds may round a sine differently. It never changes, so that
-        DistributedDataParallel need not send it at every step, as it does by default.
+        Each rank computes it on its CPU, and CPUs of two kinds may round a sine differently. It never changes after the
+        rehearsal, so that DistributedDataParallel need not send it at every step, as it does by default.
         """
         table = model.decoder.model.decoder.embed_positions.weights
         if not self.ranks.is_first:

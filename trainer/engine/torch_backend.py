@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.engine import adamw_8bit
+from trainer.engine.accelerator import shard_by_layers
 from trainer.engine.settings import ADAMW_BETAS, COMPUTE_DTYPE, EngineSettings
 from trainer.engine.shards import MOMENTS, Read, Shard
 from trainer.model.language_model import LanguageModel, materialize
@@ -52,6 +53,8 @@ class TorchBackend:
             if self._eight_bit
             else torch.optim.AdamW(trained, lr=0.0, betas=ADAMW_BETAS, weight_decay=settings.weight_decay, fused=True)
         )
+        if self._sharded:
+            shard_by_layers(accelerator, model)
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
         if isinstance(self.model, DistributedDataParallel):

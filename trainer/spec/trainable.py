@@ -32,8 +32,12 @@ LAYER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 SELF, CROSS = "self_attn", "encoder_attn"  # the two attentions of a decoder layer, as transformers calls them
 ATTENTIONS = (SELF, CROSS)
-TARGETS = (*ATTENTION, "fc1", "fc2", "enc_to_dec_proj")
-TARGETS_IN_WORDS = f"{', '.join(TARGETS)}, and of one kind of attention, as self_attn.q_proj or encoder_attn.v_proj"
+TEXT_PROJECTION, MELODY_PROJECTION = "enc_to_dec_proj", "audio_enc_to_dec_proj"
+TARGETS = (*ATTENTION, "fc1", "fc2", TEXT_PROJECTION, MELODY_PROJECTION)
+TARGETS_IN_WORDS = (
+    f"{', '.join(TARGETS)} (of melody models), and of one kind of attention, as self_attn.q_proj or encoder_attn.v_proj"
+    " (of text models)"
+)
 ALL_LAYERS = ",".join((*ATTENTION, "fc1", "fc2"))  # every linear layer of the decoder's layers
 
 
@@ -204,8 +208,11 @@ def _frozen(freeze: str | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def count(shape: Shape, selection: Selection) -> Counts:
     """How many parameters of a model of this shape are trained.
 
-    Raises ConfigError where a frozen layer does not exist, and where nothing is left to train.
+    Raises ConfigError where a frozen layer, or a layer that is to get an adapter, does not exist, and where nothing is
+    left to train.
     """
+    if selection.lora:
+        _refuse_absent_targets(shape, selection.lora)
     if selection.new_rows or selection.lora:
         rows, t5 = selection.new_rows * shape.text_width, shape.text_encoder if selection.new_rows else 0
         added = adapter_parameters(shape, selection.lora) if selection.lora else rows
@@ -232,8 +239,21 @@ def adapter_parameters(shape: Shape, lora: Lora) -> int:
     for kind in ATTENTIONS if shape.cross_attention else ATTENTIONS[:1]:
         in_layer |= {f"{kind}.{name}": wide for name in ATTENTION}
     of_layers = sum(size for name, size in in_layer.items() if lora.adapts(name))
-    projection = shape.text_width + shape.width if lora.adapts("enc_to_dec_proj") else 0
-    return lora.rank * (shape.layers * of_layers + projection)
+    inputs = {TEXT_PROJECTION: shape.text_width, MELODY_PROJECTION: shape.chroma_bins}
+    projections = sum(size + shape.width for name, size in inputs.items() if lora.adapts(name))
+    return lora.rank * (shape.layers * of_layers + projections)
+
+
+def _refuse_absent_targets(shape: Shape, lora: Lora) -> None:
+    """Raise ConfigError for a target that this kind of model has not: peft would leave it out and say nothing."""
+    for target in lora.targets:
+        reason = ""
+        if target == MELODY_PROJECTION and not shape.melody:
+            reason = "is the projection of the melody, which only melody models read"
+        if target.startswith(f"{CROSS}.") and not shape.cross_attention:
+            reason = "belongs to the attention to the text, and melody models read the text in front of the codes"
+        if reason:
+            raise ConfigError(f"--lora_targets {target}: {shape.name} has no such layer. It {reason}: leave it out")
 
 
 def part_sizes(shape: Shape) -> dict[str, tuple[int, int]]:

@@ -153,8 +153,7 @@ def worst_case(run: Run) -> Batch:
     """
     examples, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), examples.shape.largest_delay, segment)
-    # Not the caption of most letters: what T5 does not know is spelled in many tokens, and long words may be one.
-    tokens = max(map(examples.text.tokens, examples.all_texts()), default=1)
+    tokens = _most_tokens(examples)
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
     inputs, labels = inputs_and_labels(codes, examples.special_token, examples.shape.audio_channels)
@@ -168,6 +167,22 @@ def worst_case(run: Run) -> Batch:
         padded_frames=rows * frames,
         melody_BC=examples.blank_melody(rows),
     )
+
+
+def most_places(run: Run) -> int:
+    """The most places that a row of training or validation has: of its codes, and in a melody model of what is in front
+    of them. For Engine.rehearse."""
+    shape, segment = run.train.shape, run.order.segment_frames
+    tokens, frames = _most_tokens(run.train), int(run.order.frames.max())
+    if run.validation is not None:
+        tokens = max(tokens, _most_tokens(run.validation))
+        frames = max(frames, int(run.validation.codes.frames.max()))
+    return shape.prefix_places(tokens) + steps_of(frames, shape.largest_delay, segment)
+
+
+def _most_tokens(examples: Examples) -> int:
+    # Not those of the caption of most letters: what T5 does not know is spelled in many tokens, long words may be one.
+    return max(map(examples.text.tokens, examples.all_texts()), default=1)
 
 
 def middle_crop(examples: Examples, clip: int) -> Row:
