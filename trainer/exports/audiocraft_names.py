@@ -131,7 +131,7 @@ def plain_names(names: Iterable[str], *, also: tuple[str, ...] = ()) -> dict[str
     return result
 
 
-def _lm_table(codebooks: int, layers: int, *, melody: bool) -> dict[str, tuple[str, ...]]:
+def _lm_table(codebooks: int, layers: int, *, melody: bool = False) -> dict[str, tuple[str, ...]]:
     """Each of audiocraft's names, with ours of the tensors whose rows it holds one below the other.
 
     melody  of a melody model, which has no cross-attention; WINDOW, for which there is none of ours, is left out

@@ -198,15 +198,15 @@ def _kind(shapes: Mapping[str, tuple[int, ...]], codebooks: int) -> str:
     return f"{channels} {'melody' if MELODY_PROJECTION + 'weight' in shapes else 'text'} model"
 
 
-def _codebooks(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return len([name for name in shapes if ".embed_tokens." in name])
-
-
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """A language model's size as text, from the names and shapes of its tensors."""
     layers = len({name.split(".")[4] for name in shapes if ".layers." in name})
     width = shapes.get("decoder.model.decoder.layer_norm.weight", (0,))[0]
     return f"{layers} layers of width {width}, {_codebooks(shapes)} codebooks"
+
+
+def _codebooks(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return len([name for name in shapes if ".embed_tokens." in name])
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

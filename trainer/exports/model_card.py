@@ -41,8 +41,8 @@ class CardFacts:
     trigger          the phrase that stood in every caption, if one did
     channels         of the sound: 2 for a stereo model
     melody           whether the model reads a melody
-    stereo_init      how the embeddings of a mono base became those of two channels (--stereo_init); None where the base
-                     was not made stereo
+    stereo_init      how the embeddings of a mono base became those of two channels (--stereo_init); None where the run
+                     did not start from the base made stereo
     """
 
     base_model: str
@@ -176,17 +176,13 @@ model = PeftModel.from_pretrained(base, "models/adapter")
 """
 
 
-def adapter_base(base_model: str, started_from: str | None, *, made_stereo: bool = False) -> str | None:
+def adapter_base(base_model: str, started_from: str | None) -> str | None:
     """What transformers can load as the model that an adapter fits: a hub id, or None where there is no such name.
 
     The path of a folder is private (and not there for others), and weights at the start that are not the base's have
-    no name at all; nor has a mono model that the run made stereo.
+    no name at all.
     """
-    return hub_id_of(base_model) if started_from is None and not made_stereo else None
-
-
-def _adapter_base(facts: CardFacts) -> str | None:
-    return adapter_base(facts.base_model, facts.started_from, made_stereo=facts.stereo_init is not None)
+    return hub_id_of(base_model) if started_from is None else None
 
 
 def _class_of(facts: CardFacts) -> str:
@@ -197,14 +193,9 @@ def _class_of(facts: CardFacts) -> str:
 def _base_to_load(facts: CardFacts) -> str:
     """The line of Python that loads the model that the adapter fits, as exactly as it can be said."""
     load = f"base = {_class_of(facts)}.from_pretrained"
-    name = _adapter_base(facts)
+    name = adapter_base(facts.base_model, facts.started_from)
     if name is not None:
         return f'{load}("{name}")'
-    if facts.stereo_init is not None:
-        return (
-            f"# {_cell(name_of_base(facts.base_model))} made stereo, with embeddings {facts.stereo_init}: docs/"
-            f'stereo_melody.md says how to save it\n{load}("path/to/it")'
-        )
     if facts.started_from is None:
         return f'# the folder of the base model, {_cell(name_of_base(facts.base_model))}\n{load}("path/to/it")'
     return (
@@ -226,7 +217,7 @@ def _front(facts: CardFacts, library: str, relation: str) -> str:
     """
     base = hub_id_of(facts.base_model)
     if relation == "adapter":  # the hub offers to put it onto that model
-        base = _adapter_base(facts)
+        base = adapter_base(facts.base_model, facts.started_from)
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-to-audio"}
     front["tags"] = ["musicgen", "music-generation", "text-to-music", *(["lora"] if facts.trained.lora else [])]
     if base is not None:

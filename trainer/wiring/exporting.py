@@ -56,7 +56,7 @@ def card_facts(
         validation_loss=validation_loss,
         channels=shape.audio_channels,
         melody=shape.melody,
-        stereo_init=config.stereo_init if config.stereo else None,
+        stereo_init=config.stereo_init if config.stereo and config.init_from is None else None,
         hyperparameters={
             "global batch (clips)": run.plan.global_batch,
             "epochs": round(run.order.epoch_of(step), 2),
@@ -84,6 +84,6 @@ def export_settings(config: Config, facts: CardFacts) -> ExportSettings:
         segment_seconds=config.segment_seconds,
         cfg_dropout=config.caption_drop_rate,
         selection=config.selection,
-        base_model=adapter_base(config.model_id, config.init_from, made_stereo=config.stereo),
+        base_model=adapter_base(config.model_id, config.init_from),
         melody_rate=config.melody_drop_rate if facts.melody else 0.0,
     )
