@@ -82,7 +82,7 @@ def window() -> Tensor:
 def require_window(state: Mapping[str, Tensor]) -> None:
     """Raise ModelError where a model of audiocraft hears melodies through another window than `window`.
 
-    Published files hold it in half precision.
+    In files of half precision it is rounded.
     """
     theirs = state.get(WINDOW)
     if theirs is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -24,7 +25,7 @@ def read_config(folder: Path, model_id: str) -> MusicgenConfig | MusicgenMelodyC
     """The configuration of a MusicGen. Raises ModelError, which names `model_id`, where it is none that is known."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
     if not isinstance(config, (MusicgenConfig, MusicgenMelodyConfig)):
         raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
