@@ -6,6 +6,7 @@ own. The trainer is not imported; OUTPUT gets what was found, by name, by torch.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyForConditionalGeneration,
     T5EncoderModel,
     T5Tokenizer,
     pipeline,
@@ -27,7 +29,8 @@ PROMPTS = ["slow rock", "epic <my-style> beat!", "a  tune, 120 bpm: <zither> ", 
 
 def main(models: Path, output: str) -> None:
     found: dict[str, Any] = {"transformers": transformers.__version__}
-    found |= of_huggingface(str(models / "huggingface"))
+    folder = str(models / "huggingface")
+    found |= of_melody_model(folder) if reads_melodies(folder) else of_huggingface(folder)
     if (models / "adapter").is_dir():
         found["adapter"] = logits(with_adapter(models), found["ids"][:1])
     for text_encoder in (models / "audiocraft").glob("t5-*"):
@@ -58,17 +61,36 @@ def of_huggingface(folder: str) -> dict[str, Any]:
     }
 
 
+def of_melody_model(folder: str) -> dict[str, Any]:
+    """Tokens and logits of a folder whose processor cannot be made, because torchaudio is not installed."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = MusicgenMelodyForConditionalGeneration.from_pretrained(folder).eval()
+    ids = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    return {"ids": ids, "logits": logits(model, ids[:1]), "rate": 32_000, "sampling rate": 32_000}
+
+
+def reads_melodies(folder: str) -> bool:
+    return json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["model_type"] == "musicgen_melody"
+
+
 def with_adapter(models: Path) -> torch.nn.Module:
     from peft import PeftModel
 
-    base = MusicgenForConditionalGeneration.from_pretrained(str(models / "base"))
+    folder = str(models / "base")
+    kind = MusicgenMelodyForConditionalGeneration if reads_melodies(folder) else MusicgenForConditionalGeneration
+    base = kind.from_pretrained(folder)
     return PeftModel.from_pretrained(base, str(models / "adapter")).eval()
 
 
 def logits(model: torch.nn.Module, ids: list[list[int]]) -> torch.Tensor:
-    codes = torch.randint(0, 2049, (4, 12), generator=torch.Generator().manual_seed(6))
+    heads = sum(name.endswith("weight") and ".lm_heads." in name for name in model.state_dict())
+    draw = torch.Generator().manual_seed(6)
+    inputs = {"decoder_input_ids": torch.randint(0, 2049, (heads, 12), generator=draw)}
+    if any("audio_enc_to_dec_proj" in name for name in model.state_dict()):
+        notes = torch.randint(0, 12, (1, 235), generator=draw)
+        inputs["input_features"] = torch.nn.functional.one_hot(notes, 12).float()
     with torch.inference_mode():
-        return model(input_ids=torch.tensor(ids), decoder_input_ids=codes).logits
+        return model(input_ids=torch.tensor(ids), **inputs).logits
 
 
 def of_text_encoder(folder: str) -> dict[str, Any]:

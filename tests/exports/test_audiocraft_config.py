@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 from transformers import MusicgenConfig, MusicgenDecoderConfig, T5Config
 
 from trainer.errors import ModelError
-from trainer.exports.audiocraft_config import lm_config, text_encoder_name
+from trainer.exports.audiocraft_config import lm_config, read_lm_config, text_encoder_name
+from trainer.model.source import open_model
 
 
 def test_stereo_codebooks_come_in_pairs_of_one_delay() -> None:
@@ -42,3 +45,55 @@ def test_audiocraft_gets_a_text_encoder_that_it_knows(saved_as: str, width: int,
             text_encoder_name(config)
     else:
         assert text_encoder_name(config) == name
+
+
+def changed(path: str, value: object, model: str = "debug-melody") -> str:
+    """The xp.cfg of a model, with another value at a place such as fuser.cross."""
+    tree = yaml.safe_load(
+        lm_config(
+            open_model(model).config,
+            text_encoder_name="t5-small",
+            segment_seconds=30.0,
+            cfg_dropout=0.1,
+            melody_rate=0.5,
+        )
+    )
+    *parents, last = path.split(".")
+    part = tree
+    for parent in parents:
+        part = part[parent]
+    part[last] = value
+    return yaml.safe_dump(tree)
+
+
+# What of it is known, and what is refused with the reason.
+@pytest.mark.parametrize(
+    ("path", "value", "refused"),
+    [
+        ("conditioners.self_wav.chroma_stem.sample_rate", "${sample_rate}", None),  # as audiocraft's own files have it
+        ("conditioners.args", {"merge_text_conditions_p": 0.25}, None),
+        ("conditioners.self_wav.model", "style", "reads self_wav by style, as MusicGen-Style does"),
+        ("conditioners.genre", {"model": "lut"}, "the conditioners description, genre, self_wav: only"),
+        ("conditioners.self_wav.chroma_stem.radix2_exp", 12, "hears melodies with .*'radix2_exp': 12"),
+        ("conditioners.self_wav.chroma_stem.argmax", False, "hears melodies with .*'argmax': False"),
+        ("fuser.prepend", ["description", "self_wav"], "joins its conditions otherwise"),
+        ("fuser.cross", ["description"], "joins its conditions otherwise"),
+        ("interleave_stereo_codebooks", {"use": True, "per_timestep": True}, "one after the other in time"),
+        ("conditioners", {"description": {"model": "t5"}}, "describes no text-to-music model"),
+    ],
+)
+def test_only_conditions_of_musicgens_melody_models_are_read(path: str, value: object, refused: str | None) -> None:
+    if refused is None:
+        read = read_lm_config(changed(path, value), Path("state_dict.bin"))
+        assert read.melody and read.audio_channels == 1
+    else:
+        with pytest.raises(ModelError, match=rf"state_dict\.bin: its xp\.cfg .*{refused}"):
+            read_lm_config(changed(path, value), Path("state_dict.bin"))
+
+
+def test_delays_of_pairs_are_a_stereo_models_and_others_nobodys() -> None:
+    path, file = "codebooks_pattern.delay.delays", Path("state_dict.bin")
+    for delays, channels in (([0, 1, 2, 3], 1), ([0, 0, 1, 1, 2, 2, 3, 3], 2), ([0, 0, 1, 1], 2)):
+        assert read_lm_config(changed(path, delays), file).audio_channels == channels
+    with pytest.raises(ValueError, match="neither those of a mono model nor of a stereo one"):
+        _ = read_lm_config(changed(path, [0, 2, 3, 4]), file).audio_channels

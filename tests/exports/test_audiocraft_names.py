@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
 
 from tests.exports.comparison import assert_equal
 from trainer.errors import ModelError
+from trainer.exports.audiocraft_files import read_audiocraft
 from trainer.exports.audiocraft_names import (
+    WINDOW,
     codec_from_audiocraft,
     codec_to_audiocraft,
     lm_from_audiocraft,
     lm_to_audiocraft,
 )
-from trainer.model.language_model import LanguageModel
-from trainer.model.source import Source, load_codec
+from trainer.model.language_model import LanguageModel, load_language_model
+from trainer.model.source import Source, load_codec, open_model
 
 
 # Keys and millions of parameters of Meta's models: audiocraft 1.3.0's LMModel built at these sizes.
@@ -95,5 +98,26 @@ def test_missing_and_unknown_tensors_are_named(state: dict[str, Tensor]) -> None
     with pytest.raises(ModelError, match=r"unknown .*self_wav"):
         theirs = lm_to_audiocraft(state)
         lm_from_audiocraft(theirs | {"condition_provider.conditioners.self_wav.output_proj.bias": torch.zeros(1)})
+    with pytest.raises(ModelError, match=r"more than a description and a melody's chroma .*feat.*MusicGen-Style"):
+        lm_from_audiocraft(theirs | {"condition_provider.conditioners.self_wav.feat_extractor.weight": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"encoder\.fc"):
         codec_to_audiocraft({"encoder.fc.weight": torch.zeros(1)})
+
+
+def test_a_melody_model_heard_through_another_window_is_refused(tmp_path: Path) -> None:
+    state = lm_to_audiocraft(load_language_model(open_model("debug-melody")).state_dict())
+    assert torch.equal(state[WINDOW], torch.hann_window(16_384))
+    torch.save(state | {WINDOW: torch.hamming_window(16_384)}, tmp_path / "hamming.pt")
+    torch.save(state | {WINDOW: torch.hann_window(8192)}, tmp_path / "short.pt")
+    for name, shape in (("hamming", 16_384), ("short", 8192)):
+        with pytest.raises(ModelError, match=rf"another window .*\({shape},\)\) than MusicGen's"):
+            read_audiocraft(tmp_path / f"{name}.pt")
+    # As models are that were saved by other programs, where nothing needs it.
+    torch.save({name: tensor for name, tensor in state.items() if name != WINDOW}, tmp_path / "none.pt")
+    assert read_audiocraft(tmp_path / "none.pt").state.keys() == lm_from_audiocraft(state).keys()
+
+
+def test_a_melody_model_without_its_projection_is_told_what_it_lacks() -> None:
+    state = dict(load_language_model(open_model("debug-melody")).state_dict())
+    with pytest.raises(ModelError, match=r"lacks audio_enc_to_dec_proj\.bias"):
+        lm_to_audiocraft({name: value for name, value in state.items() if name != "audio_enc_to_dec_proj.bias"})

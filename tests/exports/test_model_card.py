@@ -110,3 +110,28 @@ def test_an_adapters_card_loads_a_base_that_is_there_or_says_what_to_put_in(
     compile(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], "card", "exec")
     if started_from is not None:
         assert f'the run that made "{Path(started_from).name}"' in card
+
+
+def test_the_card_says_which_kind_of_model_it_is_and_gives_the_code_that_loads_it() -> None:
+    mono = _facts(base_model="small", dataset="songs")
+    stereo, melody = replace(mono, channels=2), replace(mono, melody=True)
+    both = replace(mono, channels=2, melody=True)
+    assert "A text-to-music model: " in model_card(mono) and "pipeline(" in model_card(mono)
+    assert "A stereo text-to-music model: " in model_card(stereo)
+    assert "A text-to-music model that also reads a melody: " in model_card(melody)
+    assert "A stereo text-to-music model that also reads a melody: " in model_card(both)
+    for facts, shape in ((stereo, "(1, 2, samples)"), (melody, "(1, 1, samples)"), (both, "(1, 2, samples)")):
+        card = model_card(facts)
+        name = "MusicgenMelodyForConditionalGeneration" if facts.melody else "MusicgenForConditionalGeneration"
+        assert f'{name}.from_pretrained("models/huggingface")' in card and "pipeline(" not in card
+        assert shape in card and "max_new_tokens=10 * 50 + 3" in card
+        assert ("generate_with_chroma" in card) is ("5.18 or newer" in card) is ("--melody" in card) is facts.melody
+        assert f"from transformers import {name}\n" in adapter_card(facts)
+        for code in re.findall(r"```python\n(.*?)```", card + adapter_card(facts), re.DOTALL):
+            compile(code, "card", "exec")
+
+
+def test_the_card_says_how_a_mono_base_was_made_stereo() -> None:
+    facts = replace(_facts(base_model="small", dataset="songs"), channels=2, stereo_init="halved")
+    assert "The base model is mono." in model_card(facts) and "with embeddings halved." in model_card(facts)
+    assert "mono" not in model_card(replace(facts, stereo_init=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,3 +138,85 @@ def test_the_debug_model_does_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert identities[0] == identities[1]
+
+
+def save(model, folder, extractor=None, **how):
+    model.save_pretrained(folder, **how)
+    debug_tokenizer().save_pretrained(folder)
+    if extractor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
+
+
+# What the published stereo models have as preprocessor_config.json.
+PUBLISHED_STEREO = {
+    "chunk_length_s": None,
+    "feature_extractor_type": "EncodecFeatureExtractor",
+    "feature_size": 2,
+    "overlap": None,
+    "padding_side": "left",
+    "padding_value": 0.0,
+    "processor_class": "MusicgenProcessor",
+    "return_attention_mask": True,
+    "sampling_rate": 32000,
+}
+
+
+def test_a_stereo_folder_opens_with_the_feature_extractor_of_the_published_ones(tmp_path):
+    save(build_debug_model(stereo=True), tmp_path, PUBLISHED_STEREO)
+    source = open_model(str(tmp_path))
+    assert (source.channels, source.codebooks, source.melody) == (2, 8, False)
+    assert source.probe() == open_model("debug-stereo").probe()
+    assert source.load_feature_extractor().feature_size == 2
+
+
+# MusicgenMelodyFeatureExtractor cannot be made where torchaudio is not installed, as here.
+@pytest.mark.parametrize("extractor", [None, {"feature_extractor_type": "MusicgenMelodyFeatureExtractor"}])
+@pytest.mark.parametrize("stereo", [False, True])
+def test_a_melody_folder_opens_without_torchaudio_and_whatever_its_feature_extractor(tmp_path, extractor, stereo):
+    save(build_debug_model(stereo=stereo, melody=True), tmp_path, extractor)
+    source = open_model(str(tmp_path))
+    assert source.melody and source.channels == 1 + stereo
+    assert source.probe() == open_model("debug-stereo-melody" if stereo else "debug-melody").probe()
+    assert "audio_enc_to_dec_proj.weight" in source.weights
+    assert source.load_feature_extractor().feature_size == source.channels
+
+
+def test_a_melody_folder_without_a_tokenizer_is_refused(tmp_path):
+    build_debug_model(melody=True).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks tokenizer.json: "):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["debug-stereo", "debug-melody"])
+def test_a_folder_with_pickled_weights_opens_too(tmp_path, kind):
+    """As folders of before safetensors are, with their weights of the convolutions under torch's former names."""
+    model = build_debug_model(stereo="stereo" in kind, melody="melody" in kind)
+    save(model, tmp_path, PUBLISHED_STEREO)
+    (tmp_path / "model.safetensors").unlink()
+    former = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    tensors = dict(model.state_dict())
+    for now, then in former.items():
+        tensors = {name.replace(now, then): value for name, value in tensors.items()}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    saved, source = open_model(str(tmp_path)), open_model(kind)
+    assert saved.probe() == source.probe() and saved.codec_identity() == source.codec_identity()
+    assert saved.text_identity() == source.text_identity()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "setting", "value", "refused"),
+    [
+        ("debug-stereo", "decoder", "num_codebooks", 6, "of 6 codebooks, and its EnCodec makes 4 of each channel: 8"),
+        ("debug-stereo", "decoder", "audio_channels", 3, "no readable config.json .*got 3 channels"),
+        ("debug", "audio_encoder", "audio_channels", 2, "its EnCodec of 2: only mono and stereo models are known"),
+        ("debug-melody", None, "chroma_length", 100, "its melodies are 100 places of 12 notes: .* 235 places of 12"),
+        ("debug-melody", None, "num_chroma", 24, "its melodies are 235 places of 24 notes"),
+    ],
+)
+def test_what_no_published_model_has_is_refused(tmp_path, kind, part, setting, value, refused):
+    save(build_debug_model(stereo="stereo" in kind, melody="melody" in kind), tmp_path, PUBLISHED_STEREO)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if part is None else config[part])[setting] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"--model_id {tmp_path}: .*{refused}"):
+        open_model(str(tmp_path))

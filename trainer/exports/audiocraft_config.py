@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import EncodecConfig, MusicgenConfig
+from transformers import EncodecConfig, MusicgenConfig, MusicgenMelodyConfig
 
 from trainer.errors import ModelError
 from trainer.exports.pickled import plain_config
@@ -35,6 +35,8 @@ TEXT_ENCODERS = {
 # audiocraft makes longer music in segments that advance by 18 s unless told otherwise, and refuses to load a model
 # whose segment is not longer than that. 30 s is what the published models say.
 LEAST_SEGMENT_SECONDS = 30.0
+# What the conditioner of melody models hears: in all published ones the same.
+CHROMA = {"sample_rate": 32_000, "n_chroma": 12, "radix2_exp": 14, "argmax": True}
 # The EnCodec of all published MusicGens, and what it is known by here.
 CODEC_NAME = "facebook/encodec_32khz"
 CODEC_SIZES = {"sampling_rate": 32_000, "audio_channels": 1, "num_filters": 64, "hidden_size": 128}
@@ -47,6 +49,7 @@ class AudiocraftConfig:
     delays           of each codebook, in frames
     text_encoder     the T5's name, see TEXT_ENCODERS
     segment_seconds  the longest music that audiocraft makes in one go
+    melody           whether it reads a melody
     """
 
     width: int
@@ -56,14 +59,36 @@ class AudiocraftConfig:
     delays: tuple[int, ...]
     text_encoder: str
     segment_seconds: float
+    melody: bool = False
+
+    @property
+    def audio_channels(self) -> int:
+        """Of the sound: 2 where codebooks come in pairs of one delay. Raises ValueError for other delays."""
+        for channels in (1, 2):
+            if self.delays == delays_of(len(self.delays), channels):
+                return channels
+        raise ValueError(f"delays {self.delays} are neither those of a mono model nor of a stereo one")
 
 
-def lm_config(config: MusicgenConfig, *, text_encoder_name: str, segment_seconds: float, cfg_dropout: float) -> str:
+def delays_of(codebooks: int, channels: int) -> tuple[int, ...]:
+    """Frames by which each codebook comes late: the two of a stereo model's pair together."""
+    return tuple(k // channels for k in range(codebooks))
+
+
+def lm_config(
+    config: MusicgenConfig | MusicgenMelodyConfig,
+    *,
+    text_encoder_name: str,
+    segment_seconds: float,
+    cfg_dropout: float,
+    melody_rate: float = 0.0,
+) -> str:
     """The xp.cfg, in YAML, from which audiocraft builds this language model.
 
     text_encoder_name  one of TEXT_ENCODERS
     segment_seconds    of the training crops; LEAST_SEGMENT_SECONDS are written where they are shorter
     cfg_dropout        share of captions that were dropped; written for those who train on with audiocraft
+    melody_rate        of a melody model: share of clips that had their caption and not their melody; likewise
 
     Raises ModelError where audiocraft has no such model.
     """
@@ -71,7 +96,7 @@ def lm_config(config: MusicgenConfig, *, text_encoder_name: str, segment_seconds
     codec: Any = config.audio_encoder
     _require_representable(decoder)
     stereo = decoder.audio_channels == 2
-    delays = [k // 2 if stereo else k for k in range(decoder.num_codebooks)]
+    delays = list(delays_of(decoder.num_codebooks, decoder.audio_channels))
     transformer = {
         "dim": decoder.hidden_size,
         "num_heads": decoder.num_attention_heads,
@@ -85,8 +110,7 @@ def lm_config(config: MusicgenConfig, *, text_encoder_name: str, segment_seconds
         **{"bias_ff": False, "bias_attn": False, "bias_proj": False, "cross_attention": False},
         **{"custom": False, "memory_efficient": True, "attention_as_float32": False},
     }
-    fuser = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1}
-    t5 = {"name": text_encoder_name, "finetune": False, "word_dropout": 0.0, "normalize_text": False}
+    melody = isinstance(config, MusicgenMelodyConfig)
     return _yaml(
         {
             "device": "cpu",
@@ -102,11 +126,30 @@ def lm_config(config: MusicgenConfig, *, text_encoder_name: str, segment_seconds
                 "delay": {"delays": delays, "flatten_first": 0, "empty_initial": 0},
             },
             "classifier_free_guidance": {"training_dropout": float(cfg_dropout), "inference_coef": 3.0},
-            "attribute_dropout": {},
-            "fuser": fuser | {"sum": [], "prepend": [], "cross": ["description"], "input_interpolate": []},
-            "conditioners": {"description": {"model": "t5", "t5": t5}},
+            **_conditions(text_encoder_name, melody_rate if melody else None),
         }
     )
+
+
+def _conditions(text_encoder_name: str, melody_rate: float | None) -> dict[str, Any]:
+    """The entries about conditions: how often they are dropped, where they go, and what reads them.
+
+    melody_rate  see `lm_config`; None for a text model
+    """
+    t5 = {"name": text_encoder_name, "finetune": False, "word_dropout": 0.0, "normalize_text": False}
+    description = {"description": {"model": "t5", "t5": t5}}
+    fuser: dict[str, Any] = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": []}
+    if melody_rate is None:
+        fuser |= {"prepend": [], "cross": ["description"], "input_interpolate": []}
+        return {"attribute_dropout": {}, "fuser": fuser, "conditioners": description}
+    fuser |= {"prepend": ["self_wav", "description"], "cross": [], "input_interpolate": []}
+    # get_pretrained turns match_len_on_eval on, by which short melodies are repeated.
+    chroma = CHROMA | {"match_len_on_eval": False, "eval_wavs": None, "n_eval_wavs": 100, "cache_path": None}
+    return {
+        "attribute_dropout": {"args": {"active_on_eval": False}, "text": {}, "wav": {"self_wav": float(melody_rate)}},
+        "fuser": fuser,
+        "conditioners": {"self_wav": {"model": "chroma_stem", "chroma_stem": chroma}, **description},
+    }
 
 
 def read_lm_config(entry: object, file: Path) -> AudiocraftConfig:
@@ -115,12 +158,12 @@ def read_lm_config(entry: object, file: Path) -> AudiocraftConfig:
     entry  what stands under CONFIG in `file`: YAML in an exported file, and in a solver's checkpoint what takes the
            place of its configuration object (see trainer/exports/pickled.py)
 
-    Raises ModelError where it describes no text-to-music model.
+    Raises ModelError where it describes no text-to-music model, or one with other conditions than MusicGen's.
     """
     try:
         tree = yaml.safe_load(entry) if isinstance(entry, str) else plain_config(entry)
         model, conditioner = tree["transformer_lm"], tree["conditioners"]["description"]
-        return AudiocraftConfig(
+        config = AudiocraftConfig(
             width=int(model["dim"]),
             layers=int(model["num_layers"]),
             heads=int(model["num_heads"]),
@@ -128,12 +171,39 @@ def read_lm_config(entry: object, file: Path) -> AudiocraftConfig:
             delays=tuple(int(delay) for delay in tree["codebooks_pattern"]["delay"]["delays"]),
             text_encoder=str(conditioner["t5"]["name"]),
             segment_seconds=float(tree["dataset"]["segment_duration"]),
+            melody="self_wav" in tree["conditioners"],
         )
+        refused = _why_refused(tree, config)
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{file}: its {CONFIG} describes no text-to-music model ({error!r})") from error
+    if refused is not None:
+        raise ModelError(f"{file}: its {CONFIG} {refused}")
+    return config
 
 
-def text_encoder_name(config: MusicgenConfig) -> str:
+def _why_refused(tree: Mapping[str, Any], config: AudiocraftConfig) -> str | None:
+    """What of a configuration no MusicGen of text or melody has; None where there is nothing."""
+    conditioners = {name for name in tree["conditioners"] if name != "args"}
+    if conditioners - {"description", "self_wav"}:
+        return f"has the conditioners {', '.join(sorted(conditioners))}: only a description and a melody are known"
+    if config.melody:
+        melody = tree["conditioners"]["self_wav"]
+        if melody["model"] != "chroma_stem":
+            return f"reads self_wav by {melody['model']}, as MusicGen-Style does: only the chroma of melodies is known"
+        chroma = {name: melody["chroma_stem"].get(name) for name in CHROMA}
+        if chroma["sample_rate"] == "${sample_rate}":  # a reference, as audiocraft's own configurations have it
+            chroma["sample_rate"] = tree["sample_rate"]
+        if chroma != CHROMA:
+            return f"hears melodies with {chroma}, and all published models with {CHROMA}: only the latter is known"
+        if list(tree["fuser"]["prepend"]) != ["self_wav", "description"] or tree["fuser"]["cross"]:
+            return f"joins its conditions otherwise than MusicGen's melody models ({tree['fuser']})"
+    interleaved = tree.get("interleave_stereo_codebooks") or {}
+    if interleaved.get("use") and interleaved.get("per_timestep"):
+        return "has the codes of left and right one after the other in time: only pairs of codebooks are known"
+    return None
+
+
+def text_encoder_name(config: MusicgenConfig | MusicgenMelodyConfig) -> str:
     """The name under which audiocraft loads this model's T5: the one it was saved under, else by its width.
 
     Raises ModelError for a width that no T5 known to audiocraft has.

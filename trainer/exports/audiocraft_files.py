@@ -13,8 +13,9 @@ from transformers import EncodecConfig
 
 from trainer.errors import ModelError
 from trainer.exports.audiocraft_config import CONFIG, AudiocraftConfig, read_codec_config, read_lm_config
-from trainer.exports.audiocraft_names import codec_from_audiocraft, lm_from_audiocraft
+from trainer.exports.audiocraft_names import codec_from_audiocraft, lm_from_audiocraft, require_window
 from trainer.exports.pickled import load_pickled
+from trainer.model.source import MELODY_PROJECTION
 
 LM_FILE, CODEC_FILE, SOLVER_FILE = "state_dict.bin", "compression_state_dict.bin", "checkpoint.th"
 STATE, FSDP_STATE = "best_state", "fsdp_best_state"  # the entries of a file that hold tensors by name
@@ -46,10 +47,13 @@ def read_audiocraft(path: Path) -> AudiocraftModel:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{file} holds no language model of audiocraft, whose tensors stand under {STATE}")
     try:
+        require_window(state)
         state = lm_from_audiocraft(state)
     except ModelError as error:
         raise ModelError(f"{file} holds no text-to-music model of audiocraft: {error}") from error
     config = read_lm_config(package[CONFIG], file) if CONFIG in package else None
+    if config is not None and config.melody != (MELODY_PROJECTION + "weight" in state):
+        raise ModelError(f"{file}: its {CONFIG} and its tensors are not of one kind: one is a melody model's")
     return AudiocraftModel(state=state, config=config)
 
 

@@ -23,7 +23,11 @@ CODEC_TAILS = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-CONDITIONER = "condition_provider.conditioners.description"
+CONDITIONERS = "condition_provider.conditioners."
+CONDITIONER, MELODY_CONDITIONER = f"{CONDITIONERS}description", f"{CONDITIONERS}self_wav"
+# The window of the spectrogram in which a melody is heard. audiocraft keeps it among the tensors and demands it when it
+# loads them; it is the same one in every model.
+WINDOW, WINDOW_SAMPLES = f"{MELODY_CONDITIONER}.chroma.spec.window", 16_384
 
 
 def lm_to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -36,9 +40,12 @@ def lm_to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises ModelError where tensors are missing or unknown.
     """
     names = plain_names(state)
-    table = _lm_table(_count(names, r"decoder\.lm_heads"), _count(names, r"decoder\.model\.decoder\.layers"))
+    melody = "audio_enc_to_dec_proj.weight" in names and not any(".encoder_attn." in name for name in names)
+    layers = _count(names, r"decoder\.model\.decoder\.layers")
+    table = _lm_table(_count(names, r"decoder\.lm_heads"), layers, melody=melody)
     _require_same(names, (ours for parts in table.values() for ours in parts), "the language model")
-    return {theirs: _stacked([state[names[ours]] for ours in parts]) for theirs, parts in table.items()}
+    theirs = {their_name: _stacked([state[names[ours]] for ours in parts]) for their_name, parts in table.items()}
+    return theirs | ({WINDOW: window()} if melody else {})
 
 
 def lm_from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,11 +56,14 @@ def lm_from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     returns  under our names, on the CPU: views into `state` where that is on the CPU too, so that of a mapped file
              only what is used is read
 
-    Raises ModelError where tensors are missing or unknown, as in melody and style models.
+    Raises ModelError where tensors are missing or unknown, as in style models. What WINDOW holds is not looked at: see
+    `require_window`.
     """
     names = plain_names(state, also=("mha",))
-    table = _lm_table(_count(names, "linears"), _count(names, r"transformer\.layers"))
-    _require_same(names, table, "audiocraft's language model")
+    _require_conditioners(names)
+    melody = f"{MELODY_CONDITIONER}.output_proj.weight" in names and not any(".cross_att" in name for name in names)
+    table = _lm_table(_count(names, "linears"), _count(names, r"transformer\.layers"), melody=melody)
+    _require_same([name for name in names if not melody or name != WINDOW], table, "audiocraft's language model")
     result: dict[str, Tensor] = {}
     for theirs, parts in table.items():
         tensor = state[names[theirs]]
@@ -62,6 +72,27 @@ def lm_from_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for ours, part in zip(parts, tensor.chunk(len(parts)), strict=True):
             result[ours] = part.detach().cpu()
     return result
+
+
+def window() -> Tensor:
+    """What WINDOW holds: (16384,) float32, a periodic Hann window."""
+    return torch.hann_window(WINDOW_SAMPLES)
+
+
+def require_window(state: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where a model of audiocraft hears melodies through another window than `window`.
+
+    In files of half precision it is rounded.
+    """
+    theirs = state.get(WINDOW)
+    if theirs is None:
+        return
+    ours = window()
+    if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, rtol=0, atol=1e-3):
+        raise ModelError(
+            f"it hears melodies through another window ({WINDOW}, {tuple(theirs.shape)}) than MusicGen's, a Hann window"
+            f" of {WINDOW_SAMPLES} samples: its notes would be others"
+        )
 
 
 def codec_to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,8 +131,11 @@ def plain_names(names: Iterable[str], *, also: tuple[str, ...] = ()) -> dict[str
     return result
 
 
-def _lm_table(codebooks: int, layers: int) -> dict[str, tuple[str, ...]]:
-    """Each of audiocraft's names, with ours of the tensors whose rows it holds one below the other."""
+def _lm_table(codebooks: int, layers: int, *, melody: bool = False) -> dict[str, tuple[str, ...]]:
+    """Each of audiocraft's names, with ours of the tensors whose rows it holds one below the other.
+
+    melody  of a melody model, which has no cross-attention; WINDOW, for which there is none of ours, is left out
+    """
     decoder = "decoder.model.decoder"
     table: dict[str, tuple[str, ...]] = {}
     for k in range(codebooks):
@@ -109,20 +143,23 @@ def _lm_table(codebooks: int, layers: int) -> dict[str, tuple[str, ...]]:
         table[f"linears.{k}.weight"] = (f"decoder.lm_heads.{k}.weight",)
     for layer in range(layers):
         theirs, ours = f"transformer.layers.{layer}", f"{decoder}.layers.{layer}"
-        for their_block, our_block in (("self_attn", "self_attn"), ("cross_attention", "encoder_attn")):
+        blocks = (("self_attn", "self_attn"), *(() if melody else (("cross_attention", "encoder_attn"),)))
+        for their_block, our_block in blocks:
             attention = f"{ours}.{our_block}"
             projections = tuple(f"{attention}.{x}_proj.weight" for x in "qkv")
             table[f"{theirs}.{their_block}.in_proj_weight"] = projections
             table[f"{theirs}.{their_block}.out_proj.weight"] = (f"{attention}.out_proj.weight",)
         table[f"{theirs}.linear1.weight"] = (f"{ours}.fc1.weight",)
         table[f"{theirs}.linear2.weight"] = (f"{ours}.fc2.weight",)
-        norms = (("norm1", "self_attn"), ("norm_cross", "encoder_attn"), ("norm2", "final"))
+        norms = (("norm1", "self_attn"), *(() if melody else (("norm_cross", "encoder_attn"),)), ("norm2", "final"))
         for their_norm, our_norm in norms:
             for part in ("weight", "bias"):
                 table[f"{theirs}.{their_norm}.{part}"] = (f"{ours}.{our_norm}_layer_norm.{part}",)
     for part in ("weight", "bias"):
         table[f"out_norm.{part}"] = (f"{decoder}.layer_norm.{part}",)
         table[f"{CONDITIONER}.output_proj.{part}"] = (f"enc_to_dec_proj.{part}",)
+        if melody:
+            table[f"{MELODY_CONDITIONER}.output_proj.{part}"] = (f"audio_enc_to_dec_proj.{part}",)
     return table
 
 
@@ -162,6 +199,18 @@ def _count(names: Iterable[str], prefix: str) -> int:
     """How many modules `prefix`.0, `prefix`.1, ... there are; `prefix` is a regular expression."""
     numbers = [int(match[1]) for name in names if (match := re.match(rf"{prefix}\.(\d+)\.", name))]
     return max(numbers, default=-1) + 1
+
+
+def _require_conditioners(names: Iterable[str]) -> None:
+    """Raise ModelError for conditioners that MusicGen's text and melody models do not have."""
+    known = {f"{MELODY_CONDITIONER}.output_proj.{part}" for part in ("weight", "bias")} | {WINDOW}
+    conditions = [name for name in names if name.startswith(CONDITIONERS)]
+    foreign = {name for name in conditions if not name.startswith(f"{CONDITIONER}.") and name not in known}
+    if foreign:
+        raise ModelError(
+            f"it reads more than a description and a melody's chroma ({min(foreign)}), as MusicGen-Style does: only"
+            " text and melody models can be used"
+        )
 
 
 def _require_same(names: Iterable[str], expected: Iterable[str], what: str) -> None:

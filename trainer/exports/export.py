@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration
+from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
 from trainer.atomic import replacing, replacing_folder
 from trainer.errors import ModelError, StorageError
@@ -65,6 +65,7 @@ class ExportSettings:
     card             README.md of huggingface/
     segment_seconds  of the training crops
     cfg_dropout      share of captions that were dropped
+    melody_rate      share of clips that had their caption and not their melody; 0 for text models
     selection        which parameters the run trained
     adapter_card     README.md of adapter/, which is written where the run trained a LoRA
     base_model       the hub id that adapter/ names as its base; None where that has none
@@ -76,6 +77,7 @@ class ExportSettings:
     selection: Selection = EVERYTHING
     adapter_card: str = ""
     base_model: str | None = None
+    melody_rate: float = 0.0
 
 
 def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
@@ -93,7 +95,12 @@ def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, 
         "lm_final.pt": lambda path: write_lm(weights, path),
         "huggingface": lambda path: write_huggingface(source, weights, path, settings.card),
         "audiocraft": lambda path: write_audiocraft(
-            source, weights, path, segment_seconds=settings.segment_seconds, cfg_dropout=settings.cfg_dropout
+            source,
+            weights,
+            path,
+            segment_seconds=settings.segment_seconds,
+            cfg_dropout=settings.cfg_dropout,
+            melody_rate=settings.melody_rate,
         ),
     }
     if (lora := settings.selection.lora) is not None:
@@ -149,6 +156,7 @@ def write_adapter(adapters: Mapping[str, Tensor], lora: Lora, folder: Path, base
 def write_huggingface(source: Source, weights: Mapping[str, Tensor], folder: Path, card: str) -> None:
     """Write what MusicgenForConditionalGeneration, MusicgenProcessor and the text-to-audio pipeline load.
 
+    A melody model is for MusicgenMelodyForConditionalGeneration and MusicgenMelodyProcessor, and no pipeline takes it.
     Everything is float32 and in safetensors. T5, EnCodec and the configuration are the source's: the decoder's dropout
     there is the base model's, not the run's.
     weights  of a whole LanguageModel
@@ -169,19 +177,26 @@ def write_audiocraft(
     *,
     segment_seconds: float,
     cfg_dropout: float,
+    melody_rate: float = 0.0,
 ) -> None:
     """Write what audiocraft's `MusicGen.get_pretrained(folder)` loads: language model and the whole EnCodec.
 
     A T5 that audiocraft would not find under its name on the hub is written into the folder as well. audiocraft finds
     it only where the folder is the working directory, which the folder's README.md says. Where T5 and EnCodec are the
-    published ones, there is a config.json for mlx-examples, which takes both from the hub.
-    weights                       of a whole LanguageModel
-    segment_seconds, cfg_dropout  see `lm_config`
+    published ones, there is a config.json for mlx-examples, which takes both from the hub and knows mono text models.
+    weights                                    of a whole LanguageModel
+    segment_seconds, cfg_dropout, melody_rate  see `lm_config`
 
     Raises StorageError and ModelError.
     """
     name = text_encoder_name(source.config)
-    config = lm_config(source.config, text_encoder_name=name, segment_seconds=segment_seconds, cfg_dropout=cfg_dropout)
+    config = lm_config(
+        source.config,
+        text_encoder_name=name,
+        segment_seconds=segment_seconds,
+        cfg_dropout=cfg_dropout,
+        melody_rate=melody_rate,
+    )
     tokenizer, text_config = source.load_tokenizer(), source.config.text_encoder
     # A T5 that has the name of a published one and is another, as the debug model's or one that knows a learned word,
     # is told by its tokenizer.
@@ -191,18 +206,21 @@ def write_audiocraft(
             save_tokenizer(tokenizer, partial / name)
             load_text_encoder(source).save_pretrained(partial / name)
         codec = load_codec(source)
-        if published_codec(codec.config) and not own_text_encoder:
+        if published_codec(codec.config) and not own_text_encoder and _known_to_mlx(source):
             beside = config_beside(source.config, text_encoder_name=name)
             (partial / "config.json").write_text(beside, encoding="utf-8")
-        (partial / "README.md").write_text(_audiocraft_readme(partial, name), encoding="utf-8")
+        (partial / "README.md").write_text(_audiocraft_readme(partial, name, source), encoding="utf-8")
         package = {STATE: codec_to_audiocraft(codec.state_dict()), CONFIG: codec_config(codec.config)}
         _save(package | PACKAGE, partial / CODEC_FILE)
         _save({STATE: _float32_lm(weights), CONFIG: config} | PACKAGE, partial / LM_FILE)
 
 
-def _assembled(source: Source, weights: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
+def _assembled(
+    source: Source, weights: Mapping[str, Tensor]
+) -> MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration:
+    kind = MusicgenMelodyForConditionalGeneration if source.melody else MusicgenForConditionalGeneration
     with torch.device("meta"):
-        model = MusicgenForConditionalGeneration(copy.deepcopy(source.config))
+        model = kind(copy.deepcopy(source.config))
     tensors = {plain: weights[name].detach().float().cpu() for plain, name in plain_names(weights).items()}
     for prefix in (CODEC, TEXT_ENCODER):
         frozen = under(source.weights, prefix)
@@ -271,9 +289,21 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _audiocraft_readme(folder: Path, text_encoder: str) -> str:
+def _known_to_mlx(source: Source) -> bool:
+    """Whether mlx-examples has models of this kind: it delays each codebook by one frame more, and reads no melody."""
+    return source.channels == 1 and not source.melody
+
+
+def _audiocraft_readme(folder: Path, text_encoder: str, source: Source) -> str:
     """How the folder is loaded, by what was written into it."""
     text = "For `MusicGen.get_pretrained` of audiocraft (1.3.0).\n"
+    if source.channels == 2:
+        text += "\nIt makes stereo: `generate` returns (prompts, 2, samples).\n"
+    if source.melody:
+        text += (
+            "\nIt reads a melody: `generate_with_chroma(descriptions, melody, rate)`. To load melody models, audiocraft"
+            " needs torchaudio, librosa and demucs, and it downloads demucs's weights (htdemucs).\n"
+        )
     if (folder / text_encoder).is_dir():
         text += (
             f"\nIts text encoder, T5, is the folder {text_encoder}/ and not the one of that name on the hub."
@@ -290,6 +320,8 @@ def _audiocraft_readme(folder: Path, text_encoder: str) -> str:
             "\nThe musicgen of mlx-examples reads config.json and state_dict.bin here, and takes T5 and EnCodec"
             f" from the hub: {text_encoder} and {CODEC_NAME}.\n"
         )
+    elif not _known_to_mlx(source):
+        text += "\nThe musicgen of mlx-examples cannot use it: that knows mono models without melody only.\n"
     else:
         text += (
             "\nThe musicgen of mlx-examples cannot use it: that takes T5 and EnCodec from the hub, which has not"

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transformers import AutoConfig, MusicgenConfig
+from transformers import AutoConfig, MusicgenConfig, MusicgenMelodyConfig
 
 from trainer.errors import CheckpointError, ModelError
+from trainer.exports.audiocraft_config import delays_of
 from trainer.exports.audiocraft_files import LM_FILE, SOLVER_FILE, read_audiocraft
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
-from trainer.model.source import LANGUAGE_MODEL, Source
+from trainer.model.source import LANGUAGE_MODEL, MELODY_PROJECTION, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
 from trainer.run.checkpoint import Checkpoint, newest
@@ -131,17 +132,17 @@ def _huggingface(folder: Path) -> StartingPoint:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} holds no readable config.json ({error})") from error
-    if not isinstance(config, MusicgenConfig):
+    if not isinstance(config, (MusicgenConfig, MusicgenMelodyConfig)):
         raise ModelError(f"{folder} holds a {config.model_type} model, not a MusicGen")
     return StartingPoint(path=folder, weights=weights_in_folder(folder), settings=_settings(config))
 
 
-def _settings(config: MusicgenConfig) -> dict[str, object]:
+def _settings(config: MusicgenConfig | MusicgenMelodyConfig) -> dict[str, object]:
     decoder = config.decoder
     return {
         "attention heads": decoder.num_attention_heads,
         "activation": decoder.activation_function,
-        "delays": tuple(k // decoder.audio_channels for k in range(decoder.num_codebooks)),
+        "delays": delays_of(decoder.num_codebooks, decoder.audio_channels),
     }
 
 
@@ -161,6 +162,9 @@ def _check_fits(source: Source, point: StartingPoint) -> None:
     shapes, wanted = _shapes(point.weights), _shapes(source.weights)
     mismatch = f"--init_from {point.path} does not fit --model_id {source.name}"
     advice = "give --model_id the model that it was trained from"
+    kind, wanted_kind = (_kind(names, source.codebooks // source.channels) for names in (shapes, wanted))
+    if kind != wanted_kind:
+        raise ModelError(f"{mismatch}: it is a {kind}, the base is a {wanted_kind}; {advice}")
     if shapes != wanted:
         name = min(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
         raise ModelError(
@@ -188,12 +192,21 @@ def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
     return {name: weights.shape(name) for name in weights if name.startswith(LANGUAGE_MODEL)}
 
 
+def _kind(shapes: Mapping[str, tuple[int, ...]], codebooks: int) -> str:
+    """Which of the four kinds of MusicGen has these tensors, of which a channel has so many codebooks."""
+    channels = "stereo" if _codebooks(shapes) == 2 * codebooks else "mono"
+    return f"{channels} {'melody' if MELODY_PROJECTION + 'weight' in shapes else 'text'} model"
+
+
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """A language model's size as text, from the names and shapes of its tensors."""
     layers = len({name.split(".")[4] for name in shapes if ".layers." in name})
-    codebooks = len([name for name in shapes if ".embed_tokens." in name])
     width = shapes.get("decoder.model.decoder.layer_norm.weight", (0,))[0]
-    return f"{layers} layers of width {width}, {codebooks} codebooks"
+    return f"{layers} layers of width {width}, {_codebooks(shapes)} codebooks"
+
+
+def _codebooks(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return len([name for name in shapes if ".embed_tokens." in name])
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

@@ -5,13 +5,13 @@ Names of folders on the user's machine are private: of a path only the last part
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from trainer.exports.card_snippets import in_audiocraft, in_transformers
 from trainer.spec.shapes import DEBUG_NAMES, HUB_PREFIX, hub_id_of
 from trainer.spec.trainable import EVERYTHING, Selection
 from trainer.spec.trigger import Trigger, in_a_shell
@@ -23,18 +23,6 @@ CITATION = """@article{copet2023simple,
   journal = {arXiv preprint arXiv:2306.05284},
   year    = {2023}
 }"""
-
-IN_AUDIOCRAFT = """
-audiocraft:
-
-```python
-import torch
-from audiocraft.models import MusicGen
-
-model = MusicGen.get_pretrained("models/audiocraft")
-# or, into the base model: model.lm.load_state_dict(torch.load("models/lm_final.pt"))
-```
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +39,10 @@ class CardFacts:
     trained          which parameters were trained
     placeholder      the new word, where nothing but its embeddings was trained
     trigger          the phrase that stood in every caption, if one did
+    channels         of the sound: 2 for a stereo model
+    melody           whether the model reads a melody
+    stereo_init      how the embeddings of a mono base became those of two channels (--stereo_init); None where the run
+                     did not start from the base made stereo
     """
 
     base_model: str
@@ -64,12 +56,20 @@ class CardFacts:
     placeholder: str | None = None
     trigger: Trigger | None = None
     validation_loss: float | None = None
+    channels: int = 1
+    melody: bool = False
+    stereo_init: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What kind of model it is, in words."""
+        stereo = "stereo " if self.channels == 2 else ""
+        return f"{stereo}text-to-music model{' that also reads a melody' if self.melody else ''}"
 
 
 def model_card(facts: CardFacts) -> str:
     """The card of a whole model, as Hugging Face's hub reads it: front matter in YAML, then Markdown."""
     prompt = _prompt(facts)
-    in_code = json.dumps(prompt, ensure_ascii=False)  # a string of Python's too
     return f"""{_front(facts, "transformers", "finetune")}
 
 # MusicGen, fine-tuned on {_dataset(facts)}
@@ -85,17 +85,11 @@ def model_card(facts: CardFacts) -> str:
 Here:
 
 ```
-python scripts/generate.py --model models/huggingface --prompt {in_a_shell(prompt)}
+python scripts/generate.py --model models/huggingface --prompt {in_a_shell(prompt)}{_melody_flag(facts)}
 ```
 
-transformers (4.46 or newer):
-
-```python
-from transformers import pipeline
-
-music = pipeline("text-to-audio", model="models/huggingface")({in_code})
-```
-{IN_AUDIOCRAFT if facts.placeholder is None else ""}
+{in_transformers(prompt, channels=facts.channels, melody=facts.melody)}
+{in_audiocraft(prompt, melody=facts.melody) if facts.placeholder is None else ""}
 ## Licence
 
 {_licence(facts)}
@@ -115,6 +109,10 @@ def _prompt(facts: CardFacts) -> str:
     return "..." if facts.placeholder is None else f"{facts.placeholder} ..."
 
 
+def _melody_flag(facts: CardFacts) -> str:
+    return " --melody melody.wav" if facts.melody else ""
+
+
 def _on_trigger(facts: CardFacts) -> str:
     """The paragraph that says what to write in a prompt; "" where no phrase stood in every caption."""
     if facts.trigger is None:
@@ -129,14 +127,14 @@ def _what_it_is(facts: CardFacts) -> str:
     base, start = _cell(name_of_base(facts.base_model)), _start(facts.started_from)
     if facts.placeholder is not None:
         return (
-            f"A text-to-music model: {base} with a new word, `{facts.placeholder}`,"
+            f"A {facts.kind}: {base} with a new word, `{facts.placeholder}`,"
             f' for the music of {facts.clips} clips\n({facts.hours:.2f} hours) of "{_dataset(facts)}".'
             f" Only the word's embeddings in T5 were\nlearned (textual inversion); all else is the base model.{start}"
         )
     return (
-        f"A text-to-music model: {base} with its language model fine-tuned\n"
+        f"A {facts.kind}: {base} with its language model fine-tuned\n"
         f'on {facts.clips} clips ({facts.hours:.2f} hours) of "{_dataset(facts)}". T5 and EnCodec are those of'
-        f" the base\nmodel.{start}{_part(facts.trained)}"
+        f" the base\nmodel.{start}{_part(facts.trained)}{_from_mono(facts)}"
     )
 
 
@@ -158,7 +156,7 @@ An adapter for {base}, trained on {facts.clips} clips ({facts.hours:.2f} hours) 
 {_on_trigger(facts)}
 ```python
 from peft import PeftModel
-from transformers import MusicgenForConditionalGeneration
+from transformers import {_class_of(facts)}
 
 {_base_to_load(facts)}
 model = PeftModel.from_pretrained(base, "models/adapter")
@@ -187,9 +185,14 @@ def adapter_base(base_model: str, started_from: str | None) -> str | None:
     return hub_id_of(base_model) if started_from is None else None
 
 
+def _class_of(facts: CardFacts) -> str:
+    """The class of transformers that loads such a model."""
+    return "MusicgenMelodyForConditionalGeneration" if facts.melody else "MusicgenForConditionalGeneration"
+
+
 def _base_to_load(facts: CardFacts) -> str:
     """The line of Python that loads the model that the adapter fits, as exactly as it can be said."""
-    load = "base = MusicgenForConditionalGeneration.from_pretrained"
+    load = f"base = {_class_of(facts)}.from_pretrained"
     name = adapter_base(facts.base_model, facts.started_from)
     if name is not None:
         return f'{load}("{name}")'
@@ -240,6 +243,16 @@ def _part(trained: Selection) -> str:
     if trained.lora:
         return " It was trained by LoRA, and the adapter is merged into these weights."
     return "" if trained.everything else " Parts of the language model were frozen."
+
+
+def _from_mono(facts: CardFacts) -> str:
+    """That a mono model was made stereo, and how; "" where none was."""
+    if facts.stereo_init is None:
+        return ""
+    return (
+        "\nThe base model is mono. Left and right started as copies of its one channel, with embeddings"
+        f" {facts.stereo_init}."
+    )
 
 
 def _cell(value: object) -> str:

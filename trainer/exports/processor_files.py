@@ -3,6 +3,9 @@
 transformers 5 writes a form of its own that it alone reads: a list where version 4 wants a dictionary, a class that
 version 4 does not have, and a processor_config.json at which versions before 4.50 fail. The form of version 4, in
 which the published models are, is read by both. Tried with 4.46.3, 4.57.6, 5.10.0 and 5.23.0.
+
+transformers makes the feature extractor of melody models only where torchaudio is installed. Its file is written here
+without it, and everything else in the folder loads without it too.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import MusicgenProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trainer.exports.sentencepiece_model import sentencepiece_model
 from trainer.model.source import Source
@@ -22,18 +25,42 @@ TOKENIZER_CONFIG, EXTRACTOR_CONFIG, PROCESSOR_CONFIG = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+# What MusicgenMelodyFeatureExtractor says of itself, which is the same for all models. Source: what its save_pretrained
+# writes in transformers 5.23.0 with torchaudio 2.11.0.
+MELODY_EXTRACTOR = {
+    "chunk_length": 30,
+    "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+    "feature_size": 12,
+    "hop_length": 4096,
+    "n_fft": 16384,
+    "n_samples": 960_000,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": False,
+    "sampling_rate": 32_000,
+    "stem_indices": [3, 2],
+}
 # What transformers 5 calls its class for any tokenizer.json, by its name in version 4, which version 5 knows as well.
 CLASSES_OF_VERSION_4 = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def save_processor(source: Source, folder: Path) -> None:
-    """Write what MusicgenProcessor.from_pretrained(folder) loads: tokenizer and feature extractor."""
-    MusicgenProcessor(source.load_feature_extractor(), source.load_tokenizer()).save_pretrained(folder)
+    """Write what AutoProcessor.from_pretrained(folder) loads: tokenizer and feature extractor.
+
+    That is a MusicgenProcessor, or of a melody model a MusicgenMelodyProcessor.
+    """
+    name = "MusicgenMelodyProcessor" if source.melody else "MusicgenProcessor"
+    source.load_tokenizer().save_pretrained(folder)
     _to_version_4(folder / TOKENIZER_CONFIG)
-    processor = _read(folder / PROCESSOR_CONFIG)
-    extractor = processor["feature_extractor"] | {"processor_class": processor["processor_class"]}
-    _write(folder / EXTRACTOR_CONFIG, extractor)
-    (folder / PROCESSOR_CONFIG).unlink()
+    _write(folder / TOKENIZER_CONFIG, _read(folder / TOKENIZER_CONFIG) | {"processor_class": name})
+    extractor = MELODY_EXTRACTOR if source.melody else _codec_extractor(source)
+    _write(folder / EXTRACTOR_CONFIG, extractor | {"processor_class": name})
+
+
+def _codec_extractor(source: Source) -> dict[str, Any]:
+    """What the feature extractor of a text model says of itself, which takes sound of the model's channels."""
+    content: dict[str, Any] = json.loads(source.load_feature_extractor().to_json_string())
+    return content | {"feature_size": source.channels}
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

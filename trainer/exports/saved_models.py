@@ -11,18 +11,22 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    EncodecFeatureExtractor,
+    EncodecConfig,
     GenerationConfig,
     MusicgenConfig,
     MusicgenDecoderConfig,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    T5Config,
     T5EncoderModel,
 )
 
 from trainer.errors import CheckpointError, ModelError
-from trainer.exports.audiocraft_config import CONFIG
-from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, read_audiocraft, read_codec
+from trainer.exports.audiocraft_config import CONFIG, AudiocraftConfig
+from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, AudiocraftModel, read_audiocraft, read_codec
 from trainer.exports.init_from import find_starting_point, start_from
-from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, open_model
+from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, codec_feature_extractor, open_model
+from trainer.model.stereo import in_stereo
 from trainer.model.weights import current_name, weights_in_memory
 from trainer.run.checkpoint import Checkpoint
 from trainer.spec.model_folder import model_folder
@@ -44,13 +48,13 @@ def open_saved(model: str, *, base: str | None = None) -> Source:
     """
     path = _path_of(model)
     if path.is_dir() and (path / LM_FILE).is_file():
-        return _open_audiocraft(path) if base is None else _with_language_model(path, base)
+        return _open_audiocraft(path) if base is None else _with_language_model(path, _open(base, "--base"))
     if path.is_file() or (path.suffix in LM_SUFFIXES and not path.is_dir()):
         if not path.is_file():
             raise ModelError(f"--model {model}: there is no such file")
         if path.name == LM_FILE and base is None:
             return _open_audiocraft(path.parent)
-        return _with_language_model(path, base or _base_of_run(path))
+        return _with_language_model(path, _base_of_run(path) if base is None else _open(base, "--base"))
     if (path / "checkpoint.json").is_file():
         return _open_checkpoint(path, base)
     if base is not None:
@@ -92,17 +96,18 @@ def _huggingface_of_run(path: Path) -> Path:
     raise ModelError(f"{path} holds a run that has not been exported yet: {instead}let the run finish")
 
 
-def _base_of_run(path: Path) -> str:
-    """The model_id of the run that wrote this lm_*.pt."""
+def _base_of_run(path: Path) -> Source:
+    """The model that the run that wrote this lm_*.pt was given as --model_id."""
     config = path.parent / RUN_CONFIG
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_id"])
+        model_id = str(json.loads(config.read_text(encoding="utf-8"))["model_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} holds a language model only, and there is no {config} of a run that names the model it was"
             " trained from: add --base with that model (small, medium, large, a hub id or a folder), whose T5"
             " and EnCodec are used"
         ) from error
+    return _open(model_id, "--base")
 
 
 def _open_checkpoint(folder: Path, base: str | None) -> Source:
@@ -114,6 +119,8 @@ def _open_checkpoint(folder: Path, base: str | None) -> Source:
         start = None if selection_of_flags(flags).everything else flags.get("init_from")
         if start is not None:
             source = start_from(source, find_starting_point(str(start)))
+        if flags.get("stereo") and source.channels == 1:
+            source = in_stereo(source, "copied" if flags["stereo_init"] == "copied" else "halved")
         return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
     except (KeyError, CheckpointError) as error:
         raise ModelError(f"--model {folder}: {error}") from error
@@ -121,15 +128,20 @@ def _open_checkpoint(folder: Path, base: str | None) -> Source:
         raise ModelError(str(error).replace(f"--init_from {folder}", f"--model {folder}")) from error
 
 
-def _with_language_model(path: Path, base: str) -> Source:
-    """The model `base` with the language model of a file or folder of audiocraft in place of its own."""
+def _with_language_model(path: Path, base: Source) -> Source:
+    """The model `base` with the language model of a file or folder of audiocraft in place of its own.
+
+    A mono base is taken for a stereo language model too, which a run made of it with --stereo 1: all its tensors are
+    replaced, and T5 and EnCodec are the same ones.
+    """
     state = read_audiocraft(path).state
-    source = _open(base, "--base")
+    heads = sum(name.startswith("decoder.lm_heads.") for name in state)
+    source = in_stereo(base) if base.channels == 1 and heads == 2 * base.codebooks else base
     own = {name for name in source.weights if name.startswith(LANGUAGE_MODEL)}
     wrong = [name for name in own & set(state) if source.weights.shape(name) != tuple(state[name].shape)]
     if own != set(state) or wrong:
         raise ModelError(
-            f"{path} is not a language model of the size of {base} ({source.decoder_shape()}): give --base the"
+            f"{path} is not a language model of the size of {base.name} ({base.decoder_shape()}): give --base the"
             " model that it was trained from"
         )
     return replace(source, name=str(path), weights=source.weights.replaced(weights_in_memory(state)))
@@ -142,38 +154,48 @@ def _open_audiocraft(folder: Path) -> Source:
         raise ModelError(f"{folder / LM_FILE} has no {CONFIG}: add --base with the model that it was trained from")
     codec_config, codec = read_codec(folder / CODEC_FILE)
     encoder, location = _text_encoder(folder, package.config.text_encoder)
-    embedding = package.state["decoder.model.decoder.embed_tokens.0.weight"]
-    codes = embedding.shape[0] - 1
-    decoder = MusicgenDecoderConfig(
-        vocab_size=codes,
-        hidden_size=package.config.width,
-        num_hidden_layers=package.config.layers,
-        num_attention_heads=package.config.heads,
-        ffn_dim=package.state["decoder.model.decoder.layers.0.fc1.weight"].shape[0],
-        num_codebooks=len(package.config.delays),
-        activation_function=package.config.activation,
-        audio_channels=1,
-        pad_token_id=codes,
-        bos_token_id=codes,
-    )
-    if package.config.delays != tuple(range(len(package.config.delays))):
-        raise ModelError(f"{folder} has delays {package.config.delays}: only mono models can be used here")
+    try:
+        config = _config_of(package, package.config, encoder.config, codec_config)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}") from error
     text = {TEXT_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
     weights: dict[str, Tensor] = {name: tensor for name, tensor in text.items() if current_name(name)}
     weights |= {CODEC + name: tensor for name, tensor in codec.items()} | package.state
-    rate = codec_config.sampling_rate
+    special = config.decoder.pad_token_id
     return Source(
         name=str(folder),
-        config=MusicgenConfig(
-            text_encoder=encoder.config.to_dict(), audio_encoder=codec_config.to_dict(), decoder=decoder.to_dict()
-        ),
-        generation_config=GenerationConfig(bos_token_id=codes, pad_token_id=codes, decoder_start_token_id=codes),
+        config=config,
+        generation_config=GenerationConfig(bos_token_id=special, pad_token_id=special, decoder_start_token_id=special),
         weights=weights_in_memory(weights),
         load_tokenizer=lambda: AutoTokenizer.from_pretrained(location),
-        load_feature_extractor=lambda: EncodecFeatureExtractor(
-            feature_size=1, sampling_rate=rate, padding_value=0.0, padding_side="left"
-        ),
+        load_feature_extractor=lambda: codec_feature_extractor(config),
     )
+
+
+def _config_of(
+    model: AudiocraftModel, said: AudiocraftConfig, text_encoder: T5Config, codec: EncodecConfig
+) -> MusicgenConfig | MusicgenMelodyConfig:
+    """The configuration of transformers for a model of audiocraft, which has `said`, and its two other parts.
+
+    Raises ValueError for delays that are neither those of a mono model nor of a stereo one.
+    """
+    whole, part = (
+        (MusicgenMelodyConfig, MusicgenMelodyDecoderConfig) if said.melody else (MusicgenConfig, MusicgenDecoderConfig)
+    )
+    codes = model.state["decoder.model.decoder.embed_tokens.0.weight"].shape[0] - 1
+    decoder = part(
+        vocab_size=codes,
+        hidden_size=said.width,
+        num_hidden_layers=said.layers,
+        num_attention_heads=said.heads,
+        ffn_dim=model.state["decoder.model.decoder.layers.0.fc1.weight"].shape[0],
+        num_codebooks=len(said.delays),
+        activation_function=said.activation,
+        audio_channels=said.audio_channels,
+        pad_token_id=codes,
+        bos_token_id=codes,
+    )
+    return whole(text_encoder=text_encoder.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder.to_dict())
 
 
 def _text_encoder(folder: Path, name: str) -> tuple[T5EncoderModel, str]:

@@ -12,15 +12,13 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoFeatureExtractor,
-    AutoTokenizer,
     EncodecFeatureExtractor,
     EncodecModel,
     GenerationConfig,
@@ -35,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import ModelError
 from trainer.model.debug_model import build_debug_model, debug_feature_extractor, debug_tokenizer
+from trainer.model.model_files import read_config, read_generation_config, read_tokenizer, require_processor
 from trainer.model.safetensors_file import files_kept_open
 from trainer.model.weights import Weights, current_name, fingerprint, under, weights_in_folder, weights_in_memory
 from trainer.spec.model_folder import is_only_a_path, model_folder
@@ -43,7 +42,6 @@ from trainer.spec.shapes import DEBUG_NAMES, Shape, hub_id_of, published, shape_
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
 MELODY_PROJECTION = "audio_enc_to_dec_proj."  # of a melody model
 LANGUAGE_MODEL = (DECODER, PROJECTION, MELODY_PROJECTION)  # how the names of its tensors begin
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # Settings on which EnCodec's codes depend and which no tensor's name or shape tells. They are part of the identity of a
 # cache: another list makes every cache be filled anew.
 CODEC_SETTINGS = (
@@ -60,6 +58,9 @@ class Source:
     name     as --model_id gave it
     weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`; of a melody model by those
              of `MusicgenMelodyForConditionalGeneration`
+
+    `load_feature_extractor` gives EnCodec's. A melody model's own one, which hears notes, exists only where torchaudio
+    is installed, and has no settings: trainer/exports/processor_files.py writes it.
     """
 
     name: str
@@ -166,15 +167,20 @@ def open_model(model_id: str, *, fetched: bool = False) -> Source:
         stereo, melody = "stereo" in model_id, "melody" in model_id
         return source_of(build_debug_model(stereo=stereo, melody=melody), name=model_id)
     folder = _folder_of(model_id, fetched=fetched)
-    config = _config_of(folder, model_id)
-    _require_processor(folder, model_id)
+    config = read_config(folder, model_id)
+    melody = isinstance(config, MusicgenMelodyConfig)
+    require_processor(folder, model_id, melody=melody)
     return Source(
         name=model_id,
         config=config,
-        generation_config=_generation_config(folder, model_id, config),
+        generation_config=read_generation_config(folder, model_id, config),
         weights=weights_in_folder(folder),
-        load_tokenizer=lambda: _tokenizer_of(folder, model_id),
-        load_feature_extractor=lambda: AutoFeatureExtractor.from_pretrained(folder),
+        load_tokenizer=partial(read_tokenizer, folder, model_id),
+        load_feature_extractor=(
+            partial(codec_feature_extractor, config)
+            if melody
+            else partial(AutoFeatureExtractor.from_pretrained, folder)
+        ),
     )
 
 
@@ -191,6 +197,16 @@ def source_of(
         ),
         load_tokenizer=debug_tokenizer,
         load_feature_extractor=lambda: debug_feature_extractor(model.config.decoder.audio_channels),
+    )
+
+
+def codec_feature_extractor(config: MusicgenConfig | MusicgenMelodyConfig) -> EncodecFeatureExtractor:
+    """The feature extractor of a model's EnCodec, as the published models have it, for sound of its channels."""
+    return EncodecFeatureExtractor(
+        feature_size=config.decoder.audio_channels,
+        sampling_rate=config.audio_encoder.sampling_rate,
+        padding_value=0.0,
+        padding_side="left",
     )
 
 
@@ -280,69 +296,3 @@ def _download(hub_id: str, model_id: str, *, fetched: bool = False) -> Path:
 def _first_lines(error: Exception) -> str:
     """The first two lines of an error: the hub's say the status, and what it means."""
     return "; ".join([line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()][:2])
-
-
-def _config_of(folder: Path, model_id: str) -> MusicgenConfig | MusicgenMelodyConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"--model_id {model_id}: {folder} holds no readable config.json ({error})") from error
-    if not isinstance(config, (MusicgenConfig, MusicgenMelodyConfig)):
-        raise ModelError(f"--model_id {model_id} is a {config.model_type} model, not a MusicGen")
-    codec = config.audio_encoder
-    if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
-        raise ModelError(f"--model_id {model_id}: only EnCodec as MusicGen has it (facebook/encodec_32khz) is known")
-    if config.text_encoder.model_type != "t5":
-        raise ModelError(f"--model_id {model_id}: only T5 as text encoder is known")
-    if config.text_encoder.hidden_size == config.decoder.hidden_size:
-        raise ModelError(f"--model_id {model_id}: it has no enc_to_dec_proj, which audiocraft's layout needs")
-    return config
-
-
-def _tokenizer_of(folder: Path, model_id: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"--model_id {model_id}: the tokenizer in {folder} cannot be read ({error!r}): download the model again"
-        ) from error
-
-
-def _require_processor(folder: Path, model_id: str) -> None:
-    """Raise ModelError where the folder lacks a tokenizer or a feature extractor.
-
-    The tokenizer is looked for by file: without one AutoTokenizer raises nothing and makes T5's, with no words in it.
-    """
-    lacking = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
-    try:
-        AutoFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError):
-        lacking.append("preprocessor_config.json")
-    if lacking:
-        save = "MusicgenProcessor.from_pretrained(...).save_pretrained(...)"
-        advice = f"save the base model's processor there too, with {save}"
-        if (folder / "compression_state_dict.bin").is_file():
-            advice = "it is a folder for audiocraft: give the huggingface/ beside it, or this one to --init_from"
-        raise ModelError(f"--model_id {model_id}: {folder} lacks {' and '.join(lacking)}: {advice}")
-
-
-def _generation_config(
-    folder: Path, model_id: str, config: MusicgenConfig | MusicgenMelodyConfig
-) -> GenerationConfig:
-    file = folder / "generation_config.json"
-    if file.is_file():
-        try:
-            return GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"--model_id {model_id}: {file} is empty or damaged ({error}): download or export the model again"
-            ) from error
-    special = config.decoder.pad_token_id
-    return GenerationConfig(
-        bos_token_id=special,
-        pad_token_id=special,
-        decoder_start_token_id=special,
-        do_sample=True,
-        guidance_scale=3.0,
-        max_length=1500,
-    )

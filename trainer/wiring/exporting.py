@@ -25,7 +25,8 @@ def export(
 
     validation_loss  at the checkpoint's step; None where it is not known
     """
-    settings = export_settings(config, card_facts(config, run, saved.step, validation_loss))
+    stems = saved.run.identity.get("stems")
+    settings = export_settings(config, card_facts(config, run, saved.step, validation_loss, stems))
     if config.new_word is not None:
         embedding = embedding_of(source, config.new_word.placeholder, saved.weights())
         export_text(source, embedding, folder.root, card=settings.card)
@@ -33,8 +34,14 @@ def export(
         export_all(source, saved.weights(), folder.root, settings)
 
 
-def card_facts(config: Config, run: Run, step: int, validation_loss: float | None = None) -> CardFacts:
-    """What the model card tells about the run, of which the weights after `step` steps are exported."""
+def card_facts(
+    config: Config, run: Run, step: int, validation_loss: float | None = None, stems: object = None
+) -> CardFacts:
+    """What the model card tells about the run, of which the weights after `step` steps are exported.
+
+    stems  in what the melodies were heard, as the run's identity says it; None for a text model
+    """
+    shape = run.train.shape
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
     return CardFacts(
         base_model=config.model_id,
@@ -47,12 +54,17 @@ def card_facts(config: Config, run: Run, step: int, validation_loss: float | Non
         hours=run.hours,
         steps=step,
         validation_loss=validation_loss,
+        channels=shape.audio_channels,
+        melody=shape.melody,
+        stereo_init=config.stereo_init if config.stereo and config.init_from is None else None,
         hyperparameters={
             "global batch (clips)": run.plan.global_batch,
             "epochs": round(run.order.epoch_of(step), 2),
             "precision": run.plan.mixed_precision,
             "captions dropped": config.caption_drop_rate,
             "words dropped": config.word_dropout,
+            **({"melodies dropped": config.melody_drop_rate} if shape.melody else {}),
+            **({} if stems is None else {"melodies heard in": stems}),
             **{name: getattr(config, name) for name in names},
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
             **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
@@ -73,4 +85,5 @@ def export_settings(config: Config, facts: CardFacts) -> ExportSettings:
         cfg_dropout=config.caption_drop_rate,
         selection=config.selection,
         base_model=adapter_base(config.model_id, config.init_from),
+        melody_rate=config.melody_drop_rate if facts.melody else 0.0,
     )
