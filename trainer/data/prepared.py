@@ -4,6 +4,7 @@
     clips.parquet          the table of clips, which `datasets.load_dataset` opens
     codes/part-00000.arrow the codes of every distinct sound, as the cache keeps them
     text/part-00000.arrow  T5's states of every caption, as the cache keeps them
+    melody/part-00000.arrow  the melody of every clip, where it was made for a melody model
     README.md              a data card
 
 It is read where it lies, through memory maps, and nothing is ever written into it: a read-only disk will do. It knows
@@ -34,9 +35,9 @@ from trainer.errors import ConfigError, DataError
 from trainer.spec.caption_sources import SOURCES_IN_WORDS
 
 FORMAT, VERSION = "musicgen-trainer prepared data set", 1
-MARKER, TABLE, CARD, CODES, TEXT = "prepared.json", "clips.parquet", "README.md", "codes", "text"
+MARKER, TABLE, CARD, CODES, TEXT, MELODY = "prepared.json", "clips.parquet", "README.md", "codes", "text", "melody"
 # Files that prepared.json may list: a name from elsewhere must not lead out of the folder.
-OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT})/part-\d{{5}}\.arrow")
+OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT}|{MELODY})/part-\d{{5}}\.arrow")
 # Columns of the table without which nothing can be trained. Others of the manifest are taken if they are there.
 NEEDED = ("content", "caption", "seconds", "path")
 # Flags that decided what was encoded, and those that decided the captions, by name: a run must have the same values.
@@ -57,6 +58,7 @@ class About:
     model_id             --model_id when it was made, for messages
     codebooks            K of the codes
     hours                of all clips together
+    stems                the key of what the melodies were heard in (trainer/data/stems.py); "" where there are none
     flags                SOUND_FLAGS, CAPTION_FLAGS, no_label and min_seconds, by name, as they were when it was made
     files                size in bytes of each file, by its path in the folder
     digests              hex blake2b-128 of each file, by its path in the folder
@@ -73,12 +75,14 @@ class About:
     flags: Mapping[str, Any]
     files: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    stems: str = ""
 
     def to_json(self) -> str:
         """The content of prepared.json."""
-        kinds = [f"codes of {self.codebooks} codebooks", "text states"]
+        kinds = [f"codes of {self.codebooks} codebooks", "text states", *(["melodies"] if self.stems else [])]
         head = {"format": FORMAT, "version": VERSION, "kinds": kinds}
-        return json.dumps(head | {name: getattr(self, name) for name in self.__dataclass_fields__}, indent=1) + "\n"
+        said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "stems" or self.stems}
+        return json.dumps(head | said, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,21 @@ class Prepared:
                 " that EnCodec, or prepare the music again with this --model_id"
             )
 
+    def check_stems(self, wanted: str, model_id: str) -> None:
+        """Raise ConfigError where the folder has no melodies, or other ones than --stems `wanted` asks for."""
+        found = self.about.stems
+        if not found:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} lacks the melodies that --model_id {model_id} reads, since"
+                f" it was made with --model_id {self.about.model_id}: prepare the music again with this --model_id"
+            )
+        kind = found.partition("-")[0]
+        if wanted not in ("auto", kind):
+            raise ConfigError(
+                f"--stems {wanted}: the melodies of the prepared folder {display(self.folder)} were heard with --stems"
+                f" {kind}: give that, or prepare the music again"
+            )
+
     def clips(self, *, no_label: bool, min_seconds: float) -> tuple[Columns, tuple[Fate, ...]]:
         """The table of clips with the columns and in the order of Manifest, and the fate of every clip.
 
@@ -160,6 +179,16 @@ class Prepared:
     def text(self, beside: Store) -> Store:
         """The same with the states of captions."""
         return _Parts(self._paths(TEXT), beside)
+
+    def melodies(self, beside: Store) -> Store:
+        """The same with the melodies of clips."""
+        return _Parts(self._paths(MELODY), beside)
+
+    def check_melodies(self, keys: Iterable[str], melodies: Store) -> None:
+        """Raise DataError where `melodies` lacks some of these keys."""
+        missing = set(keys) - melodies.keys()
+        if missing:
+            raise _damaged(self.folder, f"{len(missing)} melodies of clips are not in {MELODY}/")
 
     def check_contents(self, contents: Iterable[str], codes: Store) -> None:
         """Raise DataError where `codes` lacks some of these contents."""
@@ -298,7 +327,7 @@ def _about(folder: Path, said: Mapping[str, Any]) -> About:
     """What prepared.json says, each value of its type."""
     values: dict[str, Any] = {}
     for name, is_valid in IS_VALID.items():
-        values[name] = said.get(name)
+        values[name] = said.get(name, "" if name == "stems" else None)
         if not is_valid(values[name]):
             raise _damaged(folder, f"{MARKER} has {str(values[name])[:80]!r} as {name}")
     if TABLE not in values["files"] or values["files"].keys() != values["digests"].keys():
@@ -330,7 +359,7 @@ def _are_of_files(value: Any, kind: type) -> bool:
 
 # What each entry of prepared.json must be.
 IS_VALID: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("codec", "text_encoder", "model_id"), _is_text),
+    **dict.fromkeys(("codec", "text_encoder", "model_id", "stems"), _is_text),
     **dict.fromkeys(("codebooks", "sample_rate_hz", "clips"), _is_count),
     **dict.fromkeys(("frame_rate_hz", "hours"), _is_number),
     "flags": _are_flags,
