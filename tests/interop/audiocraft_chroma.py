@@ -1,7 +1,8 @@
 """audiocraft's ChromaExtractor where torchaudio and librosa are not installed.
 
-Import only after `require_audiocraft()`. Its two calls of them are answered by torch.stft and by transformers' filter bank. What it finds with the real ones is
-recorded in tests/data/recorded_chroma.json, and compared in test_audiocraft_chroma.py.
+Import only after `require_audiocraft()`. Its two calls of them are answered by torch.stft and by transformers' filter
+bank. What it finds with the real ones is recorded in tests/data/recorded_chroma.json, and compared in
+test_audiocraft_chroma.py.
 """
 
 from __future__ import annotations

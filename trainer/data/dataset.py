@@ -25,6 +25,7 @@ from trainer.data.peers import Alone, Peers
 from trainer.data.prepared import Prepared
 from trainer.data.prompts import Prompts
 from trainer.data.shared_scan import scan_once
+from trainer.data.stems import stems_of
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
@@ -221,9 +222,9 @@ def _with_stems(
     if not source.melody:
         return settings, None
     keys = {of_folder.about.stems for of_folder in settings.prepared.values()}
-    stems = None
+    stems: Stems | None = None
     if not {settings.folder, settings.validation_folder or settings.folder} <= settings.prepared.keys():
-        stems = melodies.agreed_stems(settings.stems, device, peers)
+        stems = stems_of(settings.stems, device, peers)
         keys.add(stems.key)
     if len(keys) > 1:
         raise ConfigError(

@@ -11,13 +11,12 @@ from transformers import EncodecModel
 
 from trainer.data import cache, melodies
 from trainer.data.arrow_store import Store
-from trainer.data.audio_fault import AudioFault
-from trainer.data.fates import Fate
+from trainer.data.fates import Fate, FateKind
 from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes
 
-Faults = list[tuple[int, AudioFault]]
+Faults = list[tuple[int, FateKind, str]]  # rows of the scan, each with the fate of its clip and the detail
 
 
 def with_codes(
@@ -33,10 +32,11 @@ def with_codes(
     """
 
     def fill() -> Faults:
-        return cache.fill_codes(
+        faults = cache.fill_codes(
             store, scanned.columns, load_codec, sample_rate_hz=sample_rate_hz, views=views, device=device,
             show_progress=peers.rank == 0, rank=peers.rank, world_size=peers.world_size,
         )
+        return [(row, fault.fate, fault.detail) for row, fault in faults]
 
     missing = cache.missing_codes(store, scanned.columns, rank=peers.rank, world_size=peers.world_size)
     return _filled(scanned, peers, "codes", missing, fill)
@@ -52,7 +52,7 @@ def with_melodies(
             store, scanned.columns, stems, device=device,
             show_progress=peers.rank == 0, rank=peers.rank, world_size=peers.world_size,
         )
-        return [(row, melodies.of_clip(fault, scanned.columns, row)) for row, fault in faults]
+        return [(row, *melodies.fate_of(fault, scanned.columns, row)) for row, fault in faults]
 
     missing = melodies.missing_melodies(store, scanned.columns, rank=peers.rank, world_size=peers.world_size)
     return _filled(scanned, peers, "melodies", missing, fill)
@@ -70,7 +70,7 @@ def _filled(
     own_faults = fill()
     forget_tables()
     peers.wait(what)
-    faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
+    faults_of_ranks = peers.gather(own_faults)
     check_encoded(scanned, faults_of_ranks, peers)
     faults = {row: (fate, detail) for of_rank in faults_of_ranks for row, fate, detail in of_rank}
     paths = scanned.columns["path"]

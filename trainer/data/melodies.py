@@ -10,7 +10,6 @@ How loud a sound is changes none of its notes. So they are heard in the sound be
 from __future__ import annotations
 
 import os
-import socket
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,15 +28,12 @@ from trainer.data.chroma import FRAME_SAMPLES, NOTE_SAMPLES, SAMPLE_RATE_HZ, VER
 from trainer.data.codec import view_offsets
 from trainer.data.decoding import Decoders
 from trainer.data.excerpt import Excerpt
-from trainer.data.fates import display
+from trainer.data.fates import FateKind, display
 from trainer.data.manifest import Columns
-from trainer.data.peers import Peers
 from trainer.data.places import file_of, sound_at
 from trainer.data.progress import check_room, duration, hours_bar
 from trainer.data.sound_file import opened
-from trainer.data.stems import Mix, stems_of
 from trainer.data.treatment import Treatment
-from trainer.errors import ConfigError
 
 # Sounds in hand at once, each decoded ahead by a thread while the others' notes are found: finding them on a GPU takes
 # a tenth of the time that decoding takes a core.
@@ -90,21 +86,6 @@ def melody_store(cache_dir: Path, treatment: Treatment, stems: str) -> Store:
     return Store(cache_dir / "melody" / f"chroma{VERSION}-{stems}{trimmed}", {"notes": pa.large_binary()})
 
 
-def agreed_stems(flag: str, device: torch.device, peers: Peers) -> Stems:
-    """What --stems comes to for the first process, for all. Raises ConfigError where another machine lacks it."""
-    own = stems_of(flag, device)
-    peers.wait("stems")
-    of_first = peers.gather(own.key)[0]
-    if own.key == of_first:
-        return own
-    if of_first == Mix.key:
-        return Mix()
-    raise ConfigError(
-        f"melodies are heard in {of_first} by the first process, and {socket.gethostname()} has {own.key}: install the"
-        " same on every machine, or give --stems mix"
-    )
-
-
 def melody_keys(clips: Columns) -> list[str]:
     """The key in the store of each clip's melody."""
     contents, others = clips["content"], _column(clips, "melody_content", "")
@@ -152,13 +133,13 @@ def fill_melodies(
     return sorted(faults, key=lambda fault: fault[0])
 
 
-def of_clip(fault: AudioFault, clips: Columns, row: int) -> AudioFault:
-    """The fault of a clip's melody as one of the clip: with the name of the melody file, where it is that one's."""
+def fate_of(fault: AudioFault, clips: Columns, row: int) -> tuple[FateKind, str]:
+    """Fate and detail of a clip whose melody has a fault: with the name of the melody file, where it is that one's."""
     other = _column(clips, "melody_path_bytes", b"")[row]
     if not other:
-        return fault
+        return fault.fate, fault.detail
     name = display(os.fsdecode(os.path.basename(file_of(other))))
-    return AudioFault(fault.fate, f"its melody {name} is {fault.fate}: {fault.detail}")
+    return fault.fate, f"its melody {name} is {fault.fate}: {fault.detail}"
 
 
 def open_melodies(store: Store, clips: Columns, views: int) -> CachedMelodies:

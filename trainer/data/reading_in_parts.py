@@ -39,6 +39,7 @@ from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
 from trainer.data.stand_ins import is_table_name
+from trainer.data.stems import stems_of
 from trainer.data.table_scan import TableRow, TableSettings, scan_tables
 from trainer.errors import StorageError
 from trainer.model.source import Source, load_codec
@@ -100,7 +101,7 @@ class _Reader:
         self._store = cache.code_store(
             settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment
         )
-        self._stems = melodies.agreed_stems(settings.stems, device, peers) if source.melody else None
+        self._stems = stems_of(settings.stems, device, peers) if source.melody else None
         self._load_codec: Callable[[], EncodecModel] = once(lambda: load_codec(source).to(device))
         self._hosts = [""]
 

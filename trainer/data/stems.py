@@ -10,6 +10,7 @@ import torch
 
 from trainer.data import audio
 from trainer.data.excerpt import Excerpt
+from trainer.data.peers import Peers
 from trainer.errors import ConfigError
 
 
@@ -25,8 +26,8 @@ class Mix:
         return audio.stream(sound, sample_rate_hz, block_seconds, excerpt)
 
 
-def stems_of(flag: str, device: torch.device) -> Mix:
-    """What --stems asks for."""
+def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix:
+    """What --stems comes to."""
     if flag == "demucs":
         raise ConfigError("--stems demucs: this version hears melodies in the full mix alone: give --stems mix")
     return Mix()

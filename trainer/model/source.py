@@ -41,6 +41,7 @@ from trainer.spec.model_folder import is_only_a_path, model_folder
 from trainer.spec.shapes import DEBUG_NAMES, Shape, hub_id_of, published, shape_of_config, unknown_name
 
 DECODER, PROJECTION, CODEC, TEXT_ENCODER = "decoder.", "enc_to_dec_proj.", "audio_encoder.", "text_encoder."
+MELODY_CODEC = 32_000, 640  # Hz, and samples a frame (trainer/data/chroma.py)
 MELODY_PROJECTION = "audio_enc_to_dec_proj."  # of a melody model
 LANGUAGE_MODEL = (DECODER, PROJECTION, MELODY_PROJECTION)  # how the names of its tensors begin
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -292,6 +293,11 @@ def _config_of(folder: Path, model_id: str) -> MusicgenConfig | MusicgenMelodyCo
     codec = config.audio_encoder
     if codec.model_type != "encodec" or codec.normalize or codec.chunk_length_s is not None or codec.use_causal_conv:
         raise ModelError(f"--model_id {model_id}: only EnCodec as MusicGen has it (facebook/encodec_32khz) is known")
+    if isinstance(config, MusicgenMelodyConfig) and (codec.sampling_rate, codec.hop_length) != MELODY_CODEC:
+        raise ModelError(
+            f"--model_id {model_id}: its EnCodec is of {codec.sampling_rate} Hz and {codec.hop_length} samples a frame:"
+            " only melody models of 32000 Hz and 640 samples a frame are known, by which a melody's notes are spaced"
+        )
     if config.text_encoder.model_type != "t5":
         raise ModelError(f"--model_id {model_id}: only T5 as text encoder is known")
     if config.text_encoder.hidden_size == config.decoder.hidden_size:
