@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.data.hub_dataset import HubDataset
 
 # Flags of launch.py that decide what is encoded: those of its section data, and these of others.
-ALSO_TAKEN = ("model_id", "stereo", "seed", "device")
+ALSO_TAKEN = ("model_id", "stereo", "seed", "device", "stems")
 # In that section, but of training alone.
 NOT_TAKEN = ("dataset_path", "segment_seconds", "sample_by", "validation", "validation_split")
 # Of this machine, or of what the prepared folder replaces: not for the training on it.

@@ -71,6 +71,14 @@ def test_a_folder_without_its_processor_is_refused_with_what_it_lacks(tmp_path):
     assert len(open_model(str(tmp_path)).load_tokenizer()) == len(debug_tokenizer())
 
 
+def test_a_melody_model_whose_codec_has_other_frames_is_refused(tmp_path):
+    model = build_debug_model(melody=True)
+    model.config.audio_encoder.sampling_rate = 24_000
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="24000 Hz and 640 samples a frame: only melody models of 32000 Hz"):
+        open_model(str(tmp_path))
+
+
 def test_a_folder_of_the_hub_cache_opens_its_snapshot(source, tmp_path):
     snapshot = tmp_path / "models--me--tiny/snapshots" / (40 * "a")
     build_debug_model().save_pretrained(snapshot)

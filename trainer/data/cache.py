@@ -177,27 +177,36 @@ def sound_blocks(
 
 
 def missing_codes(store: Store, clips: Columns, *, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
-    """What a rank has to encode: each content of its share that the store lacks, with the rows that have it.
+    """What a rank has to encode: each content of its share that the store lacks, with its rows; see `missing_rows`."""
+    return missing_rows(store, clips["content"], clips["seconds"], clips["path_bytes"], rank, world_size)
 
-    Contents are dealt out in turn, longest first, whatever other ranks have stored meanwhile: every content is some
-    rank's, so that the store is full once all ranks have encoded theirs. Those that lie in tables come last, in the
-    order of their rows, so that each row group is read once.
+
+def missing_rows(
+    store: Store, keys: Sequence[str], seconds: Sequence[float], references: Sequence[bytes], rank: int, world_size: int
+) -> dict[str, list[int]]:
+    """Each key of a rank's share that the store lacks, with the rows of the clips that have it.
+
+    keys, seconds, references  of each clip: its key in the store, its length, and where its sound lies
+
+    Keys are dealt out in turn, longest first, whatever other ranks have stored meanwhile: every key is some rank's, so
+    that the store is full once all ranks have done theirs. Those that lie in tables come last, in the order of their
+    rows, so that each row group is read once.
     """
-    rows_of = defaultdict(list)
-    for row, content in enumerate(clips["content"]):
-        rows_of[content].append(row)
-    seconds = clips["seconds"][:]
-    longest_first = sorted(rows_of, key=lambda content: (-seconds[rows_of[content][0]], content))
+    rows_of_key = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows_of_key[key].append(row)
+    seconds, references = seconds[:], references[:]
+    longest_first = sorted(rows_of_key, key=lambda key: (-seconds[rows_of_key[key][0]], key))
     present = store.keys()
-    share = [content for content in longest_first[rank::world_size] if content not in present]
-    share.sort(key=lambda content: reading_order(clips["path_bytes"][rows_of[content][0]]))
-    return {content: rows_of[content] for content in share}
+    share = [key for key in longest_first[rank::world_size] if key not in present]
+    share.sort(key=lambda key: reading_order(references[rows_of_key[key][0]]))
+    return {key: rows_of_key[key] for key in share}
 
 
 def open_codes(store: Store, contents: Sequence[str]) -> CachedCodes:
     """The codes of the clips with these contents, in this order. Raises StorageError where the store lacks some."""
     rows = store.open()
-    row_of_clip = _rows_of(store, rows, contents, "clips")
+    row_of_clip = stored_rows(store, rows, contents, "clips")
     codebooks = rows.integers("codebooks")[row_of_clip]
     return CachedCodes(
         frames=rows.integers("frames")[row_of_clip],
@@ -254,7 +263,7 @@ def open_text(store: Store, captions: Iterable[str], *, alone: bool = False) -> 
     """
     rows = store.open()
     distinct = sorted(set(captions))
-    found = _rows_of(store, rows, text_keys(distinct, alone=alone), "captions")
+    found = stored_rows(store, rows, text_keys(distinct, alone=alone), "captions")
     return CachedText(
         _values=rows.binaries("states"),
         _row_of=dict(zip(distinct, found.tolist(), strict=True)),
@@ -359,7 +368,7 @@ def _text_key(caption: str, purpose: bytes = b"") -> str:
     return hashlib.blake2b(caption.encode(), digest_size=16, person=purpose).hexdigest()
 
 
-def _rows_of(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.ndarray:
+def stored_rows(store: Store, rows: Rows, keys: Sequence[str], what: str) -> np.ndarray:
     """The row of each key, (len(keys),) int64. Raises StorageError where some are missing."""
     missing = sum(key not in rows.index for key in keys)
     if missing:

@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest, prepared, unknown_words
+from trainer.data import cache, manifest, melodies, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import IN_THE_REPORT, Fate, display, reasons, summary
+from trainer.data.filling import with_codes, with_melodies
 from trainer.data.inventory import ScannedFolder, UnusableDataError, check_split, shows_too
 from trainer.data.manifest import Columns
+from trainer.data.melodies import Stems
 from trainer.data.peers import Alone, Peers
-from trainer.data.places import forget_tables
 from trainer.data.prepared import Prepared
 from trainer.data.prompts import Prompts
-from trainer.data.shared_scan import SharedScan, check_encoded, check_sizes, scan_once
+from trainer.data.shared_scan import SharedScan, scan_once
+from trainer.data.stems import stems_of
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
@@ -55,6 +57,7 @@ class DataSettings:
     trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
     rehash             whether sound files of unchanged size and date are read again
+    stems              what a melody model hears the clips' melodies in: --stems, or the key of what that came to
     prepared           those of the two folders that are prepared ones, opened; `prepare` finds them
     """
 
@@ -76,6 +79,7 @@ class DataSettings:
     trained: Selection
     seed: int
     rehash: bool
+    stems: str = "auto"
     prepared: Mapping[Path, Prepared] = field(default_factory=dict)
 
     @property
@@ -114,6 +118,7 @@ class Dataset:
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     validation_digest  the same of the clips that validate; "" where none do
+    stems              the key of what melodies were heard in (trainer/data/stems.py); "" for a text model
     remark             on what is put into every caption; "" where nothing is
     mono               how many of all clips are mono, and both channels of a stereo model; 0 for a mono model
     seconds            of all training clips together
@@ -131,6 +136,7 @@ class Dataset:
     remark: str = ""
     mono: int = 0
     validation_digest: str = ""
+    stems: str = ""
 
     @property
     def clips(self) -> int:
@@ -166,7 +172,8 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     """
     peers = peers or Alone()
     settings = _with_prepared(settings, source, peers)
-    clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
+    settings, stems = _with_stems(settings, source, device, peers)
+    clips, scanned, unread = _encoded(settings, source, device, peers, stems, settings.folder, settings.tables)
     fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
@@ -176,7 +183,9 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     if settings.validation_folder is not None:
         folder = settings.validation_folder
         with shows_too(shown):
-            held_out, other, more = _encoded(settings, source, device, peers, folder, settings.validation_tables)
+            held_out, other, more = _encoded(
+                settings, source, device, peers, stems, folder, settings.validation_tables
+            )
         unread += more
         folders.append(other)
         name = display(folder)  # the files' names alone may be those of the dataset
@@ -199,6 +208,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         remark=prompts.remark(source),
         mono=_mono(train) + _mono(held_out) if source.channels == 2 else 0,
         validation_digest=_digest(held_out) if _count(held_out) else "",
+        stems=settings.stems if source.melody else "",
     )
 
 
@@ -209,15 +219,41 @@ def _with_prepared(settings: DataSettings, source: Source, peers: Peers) -> Data
     for of_folder in found.values():
         of_folder.check_flags(settings.fixed_flags)
         of_folder.check_codec(source.codebooks, source.channels, source.codec_identity(), source.name)
+        if source.melody:
+            of_folder.check_stems(settings.stems, source.name)
     if settings.rehash and len(found) == len(folders):
         raise ConfigError("--rehash 1 has no effect with a prepared folder, which holds no sound files: remove it")
     return replace(settings, prepared=found)
 
 
+def _with_stems(
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers
+) -> tuple[DataSettings, Stems | None]:
+    """The settings with the key of the stems, and the stems themselves: None where no melody is to be heard in them.
+
+    Raises ConfigError where the melodies of --dataset and of --validation would be of other stems.
+    """
+    if not source.melody:
+        return settings, None
+    keys = {of_folder.about.stems for of_folder in settings.prepared.values()}
+    stems: Stems | None = None
+    if not {settings.folder, settings.validation_folder or settings.folder} <= settings.prepared.keys():
+        stems = stems_of(settings.stems, device, peers)
+        keys.add(stems.key)
+    if len(keys) > 1:
+        raise ConfigError(
+            f"the melodies of --dataset and of --validation are heard in different stems ({', '.join(sorted(keys))}):"
+            " give --stems mix or demucs, as the prepared folder was made with, or prepare both with the same"
+        )
+    return replace(settings, stems=keys.pop()), stems
+
+
 def _encoded(
-    settings: DataSettings, source: Source, device: torch.device, peers: Peers, folder: Path, tables: TableSettings
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, stems: Stems | None, folder: Path,
+    tables: TableSettings,
 ) -> tuple[Columns, ScannedFolder, int]:
-    """The folder's clips, the codes of all of which are cached, the folder itself, and `Dataset.unread` of them.
+    """The folder's clips, the codes and melodies of all of which are cached, the folder itself, and `Dataset.unread` of
+    them.
 
     A file that fails while it is encoded is left out, and so is one that is shorter than a codec frame in some view,
     since there is nothing of it to learn; their fates say so. A prepared folder has the codes of all its clips.
@@ -227,34 +263,20 @@ def _encoded(
             no_label=settings.captions.no_label, min_seconds=settings.min_seconds
         )
         settings.prepared[folder].check_contents(clips["content"], _code_store(settings, source))
+        if source.melody:
+            settings.prepared[folder].check_melodies(melodies.melody_keys(clips), _melody_store(settings))
         folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=())
         return _with_unknown_words(settings, source, peers, clips, folder_now)
     scanned = _scanned(settings, source, peers, folder, tables)
-    clips = scanned.columns
     store = _code_store(settings, source)
-    if scanned.several_hosts:
-        missing = cache.missing_codes(store, clips, rank=peers.rank, world_size=peers.world_size)
-        check_sizes(scanned, [row for rows in missing.values() for row in rows], peers)
-    own_faults = cache.fill_codes(
-        store,
-        clips,
-        lambda: load_codec(source).to(device),
-        sample_rate_hz=source.sample_rate_hz,
-        views=settings.code_views,
-        channels=source.channels,
-        device=device,
-        show_progress=peers.rank == 0,
-        rank=peers.rank,
-        world_size=peers.world_size,
+    found, new_fates = with_codes(
+        scanned, store, lambda: load_codec(source).to(device), peers,
+        sample_rate_hz=source.sample_rate_hz, views=settings.code_views, channels=source.channels, device=device,
     )
-    forget_tables()
-    peers.wait("codes")
-    faults_of_ranks = peers.gather([(row, fault.fate, fault.detail) for row, fault in own_faults])
-    check_encoded(scanned, faults_of_ranks, peers)
-    faults = {row: (fate, detail) for of_rank in faults_of_ranks for row, fate, detail in of_rank}
-    paths = clips["path"]
-    new_fates = {paths[row]: Fate(path=paths[row], fate=fate, detail=detail) for row, (fate, detail) in faults.items()}
-    clips = _rows(clips, [row not in faults for row in range(len(paths))])
+    if stems is not None:
+        found, more_fates = with_melodies(found, _melody_store(settings), stems, peers, device=device)
+        new_fates |= more_fates
+    clips = found.columns
     has_frames = np.array([bool(clip.all()) for clip in cache.open_codes(store, clips["content"]).frames], dtype=bool)
     short = _rows(clips, ~has_frames)
     for path, seconds in zip(short["path"], short["seconds"], strict=True):
@@ -311,6 +333,7 @@ def _examples(
         segment_frames=segment_frames(settings.segment_seconds, source.frame_rate_hz),
         token_ids=settings.placeholder is not None,
         trained=settings.trained,
+        melodies=melodies.open_melodies(_melody_store(settings), clips, settings.code_views) if source.melody else None,
     )
 
 
@@ -326,6 +349,14 @@ def _code_store(settings: DataSettings, source: Source) -> cache.Store:
     store = code_store_of(settings, source)
     for of_folder in settings.prepared.values():
         store = of_folder.codes(store)
+    return store
+
+
+def _melody_store(settings: DataSettings) -> cache.Store:
+    """The same for melodies."""
+    store = melodies.melody_store(settings.cache_dir, settings.treatment, settings.stems)
+    for of_folder in settings.prepared.values():
+        store = of_folder.melodies(store)
     return store
 
 

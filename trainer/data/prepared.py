@@ -4,6 +4,7 @@
     clips.parquet          the table of clips, which `datasets.load_dataset` opens
     codes/part-00000.arrow the codes of every distinct sound, as the cache keeps them
     text/part-00000.arrow  T5's states of every caption, as the cache keeps them
+    melody/part-00000.arrow  the melody of every clip, where it was made for a melody model
     README.md              a data card
 
 It is read where it lies, through memory maps, and nothing is ever written into it: a read-only disk will do. It knows
@@ -34,9 +35,9 @@ from trainer.errors import ConfigError, DataError
 from trainer.spec.caption_sources import SOURCES_IN_WORDS
 
 FORMAT, VERSION = "musicgen-trainer prepared data set", 1
-MARKER, TABLE, CARD, CODES, TEXT = "prepared.json", "clips.parquet", "README.md", "codes", "text"
+MARKER, TABLE, CARD, CODES, TEXT, MELODY = "prepared.json", "clips.parquet", "README.md", "codes", "text", "melody"
 # Files that prepared.json may list: a name from elsewhere must not lead out of the folder.
-OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT})/part-\d{{5}}\.arrow")
+OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT}|{MELODY})/part-\d{{5}}\.arrow")
 # Columns of the table without which nothing can be trained. Others of the manifest are taken if they are there.
 NEEDED = ("content", "caption", "seconds", "path")
 # Flags that decided what was encoded, and those that decided the captions, by name: a run must have the same values.
@@ -46,6 +47,8 @@ CAPTION_FLAGS: Mapping[str, Any] = {
     **{"captions": SOURCES_IN_WORDS, "caption_column": None, "caption_template": None, "default_caption": None},
     **{"caption": None, "caption_lines": False, "merge_metadata": 0.0},
 }
+# What folders say of themselves only where it is something else than this, as those of earlier versions all are.
+LATER_FIELDS: Mapping[str, Any] = {"channels": 1, "stems": ""}
 AGAIN = "copy or download it again, or make it again with scripts/prepare_dataset.py"
 
 
@@ -58,6 +61,7 @@ class About:
     codebooks            K of the codes
     channels             of the sound: 2 where codes are of stereo
     hours                of all clips together
+    stems                the key of what the melodies were heard in (trainer/data/stems.py); "" where there are none
     flags                SOUND_FLAGS, CAPTION_FLAGS, no_label and min_seconds, by name, as they were when it was made
     files                size in bytes of each file, by its path in the folder
     digests              hex blake2b-128 of each file, by its path in the folder
@@ -75,15 +79,18 @@ class About:
     files: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     channels: int = 1
+    stems: str = ""
 
     def to_json(self) -> str:
         """The content of prepared.json."""
         in_stereo = "" if self.channels == 1 else " of stereo sound"
         kinds = [f"codes of {self.codebooks} codebooks{in_stereo}", "text states"]
+        kinds += ["melodies"] if self.stems else []
         head = {"format": FORMAT, "version": VERSION, "kinds": kinds}
-        # Of a mono folder as it was before there were others.
-        names = [name for name in self.__dataclass_fields__ if name != "channels" or self.channels != 1]
-        return json.dumps(head | {name: getattr(self, name) for name in names}, indent=1) + "\n"
+        # Of a mono folder without melodies as it was before there were others.
+        said = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        kept = {name: value for name, value in said.items() if LATER_FIELDS.get(name, ...) != value}
+        return json.dumps(head | kept, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +143,21 @@ class Prepared:
                 " that EnCodec, or prepare the music again with this --model_id"
             )
 
+    def check_stems(self, wanted: str, model_id: str) -> None:
+        """Raise ConfigError where the folder has no melodies, or other ones than --stems `wanted` asks for."""
+        found = self.about.stems
+        if not found:
+            raise ConfigError(
+                f"the prepared folder {display(self.folder)} lacks the melodies that --model_id {model_id} reads, since"
+                f" it was made with --model_id {self.about.model_id}: prepare the music again with this --model_id"
+            )
+        kind = found.partition("-")[0]
+        if wanted not in ("auto", kind):
+            raise ConfigError(
+                f"--stems {wanted}: the melodies of the prepared folder {display(self.folder)} were heard with --stems"
+                f" {kind}: give that, or prepare the music again"
+            )
+
     def clips(self, *, no_label: bool, min_seconds: float) -> tuple[Columns, tuple[Fate, ...]]:
         """The table of clips with the columns and in the order of Manifest, and the fate of every clip.
 
@@ -172,6 +194,16 @@ class Prepared:
     def text(self, beside: Store) -> Store:
         """The same with the states of captions."""
         return _Parts(self._paths(TEXT), beside)
+
+    def melodies(self, beside: Store) -> Store:
+        """The same with the melodies of clips."""
+        return _Parts(self._paths(MELODY), beside)
+
+    def check_melodies(self, keys: Iterable[str], melodies: Store) -> None:
+        """Raise DataError where `melodies` lacks some of these keys."""
+        missing = set(keys) - melodies.keys()
+        if missing:
+            raise _damaged(self.folder, f"{len(missing)} melodies of clips are not in {MELODY}/")
 
     def check_contents(self, contents: Iterable[str], codes: Store) -> None:
         """Raise DataError where `codes` lacks some of these contents."""
@@ -310,7 +342,7 @@ def _about(folder: Path, said: Mapping[str, Any]) -> About:
     """What prepared.json says, each value of its type."""
     values: dict[str, Any] = {}
     for name, is_valid in IS_VALID.items():
-        values[name] = said.get(name, 1 if name == "channels" else None)
+        values[name] = said.get(name, LATER_FIELDS.get(name))
         if not is_valid(values[name]):
             raise _damaged(folder, f"{MARKER} has {str(values[name])[:80]!r} as {name}")
     if TABLE not in values["files"] or values["files"].keys() != values["digests"].keys():
@@ -342,7 +374,7 @@ def _are_of_files(value: Any, kind: type) -> bool:
 
 # What each entry of prepared.json must be.
 IS_VALID: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("codec", "text_encoder", "model_id"), _is_text),
+    **dict.fromkeys(("codec", "text_encoder", "model_id", "stems"), _is_text),
     **dict.fromkeys(("codebooks", "sample_rate_hz", "clips"), _is_count),
     "channels": lambda value: type(value) is int and value in (1, 2),
     **dict.fromkeys(("frame_rate_hz", "hours"), _is_number),

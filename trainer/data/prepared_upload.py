@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-from trainer.data.prepared import CARD, CODES, MARKER, TABLE, TEXT, Prepared
+from trainer.data.prepared import CARD, CODES, MARKER, MELODY, TABLE, TEXT, Prepared
 from trainer.errors import ConfigError, StorageError
 
-PATTERNS = [MARKER, TABLE, CARD, f"{CODES}/*", f"{TEXT}/*"]
+PARTS = [f"{kind}/*" for kind in (CODES, TEXT, MELODY)]
+PATTERNS = [MARKER, TABLE, CARD, *PARTS]
 
 
 def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | None = None) -> str:
@@ -33,7 +34,7 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
             repo_type="dataset",
             folder_path=prepared.folder,
             allow_patterns=PATTERNS,
-            delete_patterns=[f"{CODES}/*", f"{TEXT}/*"],
+            delete_patterns=PARTS,
             commit_message=f"{prepared.about.clips} clips, {prepared.about.hours:.2f} hours",
         )
     except HFValidationError as error:

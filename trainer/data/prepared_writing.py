@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainer.atomic import check_operations, replacing_folder
-from trainer.data import cache
+from trainer.data import cache, melodies
 from trainer.data.arrow_store import Rows, Store
 from trainer.data.dataset import Dataset, DataSettings, code_store_of
 from trainer.data.fates import display
@@ -20,6 +20,7 @@ from trainer.data.prepared import (
     CARD,
     CODES,
     MARKER,
+    MELODY,
     SOUND_FLAGS,
     TABLE,
     TEXT,
@@ -35,7 +36,7 @@ from trainer.model.source import Source
 PART_BYTES = 64 * 2**20
 # Of the table, what tells nothing of where the music lay and what its files were called.
 NAMELESS = ("content", "sound", "caption", "caption_fields", "seconds", "sample_rate_hz", "channels", "size_bytes")
-OURS = (MARKER, TABLE, CARD, CODES, TEXT)
+OURS = (MARKER, TABLE, CARD, CODES, TEXT, MELODY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,9 @@ def reuse(folder: Path, settings: DataSettings, source: Source) -> None:
         if same_sound and former.about.codec == source.codec_identity():
             codes = code_store_of(settings, source)
             _append_missing(codes, former.codes(codes).open())
+        if had.get("trim_silence", False) == wanted["trim_silence"] and former.about.stems:
+            notes = melodies.melody_store(settings.cache_dir, settings.treatment, former.about.stems)
+            _append_missing(notes, former.melodies(notes).open())
         if former.about.text_encoder == source.text_identity():
             text = cache.text_store(settings.cache_dir, source.text_identity())
             _append_missing(text, former.text(text).open())
@@ -101,11 +105,13 @@ def write(folder: Path, data: Dataset, settings: DataSettings, source: Source, *
         clips=data.clips,
         hours=data.seconds / 3600,
         flags=settings.fixed_flags,
+        stems=data.stems,
     )
     codes = code_store_of(settings, source).open()
     states = cache.text_store(settings.cache_dir, source.text_identity()).open()
     texts = cache.text_keys(sorted(set(data.train.all_texts())))
-    written = write_rows(folder, about, data.table, codes, states, texts, anonymous=anonymous)
+    notes = melodies.melody_store(settings.cache_dir, settings.treatment, data.stems).open() if data.stems else None
+    written = write_rows(folder, about, data.table, codes, states, texts, notes, anonymous=anonymous)
     return Written(
         prepared=written,
         new=len(set(data.table["content"]) - before),
@@ -120,16 +126,20 @@ def write_rows(
     codes: Rows,
     states: Rows,
     texts: Sequence[str],
+    notes: Rows | None = None,
     *,
     anonymous: bool = False,
 ) -> Prepared:
-    """Make `folder` hold these clips with their codes, and the states under the keys `texts`.
+    """Make `folder` hold these clips with their codes, and the states under the keys `texts`; with their melodies too,
+    where `notes` has them.
 
     about  without files and digests
     """
     contents = list(dict.fromkeys(clips["content"]))
     with _storage_errors(folder), replacing_folder(folder.absolute(), is_ours=OURS.__contains__) as partial:
         names = [TABLE, *_write_parts(partial, CODES, codes, contents), *_write_parts(partial, TEXT, states, texts)]
+        if notes is not None:
+            names += _write_parts(partial, MELODY, notes, list(dict.fromkeys(melodies.melody_keys(clips))))
         _write_table(partial / TABLE, clips, anonymous)
         about = replace(
             about,
@@ -176,7 +186,7 @@ def _write_parts(folder: Path, kind: str, rows: Rows, keys: Sequence[str]) -> li
 
 def _groups(rows: Rows, kind: str, keys: Sequence[str]) -> Iterator[list[int]]:
     """The rows of the keys in groups of PART_BYTES, or little more."""
-    values = rows.binaries({CODES: "codes", TEXT: "states"}[kind])
+    values = rows.binaries({CODES: "codes", TEXT: "states", MELODY: "notes"}[kind])
     group: list[int] = []
     size_bytes = 0
     for key in keys:
@@ -203,6 +213,9 @@ def _write_table(path: Path, clips: Columns, anonymous: bool) -> None:
 def _card(about: About) -> str:
     """A data card by which `datasets.load_dataset` and the hub open the table of clips."""
     of_sides = "" if about.channels == 1 else " of stereo sound, left and right in turns"
+    folders = f"`{CODES}/`, `{TEXT}/`: codes and text states"
+    if about.stems:
+        folders = f"`{CODES}/`, `{TEXT}/`, `{MELODY}/`: codes, text states and melodies"
     return f"""---
 configs:
 - config_name: clips
@@ -220,7 +233,7 @@ tags:
 `python launch.py --dataset THIS_FOLDER` trains on it.
 
 - `{TABLE}`: the clips with captions and lengths
-- `{CODES}/`, `{TEXT}/`: codes and text states, as Arrow streams
+- {folders}, as Arrow streams
 - `{MARKER}`: what they are
 
 The sound files are not in it. **EnCodec's codes can be decoded to sound again**, of lower quality: share this folder

@@ -1,8 +1,8 @@
-"""Reads a data set of the hub that is larger than the disk, part by part, into the cache of codes.
+"""Reads a data set of the hub that is larger than the disk, part by part, into the cache of codes and melodies.
 
 What is left are stand-ins for its files (trainer/data/stand_ins.py). A scan of them gives the clips, captions and fates
-that one of the whole data set gives, and the cache has the codes of all clips: a run starts from there as on a full
-cache, and opens no sound.
+that one of the whole data set gives, and the cache has the codes of all clips, and for a melody model their melodies: a
+run starts from there as on a full cache, and opens no sound.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from transformers import EncodecModel
 
 from trainer.atomic import remove
-from trainer.data import cache, clip_table, manifest
+from trainer.data import cache, clip_table, manifest, melodies
 from trainer.data.audio_facts import inspect_all
 from trainer.data.audio_fault import AudioFault
 from trainer.data.hub_dataset import HubDataset
@@ -39,6 +39,7 @@ from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
 from trainer.data.stand_ins import is_table_name
+from trainer.data.stems import stems_of
 from trainer.data.table_scan import TableRow, TableSettings, scan_tables
 from trainer.errors import StorageError
 from trainer.model.source import Source, load_codec
@@ -66,7 +67,7 @@ def read_in_parts(
     found: HubDataset, tables: TableSettings, settings: DataSettings, source: Source, device: torch.device,
     peers: Peers, flag: str,
 ) -> None:
-    """Have stand-ins for all files of the data set, and the codes of all its clips, in the cache.
+    """Have stand-ins for all files of the data set, and codes and melodies of all its clips, in the cache.
 
     tables  which rows and columns of its tables are used
     flag    which one named the data set, for messages
@@ -100,6 +101,7 @@ class _Reader:
         self._store = cache.code_store(
             settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment, source.channels
         )
+        self._stems = stems_of(settings.stems, device, peers) if source.melody else None
         self._load_codec: Callable[[], EncodecModel] = once(lambda: load_codec(source).to(device))
         self._hosts = [""]
 
@@ -139,8 +141,10 @@ class _Reader:
         lacking = [one for one in self._references(known) if self.stand_ins.lacks(one, channels)]
         unknown = {self.stand_ins.name_of(one) for one in lacking}
         clips = self._clips(known - unknown)
-        missing = cache.missing_codes(self._store, clips)
-        unknown |= {self.stand_ins.name_of(clips["path_bytes"][rows[0]]) for rows in missing.values()}
+        missing = [*cache.missing_codes(self._store, clips).values()]
+        if self._stems:
+            missing += melodies.missing_melodies(self._melody_store(self._stems), clips).values()
+        unknown |= {self.stand_ins.name_of(clips["path_bytes"][rows[0]]) for rows in missing}
         return [name for name in self._found.files if name not in known or name in unknown]
 
     def _check_complete(self) -> None:
@@ -217,10 +221,12 @@ class _Reader:
         clips = self._shared(self._clips(part) if peers.rank == 0 else None)
         references = clips["path_bytes"]
         here = self._folder.here(part)
-        there = [self.stand_ins.leading_to(here, reference) for reference in references]
+        paths = [name for name in ("path_bytes", "melody_path_bytes") if name in clips]
+        places = {name: [one and self.stand_ins.leading_to(here, one) for one in clips[name]] for name in paths}
+        there = {**clips, **places}
         faults = cache.fill_codes(
             self._store,
-            {**clips, "path_bytes": there},
+            there,
             self._load_codec,
             sample_rate_hz=self._source.sample_rate_hz,
             views=self._settings.code_views,
@@ -230,14 +236,29 @@ class _Reader:
             rank=peers.rank,
             world_size=peers.world_size,
         )
+        found_in = [(references[row], fault) for row, fault in faults]
+        if self._stems:
+            of_melodies = melodies.fill_melodies(
+                self._melody_store(self._stems),
+                there,
+                self._stems,
+                device=self._device,
+                show_progress=peers.rank == 0,
+                rank=peers.rank,
+                world_size=peers.world_size,
+            )
+            found_in += [(melodies.references(clips)[row], fault) for row, fault in of_melodies]
         forget_tables()
         peers.wait("codes of a part")
-        of_ranks = peers.gather([(references[row], fault.fate, fault.detail) for row, fault in faults])
+        of_ranks = peers.gather([(reference, fault.fate, fault.detail) for reference, fault in found_in])
         found = {one: AudioFault(fate, detail) for of_rank in of_ranks for one, fate, detail in of_rank}
         if peers.rank == 0:
             if found:
                 self.stand_ins.keep_faults(found)
             remove(self.stand_ins.kept / READING)
+
+    def _melody_store(self, stems: melodies.Stems) -> cache.Store:
+        return melodies.melody_store(self._settings.cache_dir, self._settings.treatment, stems.key)
 
     def _shared(self, clips: Columns | None) -> Columns:
         """The first process's clips, on every process, with references into this one's stand-ins."""

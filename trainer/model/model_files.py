@@ -18,6 +18,7 @@ from transformers import (
 from trainer.errors import ModelError
 from trainer.spec.shapes import CHROMA_BINS, MELODY_PLACES
 
+MELODY_CODEC = 32_000, 640  # Hz, and samples a frame (trainer/data/chroma.py)
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
@@ -53,6 +54,11 @@ def _why_no_musicgen(config: MusicgenConfig | MusicgenMelodyConfig) -> str | Non
         return (
             f"it is a stereo model of {decoder.num_codebooks} codebooks, and its EnCodec makes {codec.num_quantizers}"
             f" of each channel: {2 * codec.num_quantizers} would fit"
+        )
+    if isinstance(config, MusicgenMelodyConfig) and (codec.sampling_rate, codec.hop_length) != MELODY_CODEC:
+        return (
+            f"its EnCodec is of {codec.sampling_rate} Hz and {codec.hop_length} samples a frame: only melody models of"
+            " 32000 Hz and 640 samples a frame are known, by which a melody's notes are spaced"
         )
     if isinstance(config, MusicgenMelodyConfig) and (config.num_chroma, config.chroma_length) != (
         CHROMA_BINS,
