@@ -34,7 +34,7 @@ from trainer.data.hub_parts import (
     record,
     stand_ins_of,
 )
-from trainer.data.manifest import Columns, Manifest
+from trainer.data.manifest import PATHS, Columns, Manifest
 from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
@@ -247,4 +247,5 @@ class _Reader:
         names, start = peers.gather(handed)[0]
         read = clip_table.read(names, folder).columns
         own = self.stand_ins.start
-        return {**read, "path_bytes": [own + one.removeprefix(start) for one in read["path_bytes"]]}
+        moved = {name: [one and own + one.removeprefix(start) for one in read[name]] for name in PATHS}
+        return {**read, **moved}

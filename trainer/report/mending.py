@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.data.caption_files import LIKE_LYRICS
+from trainer.data.fates import IN_USE
 from trainer.report.figures import LONGEST_TOKENS
 from trainer.report.rows import TRAINING, VALIDATION, Row
 
@@ -142,7 +143,7 @@ def _left_out(rows: Sequence[Row]) -> list[Finding]:
     found = []
     for fate, group in by_fate.items():
         severity = "look" if fate in ("duplicate", "no audio") else "loses"
-        if fate not in ("used", "ignored"):
+        if fate not in (*IN_USE, "ignored"):
             advice = f"For example {group[0].path}: {group[0].detail}{MANY if fate == 'no caption' else ''}"
             found += _finding(f"fate:{fate}", severity, f"Left out: {fate}", advice, group)
     return found
