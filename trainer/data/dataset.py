@@ -24,6 +24,7 @@ from trainer.data.places import forget_tables
 from trainer.data.prepared import Prepared
 from trainer.data.prompts import Prompts
 from trainer.data.shared_scan import check_encoded, check_sizes, scan_once
+from trainer.data.stems import stems_of
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
@@ -55,6 +56,7 @@ class DataSettings:
     trained            which parameters are trained, on which the FLOPs of a clip depend
     seed               of the split, and of the words that are left out
     rehash             whether sound files of unchanged size and date are read again
+    stems              what a melody model hears the clips' melodies in: --stems
     prepared           those of the two folders that are prepared ones, opened; `prepare` finds them
     """
 
@@ -76,6 +78,7 @@ class DataSettings:
     trained: Selection
     seed: int
     rehash: bool
+    stems: str = "auto"
     prepared: Mapping[Path, Prepared] = field(default_factory=dict)
 
     @property
@@ -114,6 +117,7 @@ class Dataset:
     unread             how many captions hold words that T5 does not know; counted by the first process alone
     digest             of the contents and captions of the training clips: equal where two runs train on the same
     validation_digest  the same of the clips that validate; "" where none do
+    stems              the key of what melodies were heard in (trainer/data/stems.py); "" for a text model
     remark             on what is put into every caption; "" where nothing is
     seconds            of all training clips together
     table              of the training clips, with the columns of Manifest
@@ -129,6 +133,7 @@ class Dataset:
     table: Columns
     remark: str = ""
     validation_digest: str = ""
+    stems: str = ""
 
     @property
     def clips(self) -> int:
@@ -153,6 +158,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     """
     peers = peers or Alone()
     settings = _with_prepared(settings, source, peers)
+    stems = stems_of(settings.stems, device, peers) if source.melody else None
     clips, scanned, unread = _encoded(settings, source, device, peers, settings.folder, settings.tables)
     fates, folders = scanned.fates, [scanned]
     is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
@@ -185,6 +191,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
         table=train,
         remark=prompts.remark(source),
         validation_digest=_digest(held_out) if _count(held_out) else "",
+        stems="" if stems is None else stems.key,
     )
 
 

@@ -36,7 +36,7 @@ OVERLAP = 0.25  # of two pieces; demucs' own default
 PIECES = 10  # of a window: those of htdemucs begin every 5.85 s, so that a window takes a minute
 # What else a file of htdemucs' weights may hold besides tensors and plain values: settings that were numpy's numbers.
 # numpy 2 has moved the first of them; files name the older place.
-_SCALARS = [
+_SCALARS: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
@@ -45,15 +45,9 @@ _SCALARS = [
 
 
 class Mix:
-    """The sound as it is.
-
-    remark  what is to be said of the choice; "" where it was asked for
-    """
+    """The sound as it is."""
 
     key = "mix"
-
-    def __init__(self, remark: str = ""):
-        self.remark = remark
 
     def blocks(
         self, sound: Path | bytes, sample_rate_hz: int, block_seconds: float, excerpt: Excerpt | None
@@ -65,11 +59,8 @@ class Mix:
 class Demucs:
     """The voice and the other instruments, as htdemucs tells them from drums and bass.
 
-    key     "demucs-" and a digest of its weights, however they are kept
-    remark  what is to be said of the choice
+    key  "demucs-" and a digest of its weights, however they are kept
     """
-
-    remark = "melodies are heard in the voice and other instruments of each clip (demucs), without its drums and bass"
 
     def __init__(self, model: HTDemucs, device: torch.device):
         self._model, self._device = model.eval(), device
@@ -121,19 +112,14 @@ class Demucs:
 def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix | Demucs:
     """What --stems comes to: "mix", "demucs", or "auto" for demucs on a GPU where it can be had, and else mix.
 
-    The first process decides for all. Raises ConfigError where demucs is missing on the machine of one of them, or has
-    other weights there.
+    The first process decides for all, and says on the console what was not asked for. Raises ConfigError where demucs
+    is missing on the machine of one of them, or has other weights there.
     """
     peers = peers or Alone()
-    chosen = ""
-    if peers.rank == 0:
-        chosen, remark = _choice(flag, device)
-    else:
-        remark = ""
+    of_this = _choice(flag, device) if peers.rank == 0 else ""
     peers.wait("stems")
-    chosen, remark = peers.gather((chosen, remark))[0]
-    if chosen == "mix":
-        return Mix(remark)
+    if peers.gather(of_this)[0] == Mix.key:
+        return Mix()
     if missing := demucs_files.what_is_missing():
         raise ConfigError(
             f"--stems {flag}: the first process hears melodies in demucs' stems, and on {socket.gethostname()}"
@@ -153,22 +139,24 @@ def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix
     return stems
 
 
-def _choice(flag: str, device: torch.device) -> tuple[str, str]:
-    """"mix" or "demucs", and what is to be said of it."""
+def _choice(flag: str, device: torch.device) -> str:
+    """"mix" or "demucs"; what auto comes to is said."""
     if flag == "demucs":
         demucs_files.refuse_missing()
     if flag != "auto":
-        return flag, "" if flag == "mix" else Demucs.remark
+        return flag
     missing = demucs_files.what_is_missing()
     if not missing and device.type == "cuda":
-        return "demucs", Demucs.remark
-    how = "without a GPU it takes minutes for each minute of music: --stems demucs does it all the same"
-    return "mix", (
-        "warning: --stems auto: melodies are heard in the full mix of each clip, drums and bass too, and some 4 of 10"
-        " notes differ from those of the voice and other instruments alone, by which Meta's models were trained. For"
-        f" these demucs is needed; {missing or how}. Or put each clip's melody beside it, as name.melody.wav. --stems"
-        " mix says that this is meant"
+        print("--stems auto: melodies are heard in the voice and other instruments alone (demucs)", flush=True)
+        return "demucs"
+    slow = "it is here, but this run has no GPU, and a CPU takes minutes for each of music: --stems demucs does it"
+    print(
+        "warning: --stems auto: melodies are heard in the full mix, drums and bass in it, so that some 4 of 10 notes"
+        " differ from those of the voice and other instruments alone, with which Meta trained. Demucs finds these:"
+        f" {missing or slow}. Or give a clip its melody as name.melody.wav beside it. --stems mix means it so",
+        flush=True,
     )
+    return Mix.key
 
 
 def _model_in(path: Path) -> HTDemucs:
@@ -192,10 +180,12 @@ def _model_in(path: Path) -> HTDemucs:
         return load_model(package)
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError,
             pickle.UnpicklingError) as error:  # fmt: skip
-        why = str(error).partition("\n")[0]
+        # torch's own words for a pickle of other classes recommend to load it all the same.
+        is_foreign = isinstance(error, pickle.UnpicklingError)
+        why = "it holds other things than weights" if is_foreign else str(error).partition("\n")[0]
         raise ConfigError(
-            f"--stems demucs: {path} cannot be read as the weights of {demucs_files.MODEL} ({why}): remove it, and fetch"
-            f" it again: {demucs_files.FETCH}; or give --stems mix"
+            f"--stems demucs: {path} cannot be read as the weights of {demucs_files.MODEL} ({why}): remove it, and"
+            f" fetch it again: {demucs_files.FETCH}; or give --stems mix"
         ) from error
 
 

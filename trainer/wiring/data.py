@@ -50,6 +50,7 @@ def data_settings(
         trained=config.selection,
         seed=config.seed,
         rehash=config.rehash,
+        stems=config.stems,
     )
 
 
