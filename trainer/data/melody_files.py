@@ -14,7 +14,7 @@ from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import Stamp, stamp_of
 from trainer.data.audio_fault import AudioFault
 from trainer.data.fates import Fate, display
-from trainer.data.folder_walk import MELODY_END, loose, stem
+from trainer.data.folder_walk import MELODY_END, loose, melodies_among, stem
 from trainer.data.inventory import InspectedFile
 
 SHORTER_SECONDS = 0.1  # than its clip, without a remark: what a codec leaves out at the end is less
@@ -47,6 +47,24 @@ def melody_file(root: str, name: str) -> MelodyFile | None:
     except OSError:
         return MelodyFile(name=name, path=path, size_bytes=0, stamp=None)
     return MelodyFile(name=name, path=path, size_bytes=status.st_size, stamp=stamp_of(status))
+
+
+def in_groups(names: Sequence[str]) -> list[list[str]]:
+    """Names of sounds, with their folders, in their order but for this: a clip and the melodies beside it are one
+    group, which stands where its first name does. Of all others each is a group of its own."""
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        by_folder.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
+    clip_of = {
+        os.path.join(folder, melody): os.path.join(folder, clip)
+        for folder, inside in by_folder.items() for melody, clip in melodies_among(inside).items()
+    }  # fmt: skip
+    paired = {loose(stem(clip)) for clip in clip_of.values()}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        own = loose(stem(clip_of.get(name, name)))
+        groups.setdefault(f"{own}." if own in paired else name, []).append(name)
+    return list(groups.values())
 
 
 def fate_of_clip(shown: str, melody: MelodyFile, fault: AudioFault) -> Fate:

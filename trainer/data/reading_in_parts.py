@@ -35,6 +35,7 @@ from trainer.data.hub_parts import (
     stand_ins_of,
 )
 from trainer.data.manifest import PATHS, Columns, Manifest
+from trainer.data.melody_files import in_groups
 from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
@@ -139,7 +140,11 @@ class _Reader:
         clips = self._clips(known - unknown)
         missing = cache.missing_codes(self._store, clips)
         unknown |= {self.stand_ins.name_of(clips["path_bytes"][rows[0]]) for rows in missing.values()}
-        return [name for name in self._found.files if name not in known or name in unknown]
+        waiting = {name for name in self._found.files if name not in known or name in unknown}
+        # A clip is read together with the melodies beside it.
+        groups = in_groups([name for name in self._found.files if is_sound_name(name)])
+        waiting.update(name for group in groups if waiting & set(group) for name in group)
+        return [name for name in self._found.files if name in waiting]
 
     def _check_complete(self) -> None:
         unread = self._unread()
