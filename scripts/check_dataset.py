@@ -181,7 +181,7 @@ def check(request: Request) -> int:
 
 def exit_code_of(all_fates: Sequence[fates.Fate], *, strict: bool) -> int:
     """With `strict` EXIT_FAILED where a sound file is left out."""
-    left_out = sum(fate.fate not in ("used", "ignored") for fate in all_fates)
+    left_out = sum(fate.fate not in (*fates.IN_USE, "ignored") for fate in all_fates)
     if strict and left_out:
         print(f"error: {left_out:,} file(s) are left out (--strict)", file=sys.stderr)
         return EXIT_FAILED
@@ -191,7 +191,8 @@ def exit_code_of(all_fates: Sequence[fates.Fate], *, strict: bool) -> int:
 def findings_in_words(values: Mapping[str, Any]) -> str:
     """What to mend first, in five lines at most, of what dataset.json holds."""
     figures, found = values["figures"], values["mend_first"]
-    lines = [f"{figures['clips']:,} clips, {duration(3600 * figures['hours'])}"]
+    melodies = f"; {figures['melodies']:,} of them with a melody file" if figures["melodies"] else ""
+    lines = [f"{figures['clips']:,} clips, {duration(3600 * figures['hours'])}{melodies}"]
     others = [one for one in found if one["key"] and not one["key"].startswith("fate:")]  # those stand above already
     lines += [f"  {one['title']}: {one['clips']:,}" for one in others[:5]]
     if figures["captions"]["with_unknown_words"] is None and figures["captions"]["with"]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.data.caption_sources import check_texts
+from trainer.data.demucs_files import refuse_missing
 from trainer.data.hub_dataset import HubDataset, folder_of
 from trainer.data.manifest import check_folder
 from trainer.data.prepared import Prepared, is_prepared, open_prepared, read_about
@@ -44,6 +45,8 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     if shape is not None:
         shape = shape_to_train(shape, stereo=config.stereo)
         plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
+    if config.stems == "demucs":
+        refuse_missing()
 
 
 def check_folders(config: Config) -> None:

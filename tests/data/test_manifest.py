@@ -58,6 +58,7 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
         "sample_rate_hz": "int32", "channels": "int32", "content": "string",
         "caption_source": "string", "caption_fields": "string",
         "first_frame": "int64", "frames": "int64", "gain": "float64", "sound": "string",
+        "melody_path_bytes": "binary", "melody_content": "string", "melody_size_bytes": "int64",
     }
     rows = {row["path"]: row for row in clips}
     of_a = audio.inspect(tmp_path / "data" / "a.wav")
@@ -67,6 +68,7 @@ def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
         "channels": 1, "content": of_a.content, "sound": of_a.sound,
         "first_frame": 0, "frames": 12_000, "gain": 1.0,
         "caption_source": "a.txt", "caption_fields": "",
+        "melody_path_bytes": b"", "melody_content": "", "melody_size_bytes": 0,
     }
     b = rows["b.wav"]
     assert (b["caption"], b["seconds"], b["sample_rate_hz"], b["channels"]) == (None, 1.0, 48_000, 2)

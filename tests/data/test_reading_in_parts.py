@@ -331,6 +331,32 @@ def test_a_part_is_what_fits_with_all_captions_first(tmp_path: Path, hub: Hub) -
             next_part(found, waiting, {}, free, "--dataset")
 
 
+def test_a_clip_and_its_melody_are_in_one_part(tmp_path: Path, hub: Hub) -> None:
+    found = of_sizes(a_melody_wav=40, ab_wav=30, a_wav=40, b_melody_wav=5)
+    assert next_part(found, found.files, {}, 100, "--dataset") == ["a.melody.wav", "a.wav"]
+    assert next_part(found, found.files[1:], {}, 100, "--dataset") == ["ab.wav", "a.wav", "b.melody.wav"]
+    with pytest.raises(StorageError, match=r"its next part, a\.melody\.wav, a\.wav, takes 80 bytes"):
+        next_part(found, found.files, {}, 79, "--dataset")
+
+
+def test_melodies_of_a_data_set_read_in_parts_are_those_of_the_whole(hub: Hub, disk: Disk, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b", "c")):
+        write_clip(tmp_path / "made" / f"{name}.wav", f"caption {name}", seed=seed)
+    for seed, name in enumerate(("a", "c"), start=5):
+        write_clip(tmp_path / "made" / f"{name}.melody.wav", seed=seed)
+    hub.add("user/music", tmp_path / "made", COMMIT)
+    found = find()
+    of_folder = replace(config(tmp_path / "cache of the folder"), dataset_path=str(tmp_path / "made"))
+    whole = dataset.prepare(data_settings(of_folder), source(), CPU)
+    disk.size = 40_000 + bytes_below(tmp_path / "hub_cache")  # two sounds of 16 kB at once
+    read = in_parts(tmp_path / "cache", found)
+    assert read.digest == whole.digest and sum(map(bool, read.table["melody_content"])) == 2
+    assert read.table["melody_content"] == whole.table["melody_content"]
+    assert disk.peak < 40_000 + 16_000
+    hub.asked.clear()
+    assert in_parts(tmp_path / "cache", found).digest == whole.digest and not fetched(hub)
+
+
 def test_what_needs_the_sounds_at_each_start_is_refused_with_its_reason(hub: Hub, tmp_path: Path) -> None:
     found = of_sizes(a_wav=40)
     with pytest.raises(ConfigError, match="--rehash 1 cannot be had of a data set"):

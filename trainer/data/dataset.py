@@ -387,4 +387,6 @@ def _digest(clips: Columns) -> str:
     rows: list[tuple[str, ...]] = [*zip(clips["content"], captions, strict=True)]
     if any(clips["caption_fields"]):  # what was digested before there were any stays as it was
         rows = [*zip(clips["content"], captions, clips["caption_fields"], strict=True)]
+    if any(clips["melody_content"]):
+        rows = [*zip(clips["content"], captions, clips["caption_fields"], clips["melody_content"], strict=True)]
     return hashlib.blake2b(repr(sorted(rows)).encode(), digest_size=16).hexdigest()

@@ -16,10 +16,11 @@ from trainer.errors import StorageError
 
 # docs/cache.md explains each; tests/test_readme.py holds it to this list.
 FateKind = Literal[
-    "used", "no caption", "caption unreadable", "caption too long", "too short", "silent", "not finite",
-    "out of range", "empty", "truncated", "unreadable", "not a file", "duplicate", "unsupported format", "no audio",
-    "ignored",
+    "used", "melody", "melody unusable", "no caption", "caption unreadable", "caption too long", "too short", "silent",
+    "not finite", "out of range", "empty", "truncated", "unreadable", "not a file", "duplicate", "unsupported format",
+    "no audio", "ignored",
 ]
+IN_USE: tuple[FateKind, ...] = ("used", "melody")  # every other one is left out
 FATE_KINDS: tuple[FateKind, ...] = get_args(FateKind)
 REPORT = "dataset.csv"
 EXAMPLES = 10  # files left out that a summary shows
@@ -40,7 +41,7 @@ class Fate:
     """What became of one file.
 
     path    as `display` shows it, relative to the data folder
-    fate    "used" for a clip to train on; every other kind says why the file is left out
+    fate    "used" for a clip to train on, "melody" for the melody of a clip; every other kind says why it is left out
     detail  what exactly was found, and what the user can do about it; may be empty
     """
 
@@ -64,7 +65,7 @@ def summary(fates: Iterable[Fate], *, rest: str = IN_THE_REPORT) -> str:
     lines = [f"{len(group):>9,}  {kind}" for kind, group in by_kind.items() if group]
     if not lines:
         return NO_FILES
-    groups = [group for kind, group in by_kind.items() if kind != "used"]
+    groups = [group for kind, group in by_kind.items() if kind not in IN_USE]
     # The first of every kind, then the second of every kind, and so on; of what is no music, more than one only where
     # nothing else is left out.
     turns = [(turn, group) for turn in range(EXAMPLES) for group in groups if turn < len(group)]
@@ -89,7 +90,7 @@ def reasons(fates: Iterable[Fate]) -> str:
         return NO_FILES
     groups: dict[FateKind, list[Fate]] = {}
     for fate in everything:
-        if fate.fate != "used":
+        if fate.fate not in IN_USE:
             groups.setdefault(fate.fate, []).append(fate)
     shown: dict[FateKind, int] = dict.fromkeys(groups, 1)
     while sum(shown.values()) < EXAMPLES and (more := [kind for kind in groups if shown[kind] < len(groups[kind])]):

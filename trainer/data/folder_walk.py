@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from trainer.data.fates import Fate, FateKind, display
@@ -44,6 +44,7 @@ CAPTION_END, LYRICS_END = ".caption", ".lyrics"
 LYRICS_ENDS = (LYRICS_END, "_lyrics", "-lyrics")  # as in song_lyrics.txt, of the first ACE-Step
 # Names of captions beside a sound that are not read: song_prompt.txt, of the first ACE-Step, song-caption.txt.
 _OTHER_CAPTION = re.compile(r"(.+)(?:[_-](?:prompt|caption)|\.prompt)", re.IGNORECASE)
+MELODY_END = ".melody"  # of a song.melody.wav that is the melody of song.wav
 METADATA_STEM, METADATA_SUFFIXES = "metadata", (".csv", ".jsonl", ".parquet")
 
 
@@ -54,12 +55,16 @@ class Sound:
     caption_name  "" where there is none
     elsewhere     what stands in the caption's place where a sync tool keeps it elsewhere, and why; else ""
     json_name     of a .json file of the same name, "" where there is none
+    melody_name   of the sound file that is its melody, "" where there is none
+    melody_elsewhere  what stands in the melody's place where a sync tool keeps it elsewhere, and why; else ""
     """
 
     name: str
     caption_name: str
     elsewhere: str = ""
     json_name: str = ""
+    melody_name: str = ""
+    melody_elsewhere: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -167,20 +172,29 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
     sounds = [name for name in visible if _is_sound(folder, name, suffixes[name])]
     texts = [name for name in visible if suffixes[name] == ".txt"]
     elsewhere = {loose(real): why for real, why in map(_placeholder, names) if why}
-    caption_of = _captions(sounds, texts)
-    json_of = _captions(sounds, [name for name in visible if suffixes[name] == ".json"], plain_only=True)
+    clip_of = melodies_among(sounds)
+    clips = [name for name in sounds if name not in clip_of]
+    melody_of = _chosen_melodies(clips, clip_of)
+    caption_of = _captions(clips, texts)
+    json_of = _captions(clips, [name for name in visible if suffixes[name] == ".json"], plain_only=True)
     taken = {*caption_of.values(), *json_of.values()}
-    for name in sounds:
+    for name in clips:
         caption_name, json_name = caption_of.get(name, ""), json_of.get(name, "")
-        why = "" if caption_name else _why_no_text(name, names, elsewhere)
+        melody_name = melody_of.get(name, "")
         yield Sound(
-            name=prefix + name, caption_name=caption_name and prefix + caption_name, elsewhere=why,
+            name=prefix + name, caption_name=caption_name and prefix + caption_name,
+            elsewhere="" if caption_name else _why_no_text(name, names, elsewhere),
             json_name=json_name and prefix + json_name,
+            melody_name=melody_name and prefix + melody_name,
+            melody_elsewhere="" if melody_name else _why_no_melody(name, elsewhere),
         )
+    for name, clip in clip_of.items():
+        yield _fate_of_melody(display(prefix + name), display(clip), is_chosen=name in melody_of.values())
     in_use = taken.union(sounds)
     others = [name for name in names if name not in in_use]
     is_any_text = any(suffixes[name] == ".txt" for name in others)
-    owners = {loose(key) for name in sounds for key in (stem(name), name)} if is_any_text else set()
+    owners = {loose(key) for name in clips for key in (stem(name), name)} if is_any_text else set()
+    of_melodies = {loose(key): clip for name, clip in clip_of.items() for key in (stem(name), name)}
     for name in others:
         shown, suffix = display(prefix + name), suffixes[name]
         real, why = _placeholder(name)
@@ -192,6 +206,8 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
         elif _is_junk(name):
             detail = RESOURCE if name.startswith("._") else "hidden or system file"
             yield Fate(path=shown, fate="ignored", detail=detail)
+        elif suffix == ".txt" and (of_clip := of_melodies.get(loose(stem(name)).removesuffix(CAPTION_END))):
+            yield Fate(path=shown, fate="ignored", detail=f"not read: it is beside the melody of {display(of_clip)}")
         elif suffix == ".txt":
             yield _fate_of_text(name, shown, owners, taken)
         elif (suffix == ".csv" or is_metadata(name)) and not _leads_nowhere(os.path.join(folder, name)):
@@ -199,6 +215,44 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
         else:
             lost = _leads_nowhere(os.path.join(folder, name))
             yield Fate(path=shown, fate="ignored", detail=lost or NEITHER)
+
+
+def melodies_among(sounds: list[str]) -> dict[str, str]:
+    """By the names of one folder's sounds that are melodies, the clip that each is beside: ballad.wav of
+    ballad.melody.wav. Names are compared as `loose` does, and a melody has no melody: x.melody.melody.wav is none where
+    x.melody.wav is that of x.wav."""
+    marked = {name: own for name in sounds if (own := loose(stem(name))).endswith(MELODY_END)}
+    if not marked:
+        return {}
+    clips: dict[str, str] = {}
+    for name in sounds:
+        if name not in marked:
+            clips.setdefault(loose(stem(name)), name)
+    found: dict[str, str] = {}
+    for name, own in sorted(marked.items(), key=lambda item: (len(item[1]), item[0])):
+        clip = clips.get(own.removesuffix(MELODY_END))
+        if clip is None:
+            clips.setdefault(own, name)
+        else:
+            found[name] = clip
+    return found
+
+
+def _chosen_melodies(clips: list[str], melodies: Iterable[str]) -> dict[str, str]:
+    """The melody of each clip that has one: that of just its name, or else one that differs as `loose` allows."""
+    ordered = sorted(melodies, reverse=True)  # so that of several the first by name stays
+    if not ordered:
+        return {}
+    exact = {stem(name): name for name in ordered}
+    loosely = {loose(stem(name)): name for name in ordered}
+    found = {clip: exact.get(stem(clip) + MELODY_END) or loosely.get(loose(stem(clip)) + MELODY_END) for clip in clips}
+    return {clip: melody for clip, melody in found.items() if melody}
+
+
+def _fate_of_melody(shown: str, clip: str, *, is_chosen: bool) -> Fate:
+    if is_chosen:
+        return Fate(path=shown, fate="melody", detail=f"of {clip}")
+    return Fate(path=shown, fate="ignored", detail=f"another melody file fits {clip} better")
 
 
 def _is_sound(folder: str, name: str, suffix: str) -> bool:
@@ -282,6 +336,15 @@ def _why_no_text(name: str, names: list[str], elsewhere: dict[str, str]) -> str:
     for document in (stem(name) + suffix for suffix in GOOGLE_DOCUMENTS):
         if document in names:
             return f"{display(document)} holds a link to a Google document and no text: download it as plain text"
+    return ""
+
+
+def _why_no_melody(name: str, elsewhere: dict[str, str]) -> str:
+    """Why the melody of the sound `name` is not here, where a sync tool keeps it elsewhere; else ""."""
+    start = loose(stem(name)) + MELODY_END
+    for real, why in elsewhere.items():
+        if stem(real) == start and _suffix(real) in SOUND_SUFFIXES:
+            return f"{display(real)} is {why}"
     return ""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from trainer.atomic import remove, write_whole
 from trainer.data.arrow_store import storage_errors
 from trainer.data.hub_dataset import HubDataset, fetch_files, folder_of, missing_files
+from trainer.data.melody_files import in_groups
 from trainer.data.progress import size
 from trainer.data.sound_kind import SOUND_SUFFIXES
 from trainer.data.stand_ins import KEPT, REHASH, StandIns, is_table_name
@@ -139,7 +140,8 @@ def free_bytes() -> int:
 
 
 def next_part(found: HubDataset, waiting: Sequence[str], here: Mapping[str, Path], free: int, flag: str) -> list[str]:
-    """Which of the files that wait are read next: in their order, as many as the disk takes, and one at least.
+    """Which of the files that wait are read next: in their order, as many as the disk takes, and one at least; a clip
+    together with the melodies beside it, which are heard while it is encoded.
 
     here  files that need not be fetched
     free  bytes of the disk
@@ -150,16 +152,19 @@ def next_part(found: HubDataset, waiting: Sequence[str], here: Mapping[str, Path
     size_of = {name: 0 if name in here else bytes_ for name, bytes_ in zip(found.files, found.sizes, strict=True)}
     beside = [name for name in waiting if not has_sounds(name)]
     part, room = list(beside), (1 - RESERVE) * free - sum(size_of[name] for name in beside)
-    for name in (name for name in waiting if has_sounds(name)):
-        alone = not part and size_of[name] <= free
-        if size_of[name] > room and not alone:
+    groups = in_groups([name for name in waiting if has_sounds(name)])
+    for group in groups:
+        takes = sum(size_of[name] for name in group)
+        alone = not part and takes <= free
+        if takes > room and not alone:
             break
-        part.append(name)
-        room -= size_of[name]
-    needed = sum(size_of[name] for name in part or waiting[:1])
+        part += group
+        room -= takes
+    lacking = part or groups[0]
+    needed = sum(size_of[name] for name in lacking)
     if not part or needed > free:
         raise StorageError(
-            f"{flag} {found.repo}: its next part, {_some(part or list(waiting[:1]))}, takes {size(needed)}, and the"
+            f"{flag} {found.repo}: its next part, {_some(lacking)}, takes {size(needed)}, and the"
             f" hub's cache {hub_cache()} has {size(free)} left: make room, or set HF_HOME to a folder on a larger disk."
             " What was read already is kept"
         )

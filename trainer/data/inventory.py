@@ -20,6 +20,7 @@ class InspectedFile:
     caption         None for none
     caption_source  where the caption stands, as a person would name it; "" for none
     caption_fields  what is merged into it, as music_fields.as_text writes it; "" for nothing
+    melody          the path of the file that is its melody, as `display` shows it; "" for none
     """
 
     path: str
@@ -28,6 +29,7 @@ class InspectedFile:
     caption_source: str
     caption_fields: str
     facts: AudioFacts
+    melody: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,15 @@ from trainer.data.fates import Fate, display, reasons
 from trainer.data.folder_walk import Found, MetadataFile, Sound, walk
 from trainer.data.garbage_collection import put_off
 from trainer.data.inventory import InspectedFile, ScannedFolder, UnusableDataError
+from trainer.data.melody_files import (
+    MelodyFile,
+    fate_of_clip,
+    inspected_melodies,
+    melody_file,
+    remark_on_length,
+    remark_on_name,
+    with_faults,
+)
 from trainer.data.stand_ins import open_at
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
@@ -38,9 +47,11 @@ TYPES = {
     "path": "string", "path_bytes": "binary", "size_bytes": "int64", "caption": "string", "seconds": "float64",
     "sample_rate_hz": "int32", "channels": "int32", "content": "string", "caption_source": "string",
     "caption_fields": "string", "first_frame": "int64", "frames": "int64", "gain": "float64", "sound": "string",
+    "melody_path_bytes": "binary", "melody_content": "string", "melody_size_bytes": "int64",
 }
 
 
+PATHS = ("path_bytes", "melody_path_bytes")  # which lead to a file on this machine
 PLAIN = CaptionSettings()
 
 
@@ -63,9 +74,11 @@ class Manifest:
     caption_fields  string, what is merged into the caption, as music_fields.as_text writes it; "" for nothing
     first_frame, frames, gain  int64, int64, float64: the Excerpt of the file that is encoded, at the file's rate
     sound           string, the hex blake2b-128 of the decoded samples, by which equals are found (AudioFacts.sound)
+    melody_path_bytes, melody_content, melody_size_bytes  binary, string, int64: the same of the file that is the clip's
+                    melody; b"", "" and 0 where there is none, and the clip itself is its melody
 
-    Rows are sorted by (content, caption, caption_fields), null first. No file's name, no folder and no order in which a
-    disk lists its files changes that order, on which the numbers of a run depend.
+    Rows are sorted by (content, caption, caption_fields, melody_content), null first. No file's name, no folder and no
+    order in which a disk lists its files changes that order, on which the numbers of a run depend.
     """
 
     columns: Columns
@@ -120,24 +133,31 @@ def look(
     root = os.path.abspath(folder)
     check_folder(root)
     of_tables = scan_tables(root, tables, with_fields=captions.merge.on)
-    found = _files(root, of_tables, tables)
+    found, beside_rows = _files(root, of_tables, tables)
     reader = CaptionReader(root, found, captions)
-    candidates, fates = _with_captions(root, (*of_tables.items, *found), reader)
+    candidates, fates = _with_captions(root, (*of_tables.items, *found), reader, beside_rows)
     fates += reader.fates()
     candidates.sort(key=lambda candidate: os.fsencode(candidate.name))
-    paths = [candidate.path for candidate in candidates]
+    of_melodies = [candidate.melody for candidate in candidates if candidate.melody]
+    sounds: list[_Candidate | MelodyFile] = [*candidates, *of_melodies]
+    paths = [one.path for one in sounds]
     if stand_ins := open_at(root):  # of a data set whose sounds are not here
         known = stand_ins.facts_of(paths, rehash=rehash)
     else:
-        seen = {candidate.path: candidate.stamp for candidate in candidates if candidate.stamp}
+        seen = {one.path: one.stamp for one in sounds if one.stamp}
         known = inspect_all(
             paths, facts_folder, rehash=rehash, show_progress=show_progress, seen=seen, channels=channels
         )
-    learnt = {path: one if isinstance(one, AudioFault) else one.heard(channels) for path, one in known.items()}
+    heard_in_mono = {one.path for one in of_melodies}
+    learnt = {
+        path: one if isinstance(one, AudioFault) else one.heard(1 if path in heard_in_mono else channels)
+        for path, one in known.items()
+    }
     clips, verdicts = _judge(candidates, learnt, min_seconds, treatment)
-    fates += verdicts
+    fates = [*with_faults(fates, of_melodies, learnt), *verdicts]
     fates.sort(key=lambda fate: fate.path)
-    return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=_inspected(candidates, learnt))
+    inspected = (*_inspected(candidates, learnt), *inspected_melodies(of_melodies, learnt))
+    return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=inspected)
 
 
 def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
@@ -158,6 +178,7 @@ class _Candidate:
 
     path   the reference to its sound (trainer/data/places.py), by os.fsdecode: of a file its absolute path
     stamp  size and modification time of a file; of a row None
+    melody  the file that is its melody; None where there is none
     """
 
     name: str
@@ -165,6 +186,7 @@ class _Candidate:
     size_bytes: int
     caption: Caption
     stamp: Stamp | None = None
+    melody: MelodyFile | None = None
 
 
 def check_folder(root: str) -> None:
@@ -180,25 +202,30 @@ def check_folder(root: str) -> None:
                         "give a folder of music that you may read") from error
 
 
-def _files(root: str, of_tables: Tables, settings: TableSettings) -> list[Found]:
-    """What is below `root` besides its tables. A sound that a row names, without a .txt of its own, is that row."""
+def _files(root: str, of_tables: Tables, settings: TableSettings) -> tuple[list[Found], dict[str, Sound]]:
+    """What is below `root` besides its tables. A sound that a row names, without a .txt of its own, is that row: it is
+    among the second, by its path."""
     if is_table(root):
-        return []
+        return [], {}
     tables, used = {display(name) for name in of_tables.names}, settings.files
     rows = {item.reference for item in of_tables.items if isinstance(item, TableRow)}
     found: list[Found] = []
+    of_rows: dict[str, Sound] = {}
     for item in walk(root):
         name = item.path if isinstance(item, Fate) else item.name
         is_table_here = isinstance(item, Fate) and name in tables
-        is_row = isinstance(item, Sound) and not item.caption_name and os.path.join(root, name) in rows
-        if not is_table_here and not is_row and (used is None or name in used):
+        if isinstance(item, Sound) and used is not None and item.melody_name not in used:
+            item = replace(item, melody_name="")  # another part of a data set that is read in parts, or another split
+        if isinstance(item, Sound) and not item.caption_name and (path := os.path.join(root, name)) in rows:
+            of_rows[path] = item
+        elif not is_table_here and (used is None or name in used):
             found.append(item)
-    return found
+    return found, of_rows
 
 
 @put_off()
 def _with_captions(
-    root: str, found: Iterable[Found | TableRow], reader: CaptionReader
+    root: str, found: Iterable[Found | TableRow], reader: CaptionReader, beside_rows: Mapping[str, Sound]
 ) -> tuple[list[_Candidate], list[Fate]]:
     """The sounds that have a caption, or may do without, and the fate of every other file."""
     fates: list[Fate] = []
@@ -211,7 +238,7 @@ def _with_captions(
             case Sound():
                 judged = _candidate(root, item, reader)
             case TableRow():
-                judged = _row_candidate(item, reader)
+                judged = _row_candidate(root, item, reader, beside_rows.get(item.reference))
             case _:
                 judged = item
         if isinstance(judged, Fate):
@@ -221,12 +248,15 @@ def _with_captions(
     return candidates, fates
 
 
-def _row_candidate(row: TableRow, reader: CaptionReader) -> _Candidate | Fate:
-    """The row as a candidate, if its caption is in order; else its fate."""
+def _row_candidate(root: str, row: TableRow, reader: CaptionReader, sound: Sound | None) -> _Candidate | Fate:
+    """The row as a candidate, if its caption is in order; else its fate. `sound` is the file that it names, if any."""
     caption = reader.caption_of_row(row)
     if isinstance(caption, Fate):
         return caption
-    return _Candidate(name=row.name, path=row.reference, size_bytes=row.size_bytes, caption=caption)
+    if sound is not None and sound.melody_elsewhere:
+        return Fate(path=display(row.name), fate="melody unusable", detail=sound.melody_elsewhere)
+    melody = None if sound is None else melody_file(root, sound.melody_name)
+    return _Candidate(name=row.name, path=row.reference, size_bytes=row.size_bytes, caption=caption, melody=melody)
 
 
 def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | Fate:
@@ -242,8 +272,12 @@ def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | F
     caption = reader.caption_of(sound)
     if isinstance(caption, Fate):
         return caption
-    stamp = stamp_of(status)
-    return _Candidate(name=sound.name, path=path, size_bytes=status.st_size, caption=caption, stamp=stamp)
+    if sound.melody_elsewhere:
+        return Fate(path=shown, fate="melody unusable", detail=sound.melody_elsewhere)
+    return _Candidate(
+        name=sound.name, path=path, size_bytes=status.st_size, caption=caption, stamp=stamp_of(status),
+        melody=melody_file(root, sound.melody_name),
+    )
 
 
 def _is_annexed(path: str) -> bool:
@@ -257,11 +291,16 @@ class _Clip:
     facts: AudioFacts
     excerpt: Excerpt
     treated: str  # what was done to the sound, for the report; "" for nothing
+    melody: AudioFacts | None
 
     @property
-    def equal(self) -> tuple[str, str | None, str]:
-        """Clips for which this is equal are one: the samples, the caption and its fields."""
-        return self.facts.sound, self.candidate.caption.text, self.candidate.caption.fields
+    def equal(self) -> tuple[str, str | None, str, str]:
+        """Clips for which this is equal are one: the samples, the caption and its fields, the melody's content."""
+        return self.facts.sound, self.candidate.caption.text, self.candidate.caption.fields, self.melody_content
+
+    @property
+    def melody_content(self) -> str:
+        return "" if self.melody is None else self.melody.content
 
     @property
     def seconds(self) -> float:
@@ -275,14 +314,19 @@ def _judge(
 ) -> tuple[list[_Clip], list[Fate]]:
     """The clips to train on, in the order given, and every candidate's fate."""
     judged: list[tuple[_Candidate, Fate | _Clip]] = []
-    clips: dict[tuple[str, str | None, str], _Clip] = {}
+    clips: dict[tuple[str, str | None, str, str], _Clip] = {}
     for candidate in candidates:
         shown, facts = display(candidate.name), learnt[candidate.path]
         if isinstance(facts, AudioFault):
             judged.append((candidate, Fate(path=shown, fate=facts.fate, detail=facts.detail)))
             continue
+        melody = None if candidate.melody is None else learnt[candidate.melody.path]
+        if candidate.melody is not None and isinstance(melody, AudioFault):
+            judged.append((candidate, fate_of_clip(shown, candidate.melody, melody)))
+            continue
+        assert not isinstance(melody, AudioFault)
         excerpt, treated = treatment.excerpt_of(facts)
-        clip = _Clip(candidate=candidate, facts=facts, excerpt=excerpt, treated=treated)
+        clip = _Clip(candidate=candidate, facts=facts, excerpt=excerpt, treated=treated, melody=melody)
         if clip.seconds < min_seconds:
             detail = f"{_length(clip)}, under the {min_seconds:g} s of --min_seconds: use a longer take"
             judged.append((candidate, Fate(path=shown, fate="too short", detail=detail)))
@@ -301,7 +345,10 @@ def _fate_of(clip: _Clip, used: _Clip) -> Fate:
     """The fate of a clip of whose sound and caption `used` is the clip that is trained on."""
     shown, other = display(clip.candidate.name), display(used.candidate.name)
     if clip is used:
-        remarks = filter(None, (clip.facts.remark, clip.treated, clip.candidate.caption.remark))
+        of_melody = remark_on_length(clip.candidate.melody, clip.melody, clip.facts)
+        if clip.candidate.stamp:
+            of_melody = of_melody or remark_on_name(clip.candidate.name)
+        remarks = filter(None, (clip.facts.remark, clip.treated, clip.candidate.caption.remark, of_melody))
         return Fate(path=shown, fate="used", detail="; ".join(remarks))
     differ = clip.facts.content != used.facts.content
     formats = f" ({clip.facts.format}, and that is {used.facts.format}, of equal samples)" if differ else ""
@@ -323,6 +370,7 @@ def _inspected(
         InspectedFile(
             path=display(one.name), reference=os.fsencode(one.path), caption=one.caption.text,
             caption_source=one.caption.source, caption_fields=one.caption.fields, facts=facts,
+            melody="" if one.melody is None else display(one.melody.name),
         )
         for one in candidates
         if isinstance(facts := learnt[one.path], AudioFacts)
@@ -331,7 +379,8 @@ def _inspected(
 
 @put_off()
 def _columns(clips: Iterable[_Clip]) -> Columns:
-    ordered = sorted(clips, key=lambda clip: (clip.facts.content, *clip.candidate.caption.key))
+    ordered = sorted(clips, key=lambda clip: (clip.facts.content, *clip.candidate.caption.key, clip.melody_content))
+    melodies = [clip.candidate.melody for clip in ordered]
     return {
         "path": [display(clip.candidate.name) for clip in ordered],
         "path_bytes": [os.fsencode(clip.candidate.path) for clip in ordered],
@@ -347,6 +396,9 @@ def _columns(clips: Iterable[_Clip]) -> Columns:
         "frames": [clip.excerpt.frames for clip in ordered],
         "gain": [clip.excerpt.gain for clip in ordered],
         "sound": [clip.facts.sound for clip in ordered],
+        "melody_path_bytes": [b"" if one is None else os.fsencode(one.path) for one in melodies],
+        "melody_content": [clip.melody_content for clip in ordered],
+        "melody_size_bytes": [0 if one is None else one.size_bytes for one in melodies],
     }
 
 

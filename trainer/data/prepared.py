@@ -161,18 +161,18 @@ class Prepared:
     def clips(self, *, no_label: bool, min_seconds: float) -> tuple[Columns, tuple[Fate, ...]]:
         """The table of clips with the columns and in the order of Manifest, and the fate of every clip.
 
-        `path_bytes` is empty: there is no sound file. With `no_label` clips of equal samples are one clip, and the same
-        one as in a folder of sounds: that of the first content, by the first of its names. Raises DataError where the
-        table is damaged, or no clip is left.
+        Paths in bytes are empty: there is no sound file. With `no_label` clips of equal samples are one clip, and the
+        same one as in a folder of sounds: that of the first content, by the first of its names. Raises DataError where
+        the table is damaged, or no clip is left.
         """
         without = {"caption": None, "caption_fields": "", "caption_source": ""} if no_label else {}
         fates: list[Fate] = []
         kept: list[dict[str, Any]] = []
-        named: dict[tuple[str, str | None, str], str] = {}
+        named: dict[tuple[str, str | None, str, str], str] = {}
         for found in sorted(self._rows(), key=lambda row: (row["content"], row["path"].encode())):
             row = {**found, **without}
             # Folders that earlier versions made say nothing of samples.
-            equal = row["sound"] or row["content"], row["caption"], row["caption_fields"]
+            equal = row["sound"] or row["content"], row["caption"], row["caption_fields"], row["melody_content"]
             if row["seconds"] < min_seconds:
                 detail = f"{row['seconds']:.2f} s, under the {min_seconds:g} s of --min_seconds"
                 fates.append(Fate(path=row["path"], fate="too short", detail=detail))
@@ -226,7 +226,7 @@ class Prepared:
         try:
             table = parquet.ParquetFile(self.folder / TABLE).read()  # not read_table, which imports pandas (pyarrow 26)
             table.validate(full=True)
-            for name in (*NEEDED, *{"caption_fields", "sound"}.intersection(table.column_names)):
+            for name in (*NEEDED, *{"caption_fields", "sound", "melody_content"}.intersection(table.column_names)):
                 if table.schema.field(name).type != pa.type_for_alias(TYPES[name]):
                     raise pa.ArrowInvalid(f"its column {name} is of type {table.schema.field(name).type}")
                 if name != "caption" and table.column(name).null_count:
@@ -392,9 +392,9 @@ def _damaged(folder: Path, what: str) -> DataError:
     return DataError(f"the prepared folder {display(folder)} is damaged or incomplete: {what}. {AGAIN.capitalize()}")
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _place(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """By what the rows of Manifest are sorted."""
-    return row["content"], row["caption"] or "", row["caption_fields"]
+    return row["content"], row["caption"] or "", row["caption_fields"], row["melody_content"]
 
 
 def _nothing(column: str) -> Any:

@@ -202,10 +202,13 @@ def _groups(rows: Rows, kind: str, keys: Sequence[str]) -> Iterator[list[int]]:
 def _write_table(path: Path, clips: Columns, anonymous: bool) -> None:
     from pyarrow import parquet
 
-    columns: dict[str, Any] = {name: clips[name] for name in TYPES if name != "path_bytes"}
+    # A folder without melody files has the table that it had before there were any.
+    melodies = ("melody_content",) if any(clips["melody_content"]) else ()
+    plain = [name for name in TYPES if name != "path_bytes" and not name.startswith("melody_")]
+    columns: dict[str, Any] = {name: clips[name] for name in (*plain, *melodies)}
     if anonymous:
         numbers = [f"clip {number:05d}" for number in range(1, len(clips["content"]) + 1)]
-        columns = {"path": numbers, **{name: clips[name] for name in NAMELESS}}
+        columns = {"path": numbers, **{name: clips[name] for name in (*NAMELESS, *melodies)}}
     arrays = {name: pa.array(values, pa.type_for_alias(TYPES[name])) for name, values in columns.items()}
     parquet.write_table(pa.table(arrays), path)
 

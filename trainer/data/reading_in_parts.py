@@ -34,7 +34,8 @@ from trainer.data.hub_parts import (
     record,
     stand_ins_of,
 )
-from trainer.data.manifest import Columns, Manifest
+from trainer.data.manifest import PATHS, Columns, Manifest
+from trainer.data.melody_files import in_groups
 from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
@@ -145,7 +146,11 @@ class _Reader:
         if self._stems:
             missing += melodies.missing_melodies(self._melody_store(self._stems), clips).values()
         unknown |= {self.stand_ins.name_of(clips["path_bytes"][rows[0]]) for rows in missing}
-        return [name for name in self._found.files if name not in known or name in unknown]
+        waiting = {name for name in self._found.files if name not in known or name in unknown}
+        # A clip is read together with the melodies beside it.
+        groups = in_groups([name for name in self._found.files if is_sound_name(name)])
+        waiting.update(name for group in groups if waiting & set(group) for name in group)
+        return [name for name in self._found.files if name in waiting]
 
     def _check_complete(self) -> None:
         unread = self._unread()
@@ -272,4 +277,5 @@ class _Reader:
         names, start = peers.gather(handed)[0]
         read = clip_table.read(names, folder).columns
         own = self.stand_ins.start
-        return {**read, "path_bytes": [own + one.removeprefix(start) for one in read["path_bytes"]]}
+        moved = {name: [one and own + one.removeprefix(start) for one in read[name]] for name in PATHS}
+        return {**read, **moved}

@@ -36,7 +36,7 @@ SHOWN = 5  # differing files that a message names
 class SharedScan:
     """What the first process found in `folder`.
 
-    columns  those of Manifest; path_bytes lead to the sounds on this process's machine
+    columns  those of Manifest; paths in bytes lead to the sounds on this process's machine
     fates    of all files of the folder
     hosts    the host name of every rank
     inspected  the sound files that are in order, on the first rank; on others none
@@ -95,29 +95,35 @@ def scan_once(
         found = clip_table.read(names, tables)
     columns = found.columns
     if hosts[peers.rank] != hosts[0]:
-        columns = {**columns, "path_bytes": _moved(columns["path_bytes"], root, os.path.abspath(folder))}
+        here = os.path.abspath(folder)
+        columns = {**columns, **{name: _moved(columns[name], root, here) for name in manifest.PATHS}}
     return SharedScan(folder=folder, columns=columns, fates=found.fates, hosts=hosts, inspected=found.inspected)
 
 
-def check_sizes(scan: SharedScan, rows: Sequence[int], peers: Peers) -> None:
+def check_sizes(scan: SharedScan, rows: Sequence[int], peers: Peers, *, of_melodies: bool = False) -> None:
     """Raise ConfigError, on every rank, where a machine lacks a file that it is to encode, or has one of another size.
 
-    rows  of the table that this rank is to encode; looked at only where it is not on the first rank's host
+    rows         of the table that this rank is to encode; looked at only where it is not on the first rank's host
+    of_melodies  whether it is the clips' melody files that it is to read; a row without one is passed over
     """
     differing = []
     if scan.hosts[peers.rank] != scan.hosts[0]:
-        paths, sizes = scan.columns["path_bytes"], scan.columns["size_bytes"]
-        reasons = ((row, _difference(paths[row], sizes[row])) for row in rows)
+        start = _start(of_melodies)
+        paths, sizes = scan.columns[f"{start}path_bytes"], scan.columns[f"{start}size_bytes"]
+        reasons = ((row, _difference(paths[row], sizes[row])) for row in rows if paths[row])
         differing = [(row, reason) for row, reason in reasons if reason]
     peers.wait("sizes")
     found = peers.gather((len(differing), differing[:SHOWN]))
-    _refuse(scan, sum(count for count, _ in found), [shown for _, shown in found])
+    _refuse(scan, sum(count for count, _ in found), [shown for _, shown in found], of_melodies)
 
 
-def check_encoded(scan: SharedScan, faults: Sequence[Sequence[tuple[int, str, str]]], peers: Peers) -> None:
+def check_encoded(
+    scan: SharedScan, faults: Sequence[Sequence[tuple[int, str, str]]], peers: Peers, *, of_melodies: bool = False
+) -> None:
     """Raise ConfigError, on every rank, where a file failed on another machine and is in order on the first rank's.
 
-    faults  of each rank (row, fate, detail), as `cache.fill_codes` found them; the same on all ranks
+    faults       of each rank (row, fate, detail), as `cache.fill_codes` found them; the same on all ranks
+    of_melodies  whether it is the clips' melody files that failed
 
     A file that failed everywhere, as on a disk that all machines share, is left to become a fate of its clip.
     """
@@ -126,11 +132,11 @@ def check_encoded(scan: SharedScan, faults: Sequence[Sequence[tuple[int, str, st
         return
     in_order = []
     if peers.rank == 0:
-        in_order = [row for of_rank in elsewhere for row, _, _ in of_rank if _is_in_order(scan, row)]
+        in_order = [row for of_rank in elsewhere for row, _, _ in of_rank if _is_in_order(scan, row, of_melodies)]
     peers.wait("copies")
     here = set(peers.gather(in_order)[0])
     differing = [[(row, detail) for row, _, detail in of_rank if row in here] for of_rank in elsewhere]
-    _refuse(scan, len(here), [of_rank[:SHOWN] for of_rank in differing])
+    _refuse(scan, len(here), [of_rank[:SHOWN] for of_rank in differing], of_melodies)
 
 
 def _written(found: Manifest, tables: Path, *, needed: bool) -> tuple[str, str] | None:
@@ -157,20 +163,28 @@ def _difference(path: bytes, size_bytes: int) -> str:
     return "" if found == size_bytes else f"has {found:,} bytes and not {size_bytes:,}"
 
 
-def _is_in_order(scan: SharedScan, row: int) -> bool:
+def _start(of_melodies: bool) -> str:
+    """How the names of the columns begin."""
+    return "melody_" if of_melodies else ""
+
+
+def _is_in_order(scan: SharedScan, row: int, of_melodies: bool) -> bool:
+    start = _start(of_melodies)
     try:
-        sound = sound_at(scan.columns["path_bytes"][row])
-        return audio.content_of(sound) == scan.columns["content"][row]
+        sound = sound_at(scan.columns[f"{start}path_bytes"][row])
+        return audio.content_of(sound) == scan.columns[f"{start}content"][row]
     except AudioFault:
         return False
 
 
-def _refuse(scan: SharedScan, count: int, differing: Sequence[Sequence[tuple[int, str]]]) -> None:
+def _refuse(
+    scan: SharedScan, count: int, differing: Sequence[Sequence[tuple[int, str]]], of_melodies: bool
+) -> None:
     """Raise ConfigError with the (row, reason) of each rank, unless there are none."""
     if count == 0:
         return
     lines = [
-        f"{display(scan.columns['path'][row])} on {host}: {reason}"
+        f"{'the melody of ' if of_melodies else ''}{display(scan.columns['path'][row])} on {host}: {reason}"
         for host, of_rank in zip(scan.hosts, differing, strict=True)
         for row, reason in of_rank
     ]

@@ -23,6 +23,7 @@ def figures_of(rows: Sequence[Row], *, has_tokens: bool) -> dict[str, Any]:
         "training": _part(clips, TRAINING),
         "validation": _part(clips, VALIDATION),
         "fates": _counts(row.fate for row in rows),
+        "melodies": _how_many(clips, lambda row: bool(row.melody)),
         "seconds": _spread(row.seconds for row in clips),
         "sample_rates_hz": _counts(row.sample_rate_hz for row in clips),
         "channels": _counts(row.channels for row in clips),

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.data.audio import DOUBLED
 from trainer.data.caption_files import LIKE_LYRICS
+from trainer.data.fates import IN_USE
 from trainer.report.figures import LONGEST_TOKENS
 from trainer.report.rows import TRAINING, VALIDATION, Row
 
@@ -146,7 +147,7 @@ def _left_out(rows: Sequence[Row]) -> list[Finding]:
     found = []
     for fate, group in by_fate.items():
         severity = "look" if fate in ("duplicate", "no audio") else "loses"
-        if fate not in ("used", "ignored"):
+        if fate not in (*IN_USE, "ignored"):
             advice = f"For example {group[0].path}: {group[0].detail}{MANY if fate == 'no caption' else ''}"
             found += _finding(f"fate:{fate}", severity, f"Left out: {fate}", advice, group)
     return found

@@ -44,6 +44,7 @@ class Row:
     treated_lufs        what --loudness makes of loudness_lufs; None without that flag
     caption             with all that may be merged into it
     same_caption        how many clips have its caption
+    melody              the file that is its melody; "" for none
     """
 
     path: str
@@ -71,6 +72,7 @@ class Row:
     near: int | None = None
     leak: bool = False
     same_caption: int = 0
+    melody: str = ""
 
 
 def rows_of(
@@ -124,7 +126,7 @@ def _add_sound(row: Row, one: InspectedFile, settings: ReportSettings) -> None:
     """What was found in the sound, and its caption."""
     facts, levels = one.facts, one.facts.levels
     excerpt, _ = settings.treatment.excerpt_of(facts)
-    row.caption, row.source = _longest_text(one), one.caption_source
+    row.caption, row.source, row.melody = _longest_text(one), one.caption_source, one.melody
     row.seconds, row.sample_rate_hz = excerpt.frames / facts.sample_rate_hz, facts.sample_rate_hz
     row.channels = facts.channels
     row.peak, row.clipped_share, row.silent_share = levels.peak, levels.clipped_share, levels.silent_share

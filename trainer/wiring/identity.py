@@ -48,6 +48,7 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         identity["--stereo, --stereo_init"] = f"stereo, with embeddings {config.stereo_init}"
     if source.melody:
         identity["share of melodies dropped (--melody_rate)"] = config.melody_drop_rate
+        identity["stems of melodies (--stems)"] = data.stems
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
