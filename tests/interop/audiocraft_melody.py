@@ -134,7 +134,8 @@ def melody_config(source: Source, text_encoder: str) -> str:
         lm_config(source.config, text_encoder_name=text_encoder, segment_seconds=30.0, cfg_dropout=0.0)
     )
     tree["fuser"] |= {"prepend": ["self_wav", "description"], "cross": []}
-    chroma_stem: dict[str, object] = {"sample_rate": RATE, "n_chroma": 12, "radix2_exp": 14, "argmax": True, "match_len_on_eval": False}
+    chroma_stem: dict[str, object] = {"sample_rate": RATE}
+    chroma_stem |= {"n_chroma": 12, "radix2_exp": 14, "argmax": True, "match_len_on_eval": False}
     chroma_stem |= {"eval_wavs": None, "n_eval_wavs": 100, "cache_path": None}
     tree["conditioners"] = {"self_wav": {"model": "chroma_stem", "chroma_stem": chroma_stem}, **tree["conditioners"]}
     return yaml.safe_dump(tree, sort_keys=False)
