@@ -97,12 +97,12 @@ def assert_channels_differ(examples: Examples) -> None:
 
 
 def test_two_clips_of_one_caption_are_played_back_by_their_melodies(tmp_path: Path) -> None:
-    examples, model = learned("debug-melody", tmp_path, clips=2, frames=16, steps=60)
+    examples, model = learned("debug-melody", tmp_path, clips=2, frames=16, steps=90)
     assert_played_back(examples, model)
 
 
 def test_a_stereo_clips_channels_are_played_back(tmp_path: Path) -> None:
-    examples, model = learned("debug-stereo", tmp_path, clips=1, frames=24, steps=60)
+    examples, model = learned("debug-stereo", tmp_path, clips=1, frames=24, steps=90)
     assert_played_back(examples, model)
     assert_channels_differ(examples)
 
