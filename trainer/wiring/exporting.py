@@ -54,7 +54,6 @@ def card_facts(config: Config, run: Run, step: int, validation_loss: float | Non
             "captions dropped": config.caption_drop_rate,
             "words dropped": config.word_dropout,
             **{name: getattr(config, name) for name in names},
-            **({"made stereo of a mono model": f"embeddings {config.stereo_init}"} if config.stereo else {}),
             **({} if config.optimizer == "adamw" else {"optimizer": config.optimizer}),
             **({} if config.ema_decay is None else {"ema_decay": config.ema_decay}),
             **({"crops per epoch": run.order.crops_per_epoch} if run.order.by_duration else {}),
