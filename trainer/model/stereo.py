@@ -31,7 +31,7 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
     Raises ModelError for a model that is stereo already.
     """
     if source.channels != 1:
-        raise ModelError(f"{source.name} is a stereo model already")
+        raise ModelError(f"--model_id {source.name} is a stereo model already: leave out --stereo 1")
     config = copy.deepcopy(source.config)
     config.decoder.num_codebooks, config.decoder.audio_channels = 2 * source.codebooks, 2
     stored: dict[str, StoredTensor] = {}
