@@ -173,10 +173,10 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     """
     from trainer import wiring
     from trainer.engine import find_cluster
-    from trainer.exports.init_from import find_starting_point, start_from
+    from trainer.exports.first_model import first_model
+    from trainer.exports.init_from import find_starting_point
     from trainer.model.new_word import introduction
     from trainer.model.source import fetch_model, open_model, quiet_libraries
-    from trainer.model.stereo import in_stereo
     from trainer.run.output_dir import open_output_dir
 
     quiet_libraries()
@@ -191,10 +191,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     ranks.once_per_machine("fetching the model", fetch, limit_seconds=wiring.DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
     hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
-    if start is not None:
-        source = start_from(source, start)
-    if config.stereo:
-        source = in_stereo(source, config.stereo_init)
+    source = first_model(source, start, config.embeddings_in_stereo, config.selection)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word, hub=hub)
 

@@ -80,11 +80,12 @@ def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) ->
 
 def before_training(config: Config) -> Source:
     """The model that the run started from. Raises ModelError where it is no longer there."""
-    from trainer.exports.init_from import find_starting_point, start_from
+    from trainer.exports.first_model import first_model
+    from trainer.exports.init_from import find_starting_point
     from trainer.model.source import open_model
 
-    base = open_model(config.model_id)
-    return base if config.init_from is None else start_from(base, find_starting_point(config.init_from))
+    start = None if config.init_from is None else find_starting_point(config.init_from)
+    return first_model(open_model(config.model_id), start, config.embeddings_in_stereo, config.selection)
 
 
 def config_of(run: Path) -> Config:

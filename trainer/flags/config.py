@@ -283,6 +283,11 @@ class Config(BestFlags, SampleFlags, SoundFlags, DataFlags):
         return self.cfg_rate if self.use_cfg else 0.0
 
     @property
+    def embeddings_in_stereo(self) -> Literal["halved", "copied"] | None:
+        """What the embeddings of a mono model made stereo start as; None without --stereo 1."""
+        return self.stereo_init if self.stereo else None
+
+    @property
     def melody_drop_rate(self) -> float:
         """Probability that a clip of a melody model is trained without its melody, though with its caption."""
         return MELODY_RATE if self.melody_rate is None else self.melody_rate

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError
+from trainer.spec.trainable import refuse_equal_channels
 from trainer.spec.trigger import why_no_trigger
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def refuse_contradicting_values(config: Config) -> None:
                 f"--{name} cannot be used with --tune_text 1, which trains new embeddings alone: remove one."
             )
     _refuse_trigger(config)
+    if config.stereo and config.init_from is None:  # a start that is stereo has two channels that differ
+        refuse_equal_channels(config.selection)
     if config.base_bits is not None and config.lora_rank is None and not config.tune_text:
         raise ConfigError(
             f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "

@@ -9,16 +9,15 @@ docs/MUSICGEN.md) and trained on for 200,000 steps.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from functools import partial
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import EncodecFeatureExtractor
 
 from trainer.errors import ModelError
 from trainer.model.source import Source
-from trainer.model.weights import Computed, StoredTensor, Weights
+from trainer.model.weights import StoredTensor, Weights
 
 Embeddings = Literal["halved", "copied"]
 EMBEDDINGS, HEADS = "decoder.model.decoder.embed_tokens.", "decoder.lm_heads."
@@ -32,7 +31,7 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
     Raises ModelError for a model that is stereo already.
     """
     if source.channels != 1:
-        raise ModelError(f"{source.name} is a stereo model already")
+        raise ModelError(f"--model_id {source.name} is a stereo model already: leave out --stereo 1")
     config = copy.deepcopy(source.config)
     config.decoder.num_codebooks, config.decoder.audio_channels = 2 * source.codebooks, 2
     stored: dict[str, StoredTensor] = {}
@@ -44,22 +43,26 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
         number, _, rest = name.removeprefix(prefix).partition(".")
         halved = prefix == EMBEDDINGS and embeddings == "halved"
         for k in (2 * int(number), 2 * int(number) + 1):
-            stored[f"{prefix}{k}.{rest}"] = _halved(tensor) if halved else tensor
+            stored[f"{prefix}{k}.{rest}"] = _Halved(shape=tensor.shape, of=tensor) if halved else tensor
     extractor = source.load_feature_extractor
     return replace(
         source, config=config, weights=Weights(stored), load_feature_extractor=lambda: _of_two_channels(extractor())
     )
 
 
-def _halved(tensor: StoredTensor) -> StoredTensor:
-    return Computed(shape=tensor.shape, compute=partial(_half, tensor))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Halved(StoredTensor):
+    """Half of each value of a tensor, exactly; of a range only that is read."""
+
+    of: StoredTensor
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.of.read(start, stop) / 2
 
 
-def _half(tensor: StoredTensor) -> Tensor:
-    return tensor.whole() / 2
-
-
-def _of_two_channels(extractor: EncodecFeatureExtractor) -> EncodecFeatureExtractor:
+def _of_two_channels(extractor: Any) -> Any:
+    if not isinstance(extractor, EncodecFeatureExtractor):
+        return extractor  # a melody model's, which hears melodies: its size is that of the notes
     extractor = copy.deepcopy(extractor)
     extractor.feature_size = 2
     return extractor

@@ -84,6 +84,11 @@ class Selection:
     def everything(self) -> bool:
         return self.lora is None and not self.frozen_parts and not self.frozen_layers and not self.new_rows
 
+    @property
+    def tells_channels_apart(self) -> bool:
+        """Whether embeddings and heads are trained: all that a model made stereo has for each channel by itself."""
+        return not (self.lora or self.new_rows or {EMBEDDINGS, HEADS} & set(self.frozen_parts))
+
     def trains(self, name: str) -> bool:
         """Whether the parameter of this name in LanguageModel is trained; adapters are not among its parameters."""
         if self.new_rows:
@@ -106,6 +111,16 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+def refuse_equal_channels(trained: Selection) -> None:
+    """Raise ConfigError where training so would leave the channels of a mono model made stereo equal."""
+    if not trained.tells_channels_apart:
+        raise ConfigError(
+            f"--stereo 1 cannot be used with what is trained here ({trained.describe()}): both channels start as copies"
+            " of the mono model's one, and are told apart by embeddings and heads alone, which would stay copies. Train"
+            " all of the model with --stereo 1 first, then this, from that model: --model_id models/huggingface"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
