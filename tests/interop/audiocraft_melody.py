@@ -16,20 +16,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-import yaml
 from audiocraft.models.lm import LMModel
 from audiocraft.modules import chroma
 from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers.audio_utils import chroma_filter_bank
 
-from tests.interop.audiocraft_models import build_from, build_lm
-from trainer.exports.audiocraft_config import lm_config, text_encoder_name
-from trainer.exports.audiocraft_names import _lm_table, _stacked
-from trainer.model.source import Source, load_text_encoder
+from tests.interop.audiocraft_models import build_lm
+from trainer.model.source import Source
 
-SELF_WAV = "condition_provider.conditioners.self_wav"
 RATE = 32_000
 
 
@@ -39,17 +34,10 @@ def build(source: Source, state: Mapping[str, Tensor], folder: Path) -> LMModel:
     Of a melody model it is the form in which `MusicGen.get_pretrained` makes music, and in which this trainer trains:
     short melodies are repeated, absent ones are heard as silence, and none is masked.
     """
-    if not source.melody:
-        return build_lm(source, state, folder)
-    name = text_encoder_name(source.config)
-    if not (folder / name).exists():
-        source.load_tokenizer().save_pretrained(folder / name)
-        load_text_encoder(source).save_pretrained(folder / name)
-    config = OmegaConf.create(melody_config(source, name))
-    assert isinstance(config, DictConfig)
     with stand_ins():
-        model = build_from(config, folder)
-    model.load_state_dict(melody_to_audiocraft(state), strict=True)
+        model = build_lm(source, state, folder)
+    if not source.melody:
+        return model
     conditioner: Any = model.condition_provider.conditioners["self_wav"]
     conditioner._get_stemmed_wav = lambda wav, sample_rate: wav
     conditioner.match_len_on_eval, conditioner._use_masking = True, False
@@ -124,47 +112,3 @@ def _filter_bank(sr: int, n_fft: int, tuning: float, n_chroma: int) -> Any:
     assert bank.shape == (n_chroma, n_fft // 2 + 1)
     return bank.astype("float32")
 
-
-# A melody model under audiocraft's names, as trainer/exports has the text models.
-
-
-def melody_config(source: Source, text_encoder: str) -> str:
-    """The xp.cfg, in YAML, from which audiocraft builds a melody model."""
-    tree = yaml.safe_load(
-        lm_config(source.config, text_encoder_name=text_encoder, segment_seconds=30.0, cfg_dropout=0.0)
-    )
-    tree["fuser"] |= {"prepend": ["self_wav", "description"], "cross": []}
-    chroma_stem: dict[str, object] = {"sample_rate": RATE}
-    chroma_stem |= {"n_chroma": 12, "radix2_exp": 14, "argmax": True, "match_len_on_eval": False}
-    chroma_stem |= {"eval_wavs": None, "n_eval_wavs": 100, "cache_path": None}
-    tree["conditioners"] = {"self_wav": {"model": "chroma_stem", "chroma_stem": chroma_stem}, **tree["conditioners"]}
-    return yaml.safe_dump(tree, sort_keys=False)
-
-
-def _melody_table(source_codebooks: int, layers: int) -> dict[str, tuple[str, ...]]:
-    table = {theirs: ours for theirs, ours in _lm_table(source_codebooks, layers).items() if "cross" not in theirs}
-    for part in ("weight", "bias"):
-        table[f"{SELF_WAV}.output_proj.{part}"] = (f"audio_enc_to_dec_proj.{part}",)
-    return table
-
-
-def melody_to_audiocraft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The language model of a melody model under audiocraft's names, with the window that its strict loading needs."""
-    table = _melody_table(*_sizes(state))
-    assert {ours for parts in table.values() for ours in parts} == set(state)
-    stacked = {theirs: _stacked([state[ours] for ours in parts]) for theirs, parts in table.items()}
-    return stacked | {f"{SELF_WAV}.chroma.spec.window": torch.hann_window(16_384)}
-
-
-def melody_from_audiocraft(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `melody_to_audiocraft`; `like` has our names."""
-    result: dict[str, Tensor] = {}
-    for theirs, parts in _melody_table(*_sizes(like)).items():
-        result |= dict(zip(parts, state[theirs].chunk(len(parts)), strict=True))
-    return result
-
-
-def _sizes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    heads = [name for name in state if name.startswith("decoder.lm_heads.")]
-    layers = [int(name.split(".")[4]) for name in state if name.startswith("decoder.model.decoder.layers.")]
-    return len(heads), 1 + max(layers)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs import assert_bit_equal, final_state, launch_here, metrics
-from trainer.model.source import open_model
+from trainer.exports.audiocraft_names import lm_to_audiocraft
+from trainer.exports.saved_models import open_saved
+from trainer.model.source import LANGUAGE_MODEL, open_model
 
 pytestmark = [pytest.mark.full, pytest.mark.numbers]
 FLAGS = ("--lr", "1e-3", "--warmup_steps", "1", "--batch_size", "2", "--grad_acc", "1", "--code_views", "1")
@@ -77,3 +81,10 @@ def test_a_mono_run_and_a_stereo_one_are_starts_and_adapters_are_trained_on_the_
     for steps in ("1", "2"):
         said = launch_here(runs, *lora, "--max_steps", steps, "--init_from", "models", "--output_dir", "lora")
     assert "resuming from" in said and len(losses(runs / "lora")) == 2
+    with contextlib.chdir(runs):  # --init_from is relative to the folder that the run was started in
+        saved = open_saved("lora/checkpoints/step-00000002")
+        names = [name for name in saved.weights if name.startswith(LANGUAGE_MODEL)]
+        found = lm_to_audiocraft({name: saved.weights[name] for name in names})
+    assert saved.channels == 2
+    state = torch.load(runs / "lora/lm_final.pt", weights_only=True)
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)

@@ -24,9 +24,10 @@ from transformers import (
 from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft_config import CONFIG, AudiocraftConfig
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, AudiocraftModel, read_audiocraft, read_codec
+from trainer.exports.first_model import first_model
 from trainer.exports.init_from import find_starting_point, start_from
 from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, codec_feature_extractor, open_model
-from trainer.model.stereo import in_stereo
+from trainer.model.stereo import Embeddings, in_stereo
 from trainer.model.weights import current_name, weights_in_memory
 from trainer.run.checkpoint import Checkpoint
 from trainer.spec.model_folder import model_folder
@@ -117,10 +118,11 @@ def _open_checkpoint(folder: Path, base: str | None) -> Source:
         source = _open(base or str(flags["model_id"]), "--base")
         # What the run did not train, it took from there.
         start = None if selection_of_flags(flags).everything else flags.get("init_from")
-        if start is not None:
-            source = start_from(source, find_starting_point(str(start)))
-        if flags.get("stereo") and source.channels == 1:
-            source = in_stereo(source, "copied" if flags["stereo_init"] == "copied" else "halved")
+        point = None if start is None else find_starting_point(str(start))
+        # With --base that may be a stereo model, which needs not be made one.
+        made_stereo = bool(flags.get("stereo")) and source.channels == 1
+        embeddings: Embeddings = "copied" if flags.get("stereo_init") == "copied" else "halved"
+        source = first_model(source, point, embeddings if made_stereo else None)
         return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
     except (KeyError, CheckpointError) as error:
         raise ModelError(f"--model {folder}: {error}") from error

@@ -92,8 +92,10 @@ def _products(shape: Shape, selection: Selection) -> Iterator[Product]:
     text_needed = text_needed or projection or _adapted(lora, "enc_to_dec_proj")
     needed = parts_trained and EMBEDDINGS not in selection.frozen_parts
     if shape.melody:
-        yield from _linear(None, "audio_enc_to_dec_proj", (shape.chroma_bins, width), "note", trained=projection)
-        needed = needed or text_needed  # the text stands in the row; the melody's projection is trained with the text's
+        notes = (shape.chroma_bins, width)
+        yield from _linear(lora, "audio_enc_to_dec_proj", notes, "note", trained=projection)
+        # The text stands in the row too, and the melody's projection is trained where the text's is.
+        needed = needed or text_needed or _adapted(lora, "audio_enc_to_dec_proj")
     for layer in range(shape.layers):
         trained = parts_trained and layer not in selection.frozen_layers
         needed = needed or trained  # the layer's first norm is trained, and comes before all its products
