@@ -190,6 +190,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     fetch = partial(fetch_model, config.model_id)
     ranks.once_per_machine("fetching the model", fetch, limit_seconds=wiring.DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
+    wiring.refuse_sampling(config, source)
     hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
     if start is not None:
         source = start_from(source, start)
