@@ -21,7 +21,7 @@ from transformers import (
 
 from tests.blown_up import blown_up, states_of, tones
 from trainer.data.chroma import notes_of
-from trainer.evaluation.conditions import melody_places
+from trainer.data.melody_places import melody_places
 from trainer.evaluation.generation import Sampling, decode, generate_codes, write_wav
 from trainer.model.delay_pattern import inputs_and_labels
 from trainer.model.language_model import LanguageModel

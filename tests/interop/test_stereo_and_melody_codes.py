@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.blown_up import blown_up, states_of, tones
 from tests.interop.audiocraft_modules import require_audiocraft
 from trainer.data.chroma import notes_of
-from trainer.evaluation.conditions import melody_places
+from trainer.data.melody_places import melody_places
 from trainer.evaluation.generation import Sampling, generate_codes
 from trainer.model.delay_pattern import delay, inputs_and_labels
 from trainer.model.language_model import LanguageModel
@@ -94,7 +94,8 @@ def compared(name: str, frames: int, prompts: list[tuple[float | None, str | Non
     made, steps = [], 0
     for seconds, text in prompts:
         sound = sound_of(seconds)
-        asked = [attributes(text, None if sound is None else sound[None, None])] if source.melody else conditions([text])
+        heard = None if sound is None else sound[None, None]
+        asked = [attributes(text, heard)] if source.melody else conditions([text])
         with torch.no_grad():
             their_BKT = theirs.generate(None, asked, max_gen_len=frames, use_sampling=False, cfg_coef=GUIDANCE)
         codes_KT = generate_codes(

@@ -108,7 +108,8 @@ def content_of(sound: Path | bytes) -> str:
 
 
 def stream(
-    sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0, excerpt: Excerpt | None = None
+    sound: Path | bytes, sample_rate_hz: int, block_seconds: float = 10.0, excerpt: Excerpt | None = None,
+    channels: int = 1,
 ) -> Iterator[np.ndarray]:
     """The file as mono float32 blocks (n,) at `sample_rate_hz`, about `block_seconds` each, never empty.
 
@@ -121,17 +122,18 @@ def stream(
     with opened(sound) as decoder:
         block_frames = max(1, round(block_seconds * decoder.rate_hz))
         decoded = decoder.blocks(block_frames)
-        blocks = (mono(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
+        wanted = mono if channels == 1 else lambda block: np.repeat(block[:, :2], 2 // min(2, block.shape[1]), axis=1)
+        blocks = (wanted(block) for block in (decoded if excerpt is None else excerpt.of(decoded)))
         if decoder.rate_hz == sample_rate_hz:
             for block in blocks:
                 yield block.copy()  # the next block may be decoded into the same buffer
             return
-        resampler = soxr.ResampleStream(decoder.rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+        resampler = soxr.ResampleStream(decoder.rate_hz, sample_rate_hz, channels, dtype="float32", quality="HQ")
         for block in blocks:
             resampled = resampler.resample_chunk(block)
             if len(resampled):
                 yield resampled
-        rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        rest = resampler.resample_chunk(np.zeros(0 if channels == 1 else (0, channels), np.float32), last=True)
         if len(rest):
             yield rest
 

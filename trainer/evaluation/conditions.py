@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
@@ -16,16 +15,6 @@ from transformers import DynamicCache, EncoderDecoderCache
 from trainer.model.delay_pattern import inputs_and_labels
 from trainer.model.language_model import LanguageModel
 from trainer.spec.shapes import MELODY_PLACES
-
-
-def melody_places(notes: np.ndarray) -> Tensor | None:
-    """A melody as a model reads it, (C,) int64 in [0, 12): repeated, or cut, to MELODY_PLACES; None for no notes.
-
-    notes  (n,) integers in [0, 12), one for every 4096 samples
-
-    Source: audiocraft 1.3.0, ChromaStemConditioner with match_len_on_eval.
-    """
-    return torch.from_numpy(np.resize(notes, MELODY_PLACES).astype(np.int64)) if len(notes) else None
 
 
 def read_conditions(

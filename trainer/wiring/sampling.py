@@ -102,6 +102,7 @@ def sampler_of(
         ),
         weights="live" if config.ema_decay is None else "ema",
         device=engine.device,
+        melody=source.melody,
     )
     model = SampledModel(
         language_model=engine.sampling_model,
