@@ -190,6 +190,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     fetch = partial(fetch_model, config.model_id)
     ranks.once_per_machine("fetching the model", fetch, limit_seconds=wiring.DOWNLOAD_SECONDS)
     source = open_model(config.model_id, fetched=True)
+    wiring.refuse_sampling(config, source)
     hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
     source = first_model(source, start, config.embeddings_in_stereo, config.selection)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)

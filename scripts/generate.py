@@ -9,14 +9,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
     from trainer.errors import EXIT_DONE, ConfigError, DataError, StorageError, TrainerError
     from trainer.flags.paths import expanded
     from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
+    from trainer.spec.shapes import MELODY_SECONDS
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.model.source import Source
 
 # MusicGen was trained on crops of 30 s; longer pieces lose their thread.
 TRAINED_SECONDS = 30.0
@@ -42,7 +49,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         type=expanded,
         default="models",
         help="a run's output_dir, its huggingface/ or audiocraft/ folder, an lm_*.pt, a checkpoint, a hub id, small,"
-        " medium, large, or debug",
+        " medium, large, melody and so on, or debug",
     )
     parser.add_argument(
         "--base", type=expanded, help="the model that an lm_*.pt was trained from; found by itself beside its run"
@@ -66,6 +73,13 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         help=f"how much of its beginning is taken, part of --seconds; without it {CONTINUED_SECONDS:g}",
     )
+    parser.add_argument(
+        "--melody",
+        metavar="FILE",
+        type=expanded,
+        help=f"a sound file whose melody the music of each prompt follows, its first {MELODY_SECONDS:g} s; for melody"
+        " models alone",
+    )
     parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
     parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
     parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
@@ -85,12 +99,14 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name, (fits, allowed) in ranges.items():
         if not fits:
             raise ConfigError(f"--{name} {getattr(flags, name)} cannot be used: it takes {allowed}.")
-    check_continuation(flags)
+    check_sounds(flags)
     return flags
 
 
-def check_continuation(flags: argparse.Namespace) -> None:
-    """Raise ConfigError where a sound cannot be continued so; else give --continue_seconds its value."""
+def check_sounds(flags: argparse.Namespace) -> None:
+    """Raise ConfigError where a sound cannot be followed or continued so; else give --continue_seconds its value."""
+    if flags.melody is not None and not Path(flags.melody).is_file():
+        raise ConfigError(f"--melody {flags.melody}: there is no such file")
     if flags.continue_from is None:
         if flags.continue_seconds is not None:
             raise ConfigError("--continue_seconds has no effect without --continue_from FILE: add it, or leave it out")
@@ -127,6 +143,35 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
     return prompts
 
 
+def melody_of(flags: argparse.Namespace, source: Source) -> Tensor | None:
+    """The melody of --melody as the model reads it; None without one. Says what is done with its length.
+
+    Raises ConfigError where the model reads none, or cannot with the installed transformers; DataError for a file that
+    cannot be decoded.
+    """
+    from trainer.data.melody_places import melody_places
+    from trainer.evaluation.melody import melody_of_file
+    from trainer.spec.melody_generation import check_melody_generation
+    from trainer.spec.shapes import KNOWN
+
+    if source.melody:
+        check_melody_generation(f"--model {flags.model}, a melody model,")
+    if flags.melody is None:
+        return None
+    if not source.melody:
+        models = ", ".join(name for name, shape in KNOWN.items() if shape.melody)
+        raise ConfigError(
+            f"--melody {flags.melody} has no effect with --model {flags.model}, which reads no melody: leave it out, or"
+            f" use {models}, or what was trained from one of them"
+        )
+    notes, seconds = melody_of_file(Path(flags.melody))
+    if seconds > MELODY_SECONDS:
+        print(f"note: of {flags.melody} the first {MELODY_SECONDS:g} s are followed, which is all that models read")
+    elif seconds < min(flags.seconds, MELODY_SECONDS):
+        print(f"note: {flags.melody} has {seconds:.1f} s: its melody is repeated until the music's end")
+    return melody_places(notes)
+
+
 def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Generate one prompt after the other, so that none depends on its neighbours, and write each at once."""
     from trainer.evaluation.continuation import codes_of_beginning
@@ -149,10 +194,13 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         source = with_embedding(source, embedding)
         if not any(embedding.placeholder.word in prompt for prompt in prompts):
             print(f"note: no prompt has {embedding.placeholder.word} in it, so that the text embedding has no effect")
+    melody = melody_of(flags, source)
     model = load_for_generation(source, device)
     prefix = None
     if flags.continue_from is not None:
-        prefix = codes_of_beginning(model.codec, Path(flags.continue_from), flags.continue_seconds)
+        prefix = codes_of_beginning(
+            model.codec, Path(flags.continue_from), flags.continue_seconds, channels=source.channels
+        )
     sampling = Sampling(
         guidance=flags.guidance,
         greedy=flags.greedy,
@@ -164,7 +212,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         print(f"note: the models were trained on {TRAINED_SECONDS:g} s; beyond that music loses its thread")
     for number, prompt in enumerate(prompts, start=1):
         frames = round(flags.seconds * source.frame_rate_hz)
-        made = generate(model, prompt, frames=frames, sampling=sampling, prefix_KT=prefix)
+        made = generate(model, prompt, frames=frames, sampling=sampling, prefix_KT=prefix, melody_C=melody)
         path = folder / file_name(number, prompt, "wav")
         write_wav(path, made.audio, source.sample_rate_hz)
         print(f"{path}  {len(made.audio) / source.sample_rate_hz:.2f} s  {prompt or '(no prompt)'}")

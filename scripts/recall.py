@@ -2,11 +2,11 @@
 
 python scripts/recall.py --run models
 
-Each clip's caption is given to the model, which generates greedily and without guidance. Those of its codes are counted
-that equal the clip's, and their sound is compared with that of the clip's own codes: signal to noise in dB, where above
-60 nobody hears a difference, and below 3 it is another sound. Near 100 % the model has learned its clips by heart,
-which is right where it is tested whether training works at all, and overfitting elsewhere. Before the training means:
-the model that --model_id named.
+Each clip's caption, and for a melody model its melody, is given to the model, which generates greedily and without
+guidance. Those of its codes are counted that equal the clip's, and their sound is compared with that of the clip's own
+codes: signal to noise in dB, where above 60 nobody hears a difference, and below 3 it is another sound. Near 100 % the
+model has learned its clips by heart, which is right where it is tested whether training works at all, and overfitting
+elsewhere. Before the training means: the model that --model_id named, with --stereo 1 made stereo.
 """
 
 from __future__ import annotations
@@ -67,12 +67,15 @@ def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) ->
     from trainer.exports.saved_models import open_saved
     from trainer.model.source import quiet_libraries
     from trainer.run.output_dir import HUB_DATASETS, OutputDir
+    from trainer.spec.melody_generation import check_melody_generation
     from trainer.wiring import fetched_data, find_hub_datasets
 
     quiet_libraries()
     config = config_of(run)
     device = device_of(device_name)
     base, trained = before_training(config), open_saved(str(run))
+    if trained.melody:
+        check_melody_generation(f"--run {run}, a run of the melody model {config.model_id},")
     hub = find_hub_datasets(config, OutputDir(root=run).read_json(HUB_DATASETS))
     data = dataset.prepare(fetched_data(config, hub), base, device)
     return recall.measure(data, base, trained, device, most_clips=most_clips, wav=None if wav is None else Path(wav))

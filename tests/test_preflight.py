@@ -58,6 +58,23 @@ def test_each_is_refused_whatever_the_hardware(
     assert words in refused(tmp_path, "--model_id", model, *flags.split(), launch=launch)
 
 
+@pytest.mark.parametrize("model", ["melody", "facebook/musicgen-stereo-melody", "debug-melody"])
+def test_samples_of_a_melody_model_need_a_transformers_that_hears_melodies(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "5.17.0")
+    message = refused(tmp_path, "--model_id", model, "--sample_every", "5")
+    assert f"--sample_every 5 with --model_id {model}" in message and "pip install 'transformers>=5.18'" in message
+    assert "5.17.0 is installed" in message and "training works" in message
+    config, typed = parse(["--dataset", str(tmp_path), "--model_id", "debug-melody"])
+    refuse_early(config, typed, Launch())
+    config, typed = parse(["--dataset", str(tmp_path), "--model_id", "debug-stereo", "--sample_every", "5"])
+    refuse_early(config, typed, Launch())
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "5.18.0.dev0")
+    config, typed = parse(["--dataset", str(tmp_path), "--model_id", "debug-melody", "--sample_every", "5"])
+    refuse_early(config, typed, Launch())
+
+
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flag, name in (("--use_wandb", "wandb"), ("--optimizer=adamw8bit", "bitsandbytes")):
         monkeypatch.setitem(sys.modules, name, None)

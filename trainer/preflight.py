@@ -22,6 +22,7 @@ from trainer.plan.dry_run import plan_of_shape
 from trainer.plan.launcher import Launch
 from trainer.plan.strategies import Cluster
 from trainer.spec.dataset_path import is_hub_id
+from trainer.spec.melody_generation import check_melody_generation
 from trainer.spec.model_folder import is_only_a_path
 from trainer.spec.shapes import DEBUG_NAMES, FRAME_RATE_HZ, KNOWN, Shape, published, shape_to_train
 
@@ -43,10 +44,19 @@ def refuse_early(config: Config, typed: frozenset[str], launch: Launch) -> None:
     _refuse_restarts(config, launch)
     shape = _shape_known_by_name(config.model_id)
     if shape is not None:
+        if shape.melody:
+            check_melody_samples(config)
         shape = shape_to_train(shape, stereo=config.stereo)
         plan_of_shape(config, typed, _best_hardware(launch), launch, shape, FRAME_RATE_HZ)
     if config.stems == "demucs":
         refuse_missing()
+
+
+def check_melody_samples(config: Config) -> None:
+    """Raise ConfigError where a run with a melody model is to make sounds that the installed transformers cannot."""
+    if config.sample_every is not None:
+        asked = f"--sample_every {config.sample_every} with --model_id {config.model_id}"
+        check_melody_generation(asked, ", or leave --sample_every out: training works with this version too")
 
 
 def check_folders(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from scripts import prepare_dataset
 from tests.audio_files import write_clip
 from tests.data.test_shared_scan import on_each_rank
+from tests.synthetic import RandomMelodies
 from trainer.data import cache, dataset, prompt_states
 from trainer.data.dataset import DataSettings
 from trainer.data.prompt_states import SamplePrompts, prepare_prompts
@@ -183,6 +185,26 @@ def test_a_prompt_that_is_a_caption_brings_the_codes_of_its_clip_as_far_as_the_s
         whole = torch.from_numpy(data.train.codes.crop(clip, 0, 0, length).astype("int64"))
         assert prompt.clip_KT is not None and torch.equal(prompt.clip_KT, whole[:, :40])
     assert {one.clip_KT.shape[1] for one in found.prompts if one.clip_KT is not None} == {30, 40}
+
+
+def test_a_clips_prompt_is_played_with_the_notes_of_its_first_segment_and_others_without(music: Path) -> None:
+    settings = settings_of(music)
+    data = dataset.prepare(settings, source(), CPU)
+    melodies = RandomMelodies(3)
+    train = replace(data.train, melodies=melodies, segment_frames=40)
+    given = "slow rock number 0|a long one|techno"
+    found = prepare_prompts(
+        settings, source(), CPU, replace(data, train=train), given=given, continue_seconds=0.8, frames=30
+    )
+    by_text = {one.text: one for one in found.prompts if one.origin != "continuation"}
+    clips = list(data.train.names)
+    for text, name, frames in (("slow rock number 0", "0.wav", 30), ("a long one", "long.wav", 40)):
+        notes = melodies.crop(clips.index(name), 0, 0, frames)
+        assert by_text[text].melody_C is not None and by_text[text].melody_C.shape == (235,)
+        assert by_text[text].melody_C[: len(notes)].tolist() == notes.tolist()
+    assert by_text["techno"].melody_C is None and found.prompts[-1].melody_C is not None
+    no_melodies = prepare_prompts(settings, source(), CPU, data, given=given, continue_seconds=0.8, frames=30)
+    assert [one.melody_C for one in no_melodies.prompts] == [None] * 4
 
 
 def test_captions_that_were_played_are_no_captions_to_the_cache(music: Path, tmp_path: Path) -> None:

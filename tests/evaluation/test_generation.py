@@ -9,17 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from scripts import generate as script
 from tests.audio_files import noise
+from tests.blown_up import tones
 from trainer.data import audio
+from trainer.data.chroma import notes_of
 from trainer.data.codec import encode
+from trainer.data.melody_places import melody_places
 from trainer.evaluation.continuation import codes_of_beginning
 from trainer.evaluation.generation import Sampling, decode, generate, load_for_generation, write_wav
+from trainer.evaluation.melody import melody_of_file
 from trainer.evaluation.samples import file_name
 from trainer.exports.saved_models import open_saved
 from trainer.model.source import load_codec, open_model
@@ -259,6 +265,81 @@ def test_a_sound_that_cannot_be_continued_is_refused_with_the_reason(
         assert run_script(*one, *arguments) == exit_code, arguments
         message = capsys.readouterr().err
         assert message.startswith("error: ") and all(part in message for part in parts), (arguments, message)
+
+
+def test_a_stereo_model_goes_on_from_both_channels_of_a_sound(tmp_path: Path) -> None:
+    left, right = noise(1.0, rate_hz=32_000, seed=1), noise(1.0, rate_hz=32_000, seed=2)
+    soundfile.write(tmp_path / "both.wav", np.stack([left, right], axis=1), 32_000, "FLOAT")
+    soundfile.write(tmp_path / "left.wav", left, 32_000, "FLOAT")
+    soundfile.write(tmp_path / "right.wav", right, 32_000, "FLOAT")
+    flags = ("--model", "debug-stereo", "--prompt", "slow rock", "--seconds", "0.5")
+    flags += ("--continue_from", tmp_path / "both.wav", "--continue_seconds", "0.3")
+    assert run_script(*flags, "--output", tmp_path / "out") == 0
+    model = load_for_generation(open_model("debug-stereo"), CPU)
+    codes = torch.stack([codes_of_beginning(model.codec, tmp_path / f"{one}.wav", 0.3) for one in ("left", "right")], 1)
+    made = generate(model, "slow rock", frames=25, sampling=Sampling(), prefix_KT=codes.flatten(0, 1))
+    write_wav(tmp_path / "expected.wav", made.audio, 32_000)
+    assert made.audio.shape == (16_000, 2)
+    assert (tmp_path / "out/01_slow_rock.wav").read_bytes() == (tmp_path / "expected.wav").read_bytes()
+    # A mono file is heard on both sides.
+    doubled = codes_of_beginning(model.codec, tmp_path / "left.wav", 0.3, channels=2)
+    assert torch.equal(doubled[::2], codes[:, 0]) and torch.equal(doubled[1::2], codes[:, 0])
+
+
+def write_tones(path: Path, seconds: float, rate: int = 16_000) -> Path:
+    """Two notes in turn, in stereo, at another rate than the models'."""
+    sound = soxr.resample(tones(seconds).numpy(), 32_000, rate)
+    soundfile.write(path, np.stack([sound, 0.5 * sound], axis=1), rate)
+    return path
+
+
+def test_the_music_follows_the_melody_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--model", "debug-stereo-melody", "--prompt", "slow rock", "--seconds", "0.5")
+    files = {"short": 0.25, "one": 12.0, "long": 32.0}
+    expected = {"short": "0.2 s: its melody is repeated", "one": "", "long": "the first 30 s"}
+    for name, seconds in files.items():
+        file = write_tones(tmp_path / f"{name}.flac", seconds)
+        assert run_script(*flags, "--melody", file, "--output", tmp_path / name) == 0
+        output = capsys.readouterr().out
+        assert expected[name] in output and ("note:" in output) == bool(expected[name])
+    assert run_script(*flags, "--output", tmp_path / "without") == 0
+    sound = audio.stream(tmp_path / "one.flac", 32_000)
+    melody = melody_places(notes_of(np.concatenate(list(sound))))
+    model = load_for_generation(open_model("debug-stereo-melody"), CPU)
+    for name, notes in (("one", melody), ("without", None)):
+        made = generate(model, "slow rock", frames=25, sampling=Sampling(), melody_C=notes)
+        write_wav(tmp_path / "expected.wav", made.audio, 32_000)
+        assert (tmp_path / name / "01_slow_rock.wav").read_bytes() == (tmp_path / "expected.wav").read_bytes()
+
+
+def test_the_notes_of_a_long_file_are_the_first_of_all_of_it(tmp_path: Path) -> None:
+    file = write_tones(tmp_path / "long.wav", 33.0, rate=32_000)
+    notes, seconds = melody_of_file(file)
+    whole = notes_of(np.concatenate(list(audio.stream(file, 32_000))))
+    assert notes.tolist() == whole[:235].tolist() and len(set(notes.tolist())) == 2 and seconds > 30
+
+
+def test_a_melody_that_cannot_be_followed_is_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ("--prompt", "a", "--seconds", "0.5", "--output", tmp_path / "out")
+    sound, broken = write_tones(tmp_path / "sound.wav", 1.0), tmp_path / "broken.flac"
+    broken.write_bytes(b"fLaC no sound")
+    soundfile.write(tmp_path / "nan.wav", noise(2) * float("nan"), 8_000, "FLOAT")
+    cases: list[tuple[tuple[object, ...], int, tuple[str, ...]]] = [
+        (("--model", "debug", "--melody", sound), 2, ("no effect with --model debug", "melody-large")),
+        (("--model", "debug-melody", "--melody", tmp_path / "no.wav"), 2, ("no.wav: there is no such file",)),
+        (("--model", "debug-melody", "--melody", broken), 3, ("broken.flac gives no melody",)),
+        (("--model", "debug-melody", "--melody", tmp_path / "nan.wav"), 3, ("nan.wav gives no melody", "NaN")),
+    ]
+    monkeypatch.setattr("trainer.evaluation.generation.load_for_generation", lambda *_: pytest.fail("loaded"))
+    for arguments, exit_code, parts in cases:
+        assert run_script(*one, *arguments) == exit_code, arguments
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and all(part in message for part in parts), (arguments, message)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "5.17.0")
+    assert run_script(*one, "--model", "debug-melody") == 2
+    assert "pip install 'transformers>=5.18'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

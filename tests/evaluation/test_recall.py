@@ -8,9 +8,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from scripts.recall import table
-from trainer.evaluation.recall import Recall, snr_db
+from trainer.evaluation.recall import Recall, equal_codes, snr_db, trained_cells
+from trainer.model.delay_pattern import IGNORED, inputs_and_labels
 
 
 def test_signal_to_noise_is_that_of_the_textbook() -> None:
@@ -23,6 +25,24 @@ def test_signal_to_noise_is_that_of_the_textbook() -> None:
     # vary by sqrt(2 / 100,000), which is 0.02 dB; five times that is allowed.
     assert snr_db(true, true + 1e-3 * other) == pytest.approx(60, abs=0.1)
     assert snr_db(true, other) == pytest.approx(-10 * math.log10(2), abs=0.1)
+
+
+def test_in_stereo_the_codes_that_a_full_segment_has_no_room_for_are_counted_by_pairs() -> None:
+    segment = 20
+    codes = torch.zeros(1, 8, segment, dtype=torch.int64)
+    for channels in (1, 2):
+        _, labels = inputs_and_labels(codes, 2048, channels)
+        trained = trained_cells(codes[0], segment, channels)
+        assert trained.sum(1).tolist() == (labels[0] != IGNORED).sum(1).tolist()
+    short = trained_cells(codes[0, :, :10], segment, 2)
+    assert short.all() and equal_codes(codes[0], codes[0], segment, 2) == 8 * 20 - 2 * (1 + 2 + 3)
+
+
+def test_the_signal_to_noise_of_a_stereo_sound_counts_both_channels() -> None:
+    random = np.random.default_rng(1)
+    true = random.standard_normal((1000, 2)).astype(np.float32)
+    made = true * np.float32([1, 0])
+    assert snr_db(true, made) == pytest.approx(10 * math.log10(np.square(true).sum() / np.square(true[:, 1]).sum()))
 
 
 def test_the_table_counts_the_clips_that_cannot_be_told_from_the_true_ones() -> None:

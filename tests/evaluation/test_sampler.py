@@ -114,6 +114,46 @@ def test_the_clip_of_a_prompt_is_heard_beside_its_sounds_and_written_once(tmp_pa
     assert [sample.clip_file for sample in samples.read(tmp_path, 2).samples] == [first, None, other]
 
 
+@pytest.mark.parametrize("name", ["debug-stereo", "debug-stereo-melody"])
+def test_stereo_sounds_and_clips_have_two_channels_and_a_clips_prompt_its_melody(name, tmp_path):
+    source = open_model(name)
+    whole = load_for_generation(source, torch.device("cpu"))
+
+    @contextlib.contextmanager
+    def language_model() -> Iterator[Any]:
+        yield whole.language_model
+
+    melody_C = torch.arange(235) % 12 if source.melody else None
+    clip_KT = torch.arange(64).reshape(8, 8)
+    prompts = (replace(PROMPTS[0], clip_KT=clip_KT, melody_C=melody_C), PROMPTS[1])
+    made = sampler_into(
+        tmp_path, language_model=language_model, codec=lambda: load_codec(source),
+        text_states=lambda model, prompt: text_states(whole.text_encoder, whole.tokenizer, prompt.text),
+    )  # fmt: skip
+    made._settings = replace(made._settings, prompts=prompts, melody=source.melody)
+    made(1)
+    listed = samples.read(tmp_path, 1)
+    assert [sample.melody for sample in listed.samples] == ([True, False] if source.melody else [None, None])
+    assert ('"melody"' in (tmp_path / "step-00000001/samples.json").read_text()) is source.melody
+    for prompt, sample in zip(prompts, listed.samples, strict=True):
+        sampling = Sampling(guidance=2.0, top_k=50, seed=prompt.seed)
+        expected = generate(whole, prompt.text, frames=FRAMES, sampling=sampling, melody_C=prompt.melody_C)
+        write_wav(tmp_path / "expected.wav", expected.audio, 32000)
+        found = soundfile.read(tmp_path / "step-00000001" / sample.file, dtype="int16")[0]
+        assert found.shape == (FRAMES * 640, 2) and sample.seconds == FRAMES / 50
+        assert np.array_equal(found, soundfile.read(tmp_path / "expected.wav", dtype="int16")[0])
+    clip = soundfile.read(tmp_path / "clips" / listed.samples[0].clip_file, dtype="int16")[0]
+    write_wav(tmp_path / "expected.wav", decode(whole.codec, clip_KT), 32000)
+    assert np.array_equal(clip, soundfile.read(tmp_path / "expected.wav", dtype="int16")[0]) and clip.shape[1] == 2
+    if source.melody:  # the null melody is another one, so that the notes are heard
+        sampling = Sampling(guidance=2.0, top_k=50, seed=prompts[0].seed)
+        with_notes, without = (
+            generate(whole, prompts[0].text, frames=FRAMES, sampling=sampling, melody_C=notes)
+            for notes in (melody_C, None)
+        )
+        assert not torch.equal(with_notes.codes_KT, without.codes_KT)
+
+
 def test_a_finished_step_is_made_once_and_one_that_was_cut_short_again(tmp_path):
     made = sampler_into(tmp_path)
     made(3)

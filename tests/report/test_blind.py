@@ -122,6 +122,21 @@ def test_where_peaks_limit_one_sound_the_others_follow_it_down() -> None:
     assert np.abs(leveled[0]).max() == pytest.approx(HIGHEST_PEAK, rel=1e-4)
 
 
+def test_both_channels_of_a_stereo_sound_have_one_gain_and_it_is_as_loud_as_the_others(tmp_path: Path) -> None:
+    left, right = sound(0), 0.25 * sound(1)
+    write_step(tmp_path / "run", 0, [np.stack([left, right], axis=1)], [sample("rock", melody=True)])
+    write_step(tmp_path / "run", 5, [sound(2, gain=0.2)], [sample("rock", melody=False)])  # mono, and so on both sides
+    page = page_of_run(tmp_path / "run")
+    assert "not all sides follow a melody: 1 prompt" in matched(sides_of([tmp_path / "run"]))[1]
+    [prompt] = Parsed(page.text).data["prompts"]
+    sounds = [heard(mp3) for mp3 in prompt["sounds"]]
+    assert {one.shape[1] for one in sounds} == {2} and len({len(mp3) for mp3 in prompt["sounds"]}) == 1
+    assert abs(loudness(sounds[0]) - loudness(sounds[1])) < 0.5
+    ratios = sorted(float(np.sqrt(np.square(one[:, 1]).sum() / np.square(one[:, 0]).sum())) for one in sounds)
+    whole = float(np.sqrt(np.square(right).sum() / np.square(left).sum()))
+    assert ratios == pytest.approx(sorted([whole, 1.0]), rel=0.05)
+
+
 def test_a_sound_without_loudness_is_left_as_it_is_and_said_to_be_uneven() -> None:
     click = np.zeros(RATE_HZ, np.float32)
     click[100] = 0.5

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import generate
+import numpy as np
 import pytest
 import report as report_script
 import soundfile
 
-from tests.report.made_runs import CAPTIONS, add_sounds, line, made_run, now, validation
+from tests.audio_files import noise
+from tests.report.made_runs import CAPTIONS, RATE_HZ, add_sounds, line, made_run, now, validation
 from tests.report.pages import Page
 from tests.report.test_report import HOSTILE
 from trainer.errors import EXIT_DONE, EXIT_RESUME, EXIT_STORAGE, EXIT_USAGE
@@ -120,6 +122,23 @@ def test_sounds_that_are_too_long_for_a_page_are_inside_with_their_first_seconds
     lengths = {round(soundfile.info(io.BytesIO(one)).duration, 1) for one in made}
     assert len(lengths) == 1 and 0.5 <= lengths.pop() < 2 and "the first 1 of 3 s" in page.text
     assert {(run / link).parent.name for link in linked(page)} == {"step-00000020"}
+
+
+def test_stereo_sounds_play_in_stereo_and_what_follows_a_melody_is_told(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", sounds=False)
+    for name, melody in (("with", True), ("without", False), ("text", None)):
+        folder = add_sounds(run, len(name), [name], **({} if melody is None else {"melody": melody}))
+        for file in folder.glob("*.flac"):
+            both = np.stack([noise(0.2, RATE_HZ, seed=1), 0.1 * noise(0.2, RATE_HZ, seed=2)], axis=1)
+            soundfile.write(file, both, RATE_HZ)
+    page = page_of(run)
+    for mp3 in inside(page):
+        played, _ = soundfile.read(io.BytesIO(mp3))
+        loud, soft = np.sqrt(np.square(played).mean(axis=0))
+        assert played.shape[1] == 2 and 5 < loud / soft < 20
+    assert len(inside(page)) == 3
+    assert page.text.count("a given prompt, with the clip&#39;s melody") == 1
+    assert page.text.count("a given prompt, without a melody") == 1 and page.text.count("a given prompt, seed") == 1
 
 
 def test_a_broken_missing_or_refused_sound_is_told_in_its_place(tmp_path: Path) -> None:

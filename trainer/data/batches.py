@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.melody_places import melody_places
 from trainer.data.order import Row
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
 from trainer.spec.flops import clip_flops
@@ -168,9 +169,11 @@ class Examples:
             return None
         assert self.melodies is not None, "a melody model has the melodies of its clips"
         for index, row in enumerate(rows):
-            notes = np.zeros(0) if row.drop_melody else self.melodies.crop(row.clip, row.view, row.start, row.frames)
-            if len(notes):
-                notes_BC[index] = torch.from_numpy(np.resize(notes, MELODY_PLACES).astype(np.int64))
+            if row.drop_melody:
+                continue
+            notes_C = melody_places(self.melodies.crop(row.clip, row.view, row.start, row.frames))
+            if notes_C is not None:
+                notes_BC[index] = notes_C
         return notes_BC
 
     def _text_places(self, row: Row, states: np.ndarray | None) -> int:

@@ -13,6 +13,7 @@ from trainer.data.arrow_store import KEY, Row
 from trainer.data.batches import Text
 from trainer.data.codec_windows import reproducible
 from trainer.data.dataset import Dataset, DataSettings
+from trainer.data.melody_places import melody_places
 from trainer.data.peers import Alone, Peers
 from trainer.data.sample_prompts import (
     ALL_CAPTIONS,
@@ -117,12 +118,18 @@ def _continuation(data: Dataset, seconds: float, frame_rate_hz: float, seed: int
 
 
 def _with_clip(prompt: SamplePrompt, data: Dataset, frames: int) -> SamplePrompt:
-    """The prompt with the cached codes of its clip's beginning."""
+    """The prompt with the cached codes of its clip's beginning, and for a melody model with the notes of a crop there.
+
+    The notes are those of a whole segment, however long the sound is: such rows are trained.
+    """
     if prompt.clip is None:
         return prompt
     clip, codes = data.train.names.index(prompt.clip), data.train.codes
-    beginning = codes.crop(clip, 0, 0, min(frames, int(codes.frames[clip, 0])))
-    return replace(prompt, clip_KT=torch.from_numpy(beginning.astype("int64")))
+    length, melody_C = int(codes.frames[clip, 0]), None
+    if data.train.melodies is not None:
+        melody_C = melody_places(data.train.melodies.crop(clip, 0, 0, min(length, data.train.segment_frames)))
+    beginning = codes.crop(clip, 0, 0, min(frames, length))
+    return replace(prompt, clip_KT=torch.from_numpy(beginning.astype("int64")), melody_C=melody_C)
 
 
 def _fill(store: cache.Store, source: Source, texts: Sequence[str], device: torch.device) -> None:

@@ -42,6 +42,7 @@ class SamplePrompt:
     clip       the name of the clip that has this caption, or that is continued; None for neither
     prefix_KT  (K, P) int64 in [0, V), the codes that are continued; None for a sound from nothing
     clip_KT    (K, C) int64 in [0, V), the codes of that clip's beginning, to be heard beside; None without a clip
+    melody_C   (C,) int64 in [0, 12), the notes of that clip's beginning for a melody model; None for the null melody
     """
 
     text: str
@@ -50,6 +51,7 @@ class SamplePrompt:
     clip: str | None = None
     prefix_KT: Tensor | None = field(default=None, compare=False)
     clip_KT: Tensor | None = field(default=None, compare=False)
+    melody_C: Tensor | None = field(default=None, compare=False)
 
 
 def read_prompts(text: str) -> list[str]:

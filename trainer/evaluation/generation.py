@@ -13,9 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     EncodecModel,
-    EncoderDecoderCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,9 +27,10 @@ from trainer.atomic import replacing
 from trainer.data.codec_windows import reproducible
 from trainer.data.text_states import text_states
 from trainer.errors import ConfigError, ModelError, StorageError
-from trainer.model.delay_pattern import inputs_and_labels
+from trainer.evaluation.conditions import read_conditions
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, load_codec, load_text_encoder
+from trainer.spec.shapes import MELODY_PLACES
 
 # For fewer frames transformers leaves the delay pattern out (build_delay_pattern_mask, version 5.23).
 LEAST_FRAMES = 4
@@ -60,7 +59,7 @@ class Generated:
     """What was generated for one prompt.
 
     codes_KT  (K, T) int64 in [0, V), on the CPU
-    audio     (T x samples per frame,) float32, about -1 to 1
+    audio     (T x samples per frame,) float32, about -1 to 1; (T x samples per frame, 2) of a stereo model
     """
 
     codes_KT: Tensor
@@ -88,14 +87,22 @@ def load_for_generation(source: Source, device: torch.device) -> WholeModel:
 
 
 def generate(
-    model: WholeModel, prompt: str, *, frames: int, sampling: Sampling, prefix_KT: Tensor | None = None
+    model: WholeModel,
+    prompt: str,
+    *,
+    frames: int,
+    sampling: Sampling,
+    prefix_KT: Tensor | None = None,
+    melody_C: Tensor | None = None,
 ) -> Generated:
     """Music for one prompt; an empty one, or spaces alone, is the null condition. See `generate_codes`.
 
     Raises ModelError where the sound is not finite.
     """
     text_SD = text_states(model.text_encoder, model.tokenizer, prompt)
-    codes_KT = generate_codes(model.language_model, text_SD, frames=frames, sampling=sampling, prefix_KT=prefix_KT)
+    codes_KT = generate_codes(
+        model.language_model, text_SD, frames=frames, sampling=sampling, prefix_KT=prefix_KT, melody_C=melody_C
+    )
     assert codes_KT is not None, "nothing stops it"
     return Generated(codes_KT=codes_KT, audio=decode(model.codec, codes_KT))
 
@@ -109,6 +116,7 @@ def generate_codes(
     sampling: Sampling,
     prefix_KT: Tensor | None = None,
     should_stop: Callable[[], bool] | None = None,
+    melody_C: Tensor | None = None,
 ) -> Tensor | None:
     """The codes (K, frames) int64 in [0, V), on the CPU, that the model makes of a text; None where it was stopped.
 
@@ -120,40 +128,30 @@ def generate_codes(
     frames       of the codec, LEAST_FRAMES or more, those of the prefix included
     prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
     should_stop  asked before each token: once it says True, no other is made
+    melody_C     (C,) integers in [0, 12), the notes of a melody model, see `melody_places`; None is the null melody
 
-    Raises ValueError for fewer frames or a prefix of another shape or too long; ModelError for logits not finite.
+    Raises ValueError for fewer frames, for a prefix or melody of another shape or too long, and for a melody that the
+    model does not read; ModelError for logits not finite.
     """
-    decoder, codebooks = model.decoder, model.decoder.num_codebooks
-    if frames < max(LEAST_FRAMES, codebooks - 1):
-        raise ValueError(f"{frames} frames are fewer than {max(LEAST_FRAMES, codebooks - 1)}")
-    special, device = decoder.config.pad_token_id, model.enc_to_dec_proj.weight.device
-    prefix_KT = torch.empty(codebooks, 0, dtype=torch.int64) if prefix_KT is None else prefix_KT
-    if prefix_KT.ndim != 2 or len(prefix_KT) != codebooks or not prefix_KT.shape[1] < frames:
-        raise ValueError(f"a prefix of shape {tuple(prefix_KT.shape)} for {frames} frames of {codebooks} codebooks")
-    start_K1 = torch.full((codebooks, 1), special, device=device)
-    given_KS = torch.cat([start_K1, prefix_KT.to(device, torch.int64)], dim=1)
-    # Guidance moves from the null condition to the prompt's; without a prompt they are the same.
-    guidance = sampling.guidance if text_SD is not None else 1.0
-    text_BSD, mask_BS = _conditions(model, text_SD, guided=guidance > 1)
+    decoder = model.decoder
+    given_KS = _given(model, frames, prefix_KT)
+    _check_melody(model, melody_C)
+    # Guidance moves from the null condition to the prompt's; without prompt and melody they are the same.
+    guidance = 1.0 if text_SD is None and melody_C is None else sampling.guidance
     if should_stop is not None and should_stop():
         return None
-    # Given here, because what transformers makes for a decoder without encoder (version 5.23) has one list of keys for
-    # both attentions.
-    cache = EncoderDecoderCache(DynamicCache(config=decoder.config), DynamicCache(config=decoder.config))
-    with _forked_random_states(device, sampling.seed):
-        _read_prefix(model, given_KS, text_BSD, mask_BS, cache)
+    # The last codebook comes so many steps later than the first; the start token is one of the steps that are given.
+    steps = 1 + frames + _largest_delay(model)
+    with _forked_random_states(given_KS.device, sampling.seed):
+        conditions = read_conditions(model, text_SD, melody_C, given_KS, guided=guidance > 1)
         try:
             codes_1KT = decoder.generate(
                 inputs=given_KS,
-                # Given too: transformers would mask the start token, which is the padding token as well.
-                attention_mask=torch.ones(1, given_KS.shape[1], dtype=torch.int64, device=device),
-                encoder_hidden_states=text_BSD,
-                encoder_attention_mask=mask_BS,
-                past_key_values=cache,
+                **conditions,
                 generation_config=_generation_config(
-                    special, frames + codebooks - given_KS.shape[1], sampling, guidance
+                    decoder.config.pad_token_id, steps - given_KS.shape[1], sampling, guidance
                 ),
-                logits_processor=LogitsProcessorList([finite := _Finite(device)]),
+                logits_processor=LogitsProcessorList([finite := _Finite(given_KS.device)]),
                 stopping_criteria=StoppingCriteriaList([_Asking(should_stop)] if should_stop else []),
             )
         except _Stopped:
@@ -164,17 +162,25 @@ def generate_codes(
 
 
 def decode(codec: EncodecModel, codes_KT: Tensor) -> np.ndarray:
-    """The sound of codes (K, T) in [0, V): (T x samples per frame,) float32, about -1 to 1.
+    """The sound of codes (K, T) in [0, V): float32, about -1 to 1, of T x samples per frame samples.
+
+    Mono, (samples,), where there are as many codebooks as the codec has. Of twice as many, which stand as 1L, 1R, 2L,
+    2R and so on, it is stereo, (samples, 2): each channel is decoded by itself.
 
     Raises ModelError where the sound is not finite.
     """
-    codes = codes_KT.to(codec.device, torch.int64)[None, None]
+    channels = len(codes_KT) // codec.config.num_quantizers
+    codes_KT = codes_KT.to(codec.device, torch.int64)
     with torch.no_grad(), reproducible(codec.device):
-        audio = codec.decode(codes, audio_scales=[None]).audio_values[0, 0].float().cpu().numpy()
+        decoded = [
+            codec.decode(codes_KT[None, None, channel::channels], audio_scales=[None]).audio_values[0, 0]
+            for channel in range(channels)
+        ]
+    audio = np.stack([of_channel.float().cpu().numpy() for of_channel in decoded], axis=-1)
     assert len(audio) == codes_KT.shape[1] * codec.config.hop_length
     if not np.isfinite(audio).all():
         raise ModelError("the model generates sound that is NaN or infinite: its weights are not usable")
-    return audio
+    return audio[:, 0] if channels == 1 else audio
 
 
 def device_of(name: str) -> torch.device:
@@ -194,9 +200,9 @@ def device_of(name: str) -> torch.device:
 
 
 def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
-    """Write mono sound as a 16-bit WAV, complete or not at all.
+    """Write mono or stereo sound as a 16-bit WAV, complete or not at all.
 
-    audio  (samples,) float32; where a sample exceeds 1, all of it is turned down until none does
+    audio  (samples,) or (samples, 2) float32; where a sample exceeds 1, all of it is turned down until none does
 
     Raises StorageError.
     """
@@ -224,38 +230,30 @@ class _Asking(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _conditions(model: LanguageModel, text_SD: Tensor | None, *, guided: bool) -> tuple[Tensor, Tensor]:
-    """What cross-attention reads, (B, S, D), and where there is text, (B, S) int64.
-
-    B is 1, or 2 with guidance: then the null condition, which is exactly zero, comes second, as transformers has it.
-    """
-    device, width = model.enc_to_dec_proj.weight.device, model.enc_to_dec_proj.in_features
-    states_BSD = torch.zeros(1, 1, width, device=device) if text_SD is None else text_SD.to(device)[None]
-    mask_BS = torch.full(states_BSD.shape[:2], int(text_SD is not None), device=device)
-    if guided:
-        states_BSD = torch.cat([states_BSD, torch.zeros_like(states_BSD)])
-        mask_BS = torch.cat([mask_BS, torch.zeros_like(mask_BS)])
-    return model.enc_to_dec_proj(states_BSD) * mask_BS[..., None], mask_BS
+def _largest_delay(model: LanguageModel) -> int:
+    return (model.decoder.num_codebooks - 1) // model.decoder.config.audio_channels
 
 
-def _read_prefix(
-    model: LanguageModel, given_KS: Tensor, text_BSD: Tensor, mask_BS: Tensor, cache: EncoderDecoderCache
-) -> None:
-    """Put the keys and values of all given steps but the last into the cache.
+def _given(model: LanguageModel, frames: int, prefix_KT: Tensor | None) -> Tensor:
+    """What `generate` goes on from, (K, 1 + P) int64: the start token and the codes that are given."""
+    codebooks, least = model.decoder.num_codebooks, max(LEAST_FRAMES, _largest_delay(model))
+    if frames < least:
+        raise ValueError(f"{frames} frames are fewer than {least}")
+    prefix_KT = torch.empty(codebooks, 0, dtype=torch.int64) if prefix_KT is None else prefix_KT
+    if prefix_KT.ndim != 2 or len(prefix_KT) != codebooks or not prefix_KT.shape[1] < frames:
+        raise ValueError(f"a prefix of shape {tuple(prefix_KT.shape)} for {frames} frames of {codebooks} codebooks")
+    device = model.enc_to_dec_proj.weight.device
+    start_K1 = torch.full((codebooks, 1), model.decoder.config.pad_token_id, device=device)
+    return torch.cat([start_K1, prefix_KT.to(device, torch.int64)], dim=1)
 
-    MusicgenForCausalLM.generate (transformers 5.15 to 5.23) reads only the last of what is given to it.
-    """
-    prefix_1KP = given_KS[None, :, 1:]
-    if prefix_1KP.shape[-1]:
-        config = model.decoder.config
-        inputs_1KP, _ = inputs_and_labels(prefix_1KP, config.pad_token_id, config.audio_channels)
-        model.decoder.model(
-            input_ids=inputs_1KP[0].repeat(len(text_BSD), 1),
-            encoder_hidden_states=text_BSD,
-            encoder_attention_mask=mask_BS,
-            past_key_values=cache,
-            use_cache=True,
-        )
+
+def _check_melody(model: LanguageModel, melody_C: Tensor | None) -> None:
+    if melody_C is None:
+        return
+    if model.audio_enc_to_dec_proj is None:
+        raise ValueError("a melody for a model that reads none")
+    if melody_C.shape != (MELODY_PLACES,):
+        raise ValueError(f"a melody of shape {tuple(melody_C.shape)} for {MELODY_PLACES} places")
 
 
 class _Finite(LogitsProcessor):

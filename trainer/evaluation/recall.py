@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import EncodecModel
 
 from trainer.data.dataset import Dataset
+from trainer.data.melody_places import melody_places
 from trainer.data.text_states import text_states
 from trainer.errors import DataError
 from trainer.evaluation.generation import Sampling, decode, generate_codes, write_wav
@@ -67,9 +68,9 @@ def measure(
         Recall(
             clip=data.train.names[clip],
             caption=data.train.captions[clip] or "",
-            codes=int(trained_cells(clip_codes[clip], data.train.segment_frames).sum()),
-            before=equal_codes(before[clip], clip_codes[clip], data.train.segment_frames),
-            after=equal_codes(after[clip], clip_codes[clip], data.train.segment_frames),
+            codes=int(trained_cells(clip_codes[clip], data.train.segment_frames, trained.channels).sum()),
+            before=equal_codes(before[clip], clip_codes[clip], data.train.segment_frames, trained.channels),
+            after=equal_codes(after[clip], clip_codes[clip], data.train.segment_frames, trained.channels),
             snr_before_db=_or_none(snr_db(sounds["0_true"][clip], sounds["1_before"][clip])),
             snr_after_db=_or_none(snr_db(sounds["0_true"][clip], sounds["2_after"][clip])),
         )
@@ -91,21 +92,26 @@ def codes_of(data: Dataset, clip: int) -> Tensor:
     return torch.from_numpy(codes.astype("int64"))
 
 
-def trained_cells(codes_KT: Tensor, segment_frames: int) -> Tensor:
-    """Which codes of a clip are trained, bool (K, T): all but the tail that the delays push out of a full segment."""
+def trained_cells(codes_KT: Tensor, segment_frames: int, channels: int = 1) -> Tensor:
+    """Which codes of a clip are trained, bool (K, T): all but the tail that the delays push out of a full segment.
+
+    channels  of the sound: in stereo a pair of codebooks has one delay
+    """
     codebooks, frames = codes_KT.shape
-    return torch.arange(frames)[None] < segment_frames - torch.arange(codebooks)[:, None]
+    return torch.arange(frames)[None] < segment_frames - torch.arange(codebooks)[:, None] // channels
 
 
-def equal_codes(generated_KT: Tensor, clip_KT: Tensor, segment_frames: int) -> int:
+def equal_codes(generated_KT: Tensor, clip_KT: Tensor, segment_frames: int, channels: int = 1) -> int:
     """How many of the clip's trained codes were generated; both (K, T) int64."""
-    return int(((generated_KT == clip_KT) & trained_cells(clip_KT, segment_frames)).sum())
+    return int(((generated_KT == clip_KT) & trained_cells(clip_KT, segment_frames, channels)).sum())
 
 
 def generated_codes(
     source: Source, data: Dataset, clip_codes: dict[int, Tensor], device: torch.device
 ) -> dict[int, Tensor]:
     """Codes (K, T) that the model generates greedily for each clip's caption, as long as the clip, by clip.
+
+    A melody model follows the clip's melody too.
 
     clip_codes  the clips' own codes (K, T) by clip
     """
@@ -115,12 +121,15 @@ def generated_codes(
     model, sampling = load_language_model(source).to(device).eval(), Sampling(guidance=1.0, greedy=True)
     made = {}
     for clip, codes in tqdm(clip_codes.items(), desc=f"generating with {source.name}", leave=False):
-        made[clip] = generate_codes(model, states[clip], frames=codes.shape[1], sampling=sampling)
+        melody_C, frames = None, codes.shape[1]
+        if data.train.melodies is not None:
+            melody_C = melody_places(data.train.melodies.crop(clip, 0, 0, frames))
+        made[clip] = generate_codes(model, states[clip], frames=frames, sampling=sampling, melody_C=melody_C)
     return {clip: codes for clip, codes in made.items() if codes is not None}  # nothing stops it: that is all of them
 
 
 def decoded(codec: EncodecModel, versions: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, np.ndarray]]:
-    """The sound of each clip in each version, (samples,) float32.
+    """The sound of each clip in each version, (samples,) float32, or (samples, 2) in stereo.
 
     versions  by name: codes (K, T) by clip
     """
@@ -133,7 +142,7 @@ def decoded(codec: EncodecModel, versions: Mapping[str, Mapping[int, Tensor]]) -
 def snr_db(true: np.ndarray, made: np.ndarray) -> float:
     """How much louder a sound is than what another one adds to it, in dB; infinite where they are the same.
 
-    true, made  (samples,) float, equally long
+    true, made  (samples,) or (samples, 2) float, equally long; of two channels one ratio, that of their sums
 
     0 where `made` is silence, about -3 where it is another sound as loud; above 60 the difference is not heard.
     """

@@ -54,6 +54,7 @@ class SampleSettings:
     frames    of the codec, of each sound; where it goes on from a clip, those of the clip included
     sampling  how codes are chosen; its seed is replaced by that of each prompt
     weights   which weights are heard
+    melody    whether the model reads melodies
     device    where EnCodec decodes
     """
 
@@ -65,6 +66,7 @@ class SampleSettings:
     sampling: Sampling
     weights: Literal["live", "ema"]
     device: torch.device
+    melody: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,7 @@ class Sampler:
                     sampling=replace(self._settings.sampling, seed=prompt.seed),
                     prefix_KT=prompt.prefix_KT,
                     should_stop=stop,
+                    melody_C=prompt.melody_C,
                 )
             except (*OUT_OF_MEMORY, ModelError) as error:
                 done[number] = self._sample(prompt, error=_in_words(error))
@@ -236,6 +239,7 @@ class Sampler:
             clip=prompt.clip,
             continued_seconds=continued / self._settings.frame_rate_hz,
             error=error,
+            melody=prompt.melody_C is not None if self._settings.melody else None,
         )
 
     def _finish(self, step: int, made: dict[int, Sample], seconds: float) -> None:

@@ -42,6 +42,7 @@ class Sample:
     continued_seconds  of the clip, with which the sound begins
     error              why there is no sound
     clip_file          the name in clips/ of that clip's beginning; None where there is none to hear
+    melody             whether it follows that clip's melody; None of a model that reads none, and then not in the file
     """
 
     file: str | None
@@ -53,6 +54,7 @@ class Sample:
     continued_seconds: float
     error: str | None
     clip_file: str | None = None
+    melody: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +114,9 @@ def begin(samples: Path, step: int) -> None:
 
 
 def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int, *, shared: bool = False) -> None:
-    """Write mono sound as FLAC with the 16-bit values that scripts/generate.py writes, complete or not at all.
+    """Write sound as FLAC with the 16-bit values that scripts/generate.py writes, complete or not at all.
 
-    audio   (samples,) float32; where a sample exceeds 1, all of it is turned down until none does
+    audio   (samples,) or (samples, 2) float32; where a sample exceeds 1, all of it is turned down until none does
     shared  whether several processes may write it at the same time
 
     Raises OSError and soundfile.LibsndfileError.
@@ -131,6 +133,9 @@ def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int, *, shared: b
 def finish(samples: Path, made: StepSamples) -> None:
     """Write samples.json: from here on the step is finished. Raises OSError."""
     values = {"format": FORMAT, "version": VERSION, **asdict(made)}
+    for sample in values["samples"]:
+        if sample["melody"] is None:
+            del sample["melody"]
     write_whole(step_folder(samples, made.step) / LIST, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
 

@@ -32,6 +32,7 @@ RATE_HZ = 32_000  # MusicGen's
 # LAME's constant bitrate at this level of libsndfile 1.2.2 is 64 kbit/s at 32 kHz. Constant, so that no sound's length
 # in the page tells what it is.
 BITRATE = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}
+BITRATE_STEREO = {"bitrate_mode": "CONSTANT", "compression_level": 0.66}  # 128 kbit/s
 MOST_BYTES = 10_000_000
 FRAME_BYTES = 60_000  # of the page besides the sounds and texts: program, style, markup
 LOUDEST_LUFS, QUIETEST_LUFS = -16.0, -32.0
@@ -134,7 +135,8 @@ def orders_of(sides: int, prompts: int, seed: int) -> list[tuple[int, ...]]:
 
 
 def equally_loud(sounds: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bool]:
-    """The sounds (n,) float32 at RATE_HZ with one gain each, after which all have the same integrated loudness.
+    """The sounds, (n,) or (n, 2) float32 at RATE_HZ, with one gain each, after which all have the same integrated
+    loudness.
 
     That is LOUDEST_LUFS, or the loudest that all of them reach without a peak above HIGHEST_PEAK, but not below
     QUIETEST_LUFS: a sound whose peaks do not let it become as loud as that stays below, and the second value is False.
@@ -157,27 +159,34 @@ def hidden(key: object, page_id: str) -> str:
 
 
 def _sounds(files: Sequence[Path]) -> list[np.ndarray]:
-    """The sounds, mono at RATE_HZ, all as long as the shortest: a length would tell them apart."""
-    sounds = []
+    """The sounds at RATE_HZ, all as long as the shortest: a length would tell them apart.
+
+    All are mono, (n,), unless one of them is stereo: then all are (n, 2), and mono ones play on both sides, as they do
+    by themselves.
+    """
+    sounds: list[np.ndarray] = []
     for file in files:
         samples, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
-        sound = samples.mean(axis=1)
+        sound = samples if samples.shape[1] == 2 else samples.mean(axis=1)
         sounds.append(sound if rate_hz == RATE_HZ else soxr.resample(sound, rate_hz, RATE_HZ))
         if not len(sound) or not np.isfinite(sound).all():
             raise DataError(f"{file} is empty or not finite")
+    if any(sound.ndim == 2 for sound in sounds):
+        sounds = [sound if sound.ndim == 2 else np.stack([sound, sound], axis=1) for sound in sounds]
     shortest = min(map(len, sounds))
     return [sound[:shortest] for sound in sounds]
 
 
 def _loudness(sound: np.ndarray) -> float | None:
-    meter = LoudnessMeter(RATE_HZ, (1.0,))
-    meter.add(sound[:, None])
+    samples = sound if sound.ndim == 2 else sound[:, None]
+    meter = LoudnessMeter(RATE_HZ, (1.0,) * samples.shape[1])
+    meter.add(samples)
     return meter.result()
 
 
 def _mp3(sound: np.ndarray) -> str:
     file = io.BytesIO()
-    soundfile.write(file, sound, RATE_HZ, format="MP3", **BITRATE)
+    soundfile.write(file, sound, RATE_HZ, format="MP3", **(BITRATE if sound.ndim == 1 else BITRATE_STEREO))
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 

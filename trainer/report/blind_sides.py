@@ -110,6 +110,9 @@ def matched(sides: Sequence[Side]) -> tuple[list[Prompt], list[str]]:
         if len(set(values)) > 1:
             told = ", ".join(f"{value:g} for {side.name}" for value, side in zip(values, sides, strict=True))
             notes.append(f"the sides also differ in {name}: {told}")
+    unlike = sum(len({side.samples[key].get("melody") is True for side in sides}) > 1 for key in common)
+    if unlike:
+        notes.append(f"not all sides follow a melody: {_count(unlike, 'prompt')}")
     return [_prompt(key, sides) for key in common], notes
 
 

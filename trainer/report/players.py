@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def grid_of(columns: Sequence[Column], sounds: Sounds, page_folder: Path) -> dic
     embedded = sounds.embedded(
         list(_files([one for one in columns if one.embedded], prompts)),
         list(_files([one for one in reversed(columns) if not one.embedded], prompts)),
-        {file: wave.seconds for file, wave in waves.items()},
+        waves,
     )
     played: list[dict[str, str]] = []
     rows, whole = [], 0
@@ -91,8 +91,9 @@ def grid_of(columns: Sequence[Column], sounds: Sounds, page_folder: Path) -> dic
         heard = [column.sounds.get(prompt) for column in columns]
         cells = [None if one is None else _cell(one, waves, embedded, page_folder, played) for one in heard]
         continued = max((one.continued_seconds for one in heard if one is not None), default=0.0)
+        melodies = {one.melody for one in heard if one is not None}
         whole += sum(cell is not None and cell["inside"] for cell in cells)
-        rows.append({"prompt": prompt, "origin": _origin(prompt, continued), "cells": cells})
+        rows.append({"prompt": prompt, "origin": _origin(prompt, continued, melodies), "cells": cells})
     return {"columns": columns, "rows": rows, "played": played, "inside": whole, "linked": len(played) - whole}
 
 
@@ -135,8 +136,12 @@ def _bar(at: int, peak: int) -> str:
     return f"M{at}.5 {HALF_HEIGHT - half}v{2 * half}"
 
 
-def _origin(prompt: Prompt, continued_seconds: float) -> str:
+def _origin(prompt: Prompt, continued_seconds: float, melodies: Collection[bool | None]) -> str:
+    """Where a prompt comes from; of a melody model also whether its sounds follow a melody."""
     text = ORIGINS.get(prompt.origin, "")
     if prompt.origin == "continuation" and continued_seconds:
         text = f"goes on from the first {continued_seconds:g} s of a clip"
+    if melodies in ({True}, {False}):
+        followed = "with the clip's melody" if True in melodies else "without a melody"
+        text = f"{text}, {followed}" if text else followed
     return text

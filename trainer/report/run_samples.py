@@ -32,6 +32,7 @@ class Sound:
     file       None where there is none, and then `error` says why
     seconds    as the list says them
     clip_file  the beginning of the clip whose caption it has, or which it goes on from; None where there is none
+    melody     whether it follows that clip's melody; None where the list says nothing of it, as of a text model
     """
 
     prompt: Prompt
@@ -40,6 +41,7 @@ class Sound:
     continued_seconds: float
     error: str
     clip_file: Path | None = None
+    melody: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ def _sound(folder: Path, values: Mapping[str, Any]) -> Sound:
         continued_seconds=_number(values.get("continued_seconds")),
         error=error if isinstance(error, str) else "",
         clip_file=None if clip_name is None else folder.parent / CLIPS / clip_name,
+        melody=melody if isinstance(melody := values.get("melody"), bool) else None,
     )  # fmt: skip
 
 

@@ -83,8 +83,9 @@ class Tracker:
                 tracker.run.log(audio, step=step)
             elif tracker.name == "tensorboard":  # which shows no captions: the text beside it has them
                 for sound in sounds:
-                    samples, rate_hz = soundfile.read(sound.path, dtype="float32")
-                    tracker.writer.add_audio(sound.name, samples[None], step, sample_rate=rate_hz)
+                    samples, rate_hz = soundfile.read(sound.path, dtype="float32", always_2d=True)
+                    # It plays mono alone. Of one channel the mean is that channel, bit for bit.
+                    tracker.writer.add_audio(sound.name, samples.mean(axis=1)[None], step, sample_rate=rate_hz)
                     tracker.writer.add_text(sound.name, sound.caption, step)
                 tracker.writer.flush()
 

@@ -12,7 +12,7 @@ from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
 from trainer.wiring.run_report import record_start, reporter_of
-from trainer.wiring.sampling import put_aside, sample_prompts_of, sampler_of, tell_how_to_listen
+from trainer.wiring.sampling import put_aside, refuse_sampling, sample_prompts_of, sampler_of, tell_how_to_listen
 from trainer.wiring.training import (
     crops_in_words,
     ema_in_words,
@@ -48,6 +48,7 @@ __all__ = [
     "put_aside",
     "record_start",
     "refuse_before_fetching",
+    "refuse_sampling",
     "report_dataset",
     "report_settings",
     "reporter_of",

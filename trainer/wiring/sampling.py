@@ -18,6 +18,7 @@ from trainer.evaluation.samples import StepSamples
 from trainer.model.language_model import LanguageModel
 from trainer.model.new_word_model import TextTunedModel
 from trainer.model.source import load_codec
+from trainer.preflight import check_melody_samples
 from trainer.run.metrics import Sound
 from trainer.spec.trigger import in_a_shell
 
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
 
 # MusicGen was trained on crops of 30 s; longer pieces lose their thread.
 TRAINED_SECONDS = 30.0
+
+
+def refuse_sampling(config: Config, source: Source) -> None:
+    """Raise ConfigError where the installed transformers cannot generate with this model, and sounds are asked for.
+
+    Of models that are known by name, trainer/preflight.py has said so before.
+    """
+    if source.melody:
+        check_melody_samples(config)
 
 
 def put_aside(folder: OutputDir, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
@@ -92,6 +102,7 @@ def sampler_of(
         ),
         weights="live" if config.ema_decay is None else "ema",
         device=engine.device,
+        melody=source.melody,
     )
     model = SampledModel(
         language_model=engine.sampling_model,
