@@ -226,5 +226,5 @@ def test_what_no_published_model_has_is_refused(tmp_path, kind, part, setting, v
     config = json.loads((tmp_path / "config.json").read_text())
     (config if part is None else config[part])[setting] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=f"--model_id {tmp_path}: .*{refused}"):
+    with pytest.raises(ModelError, match=f"(?s)--model_id {tmp_path}: .*{refused}"):
         open_model(str(tmp_path))
