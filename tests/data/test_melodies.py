@@ -262,6 +262,7 @@ def test_a_text_model_has_no_melodies_and_keeps_none(tmp_path):
     assert data.train.melodies is None and data.stems == "" and not (tmp_path / "cache/melody").exists()
 
 
+@pytest.mark.full
 def test_ranks_that_are_several_prepare_what_one_does(tmp_path):
     music(tmp_path / "data")
     alone = opened(tmp_path / "data", tmp_path / "one")
@@ -301,6 +302,7 @@ def test_a_prepared_folder_has_the_melodies_and_needs_no_sound(tmp_path, monkeyp
         opened(tmp_path / "prepared", tmp_path / "none", trim_silence=True)
 
 
+@pytest.mark.full
 def test_a_prepared_folder_gives_its_melodies_back_to_an_empty_cache(tmp_path, monkeypatch):
     make(music(tmp_path / "data"), tmp_path / "prepared")
     before = read_melodies(opened(tmp_path / "prepared", tmp_path / "none"))
@@ -318,6 +320,7 @@ def test_a_folder_that_was_prepared_for_a_text_model_is_refused_with_what_to_do(
         opened(tmp_path / "prepared", tmp_path / "none")
 
 
+@pytest.mark.full
 def test_a_data_set_that_is_read_in_parts_has_the_melodies_of_the_whole(tmp_path, monkeypatch):
     whole = opened(music(tmp_path / "data"), tmp_path / "whole")
     with asked_by_this_process(tmp_path / "hub_cache", monkeypatch) as hub:

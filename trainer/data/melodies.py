@@ -88,7 +88,7 @@ def melody_store(cache_dir: Path, treatment: Treatment, stems: str) -> Store:
 
 def melody_keys(clips: Columns) -> list[str]:
     """The key in the store of each clip's melody."""
-    contents, others = clips["content"], _column(clips, "melody_content", "")
+    contents, others = clips["content"], clips["melody_content"]
     return [f"{content}+{other}" if other else content for content, other in zip(contents, others, strict=True)]
 
 
@@ -135,7 +135,7 @@ def fill_melodies(
 
 def fate_of(fault: AudioFault, clips: Columns, row: int) -> tuple[FateKind, str]:
     """Fate and detail of a clip whose melody has a fault: with the name of the melody file, where it is that one's."""
-    other = _column(clips, "melody_path_bytes", b"")[row]
+    other = clips["melody_path_bytes"][row]
     if not other:
         return fault.fate, fault.detail
     name = display(os.fsdecode(os.path.basename(file_of(other))))
@@ -152,15 +152,10 @@ def open_melodies(store: Store, clips: Columns, views: int) -> CachedMelodies:
     )
 
 
-def _column(clips: Columns, name: str, nothing: str | bytes) -> Sequence:
-    """A column of the manifest; tables of before there were melody files have none."""
-    return clips[name] if name in clips else [nothing] * len(clips["content"])
-
-
 def references(clips: Columns) -> list[bytes]:
     """Where each clip's melody lies (trainer/data/places.py)."""
     return [
-        other or own for own, other in zip(clips["path_bytes"], _column(clips, "melody_path_bytes", b""), strict=True)
+        other or own for own, other in zip(clips["path_bytes"], clips["melody_path_bytes"], strict=True)
     ]
 
 
@@ -175,11 +170,11 @@ def _check_room(store: Store, clips: Columns, *, say: bool) -> None:
 
 def _sound(clips: Columns, row: int, stems: Stems) -> Iterator[np.ndarray]:
     """The sound in which a clip's melody is heard; AudioFault at its end where it has another content by now."""
-    other = _column(clips, "melody_content", "")[row]
+    other = clips["melody_content"][row]
     sound = sound_at(references(clips)[row])
     excerpt = Excerpt(first_frame=clips["first_frame"][row], frames=clips["frames"][row], gain=1.0)
-    if other:
-        excerpt = _at_rate(excerpt, clips["sample_rate_hz"][row], sound)
+    if other:  # made to be the melody: there is nothing to separate
+        excerpt, stems = _at_rate(excerpt, clips["sample_rate_hz"][row], sound), Mix()
     yield from stems.blocks(sound, SAMPLE_RATE_HZ, BLOCK_SECONDS, excerpt)
     if audio.content_of(sound) != (other or clips["content"][row]):
         raise AudioFault("unreadable", "changed since it was inspected: run again with --rehash 1")
