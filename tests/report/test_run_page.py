@@ -126,8 +126,8 @@ def test_sounds_that_are_too_long_for_a_page_are_inside_with_their_first_seconds
 
 def test_stereo_sounds_play_in_stereo_and_what_follows_a_melody_is_told(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", sounds=False)
-    for name, melody in (("with", True), ("without", False), ("text", None)):
-        folder = add_sounds(run, len(name), [name], **({} if melody is None else {"melody": melody}))
+    for step, melody in enumerate((True, False, None)):
+        folder = add_sounds(run, step, [f"prompt {step}"], **({} if melody is None else {"melody": melody}))
         for file in folder.glob("*.flac"):
             both = np.stack([noise(0.2, RATE_HZ, seed=1), 0.1 * noise(0.2, RATE_HZ, seed=2)], axis=1)
             soundfile.write(file, both, RATE_HZ)
