@@ -18,7 +18,7 @@ from benchmarks.report import Row
 from trainer.data import cache, dataset, manifest, prepared_writing
 from trainer.data.arrow_store import Rows
 from trainer.data.order import Order, rows_of_step
-from trainer.data.prepared import About
+from trainer.data.prepared_about import About
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
 from trainer.wiring import data_settings

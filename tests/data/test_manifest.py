@@ -21,6 +21,7 @@ from tests.opens import counted_opens
 from trainer.data import audio, audio_facts, manifest
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import Fate, changed_since, summary, write_report
+from trainer.data.held_out import share_of
 from trainer.data.manifest import Manifest
 from trainer.data.wav_header import REREAD
 from trainer.errors import ConfigError, StorageError
@@ -321,30 +322,30 @@ def test_the_split_is_about_the_share_asked_for() -> None:
     contents = [f"{number:032x}" for number in range(5_000)]
     for seed in range(5):
         # 5 standard deviations of a binomial with n = 5,000 and p = 0.1: one false alarm in 1.7 million.
-        assert abs(manifest.split(contents, seed, 0.1).sum() - 500) < 5 * np.sqrt(5_000 * 0.1 * 0.9)
+        assert abs(share_of(contents, seed, 0.1).sum() - 500) < 5 * np.sqrt(5_000 * 0.1 * 0.9)
 
 
 def test_added_files_move_no_other_and_equal_files_stay_together() -> None:
     contents = [f"{number:032x}" for number in range(300)]
-    chosen = dict(zip(contents, manifest.split(contents, 3, 0.2), strict=True))
+    chosen = dict(zip(contents, share_of(contents, 3, 0.2), strict=True))
     some = contents[::-7] + contents[::3]
-    np.testing.assert_array_equal(manifest.split(some, 3, 0.2), [chosen[content] for content in some])
+    np.testing.assert_array_equal(share_of(some, 3, 0.2), [chosen[content] for content in some])
 
 
 def test_a_larger_share_keeps_what_a_smaller_one_chose_and_another_seed_chooses_anew() -> None:
     contents = [f"{number:032x}" for number in range(1_000)]
-    masks = [manifest.split(contents, 1, share) for share in (0.0, 0.05, 0.3, 1.0)]
+    masks = [share_of(contents, 1, share) for share in (0.0, 0.05, 0.3, 1.0)]
     assert not masks[0].any() and masks[3].all()
     assert (masks[1] <= masks[2]).all() and masks[1].sum() < masks[2].sum()
     # Two seeds agree on being chosen for 0.3 x 0.3 of the clips: 90 of 1,000, deviation 9.
-    assert abs((masks[2] & manifest.split(contents, 2, 0.3)).sum() - 90) < 45
-    assert manifest.split([], 1, 0.5).shape == (0,) and masks[0].dtype == bool
+    assert abs((masks[2] & share_of(contents, 2, 0.3)).sum() - 90) < 45
+    assert share_of([], 1, 0.5).shape == (0,) and masks[0].dtype == bool
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="0 to 1"):
-        manifest.split(["a"], 1, share)
+        share_of(["a"], 1, share)
 
 
 def test_the_report_reads_back_with_every_name_and_detail(tmp_path: Path) -> None:

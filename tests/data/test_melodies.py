@@ -67,6 +67,8 @@ def clips_of(paths: list[Path], melody_files: dict[Path, Path] | None = None) ->
         "seconds": [one.seconds for one in facts],
         "sample_rate_hz": [one.sample_rate_hz for one in facts],
         "first_frame": [0] * len(paths),
+        "melody_path_bytes": [b""] * len(paths),
+        "melody_content": [""] * len(paths),
         "frames": [round(one.seconds * one.sample_rate_hz) for one in facts],
         "gain": [1.0] * len(paths),
     }

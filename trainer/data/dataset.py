@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.data import cache, manifest, melodies, prepared, unknown_words
+from trainer.data import cache, melodies, prepared, unknown_words
 from trainer.data.batches import Examples, Text
 from trainer.data.caption_settings import CaptionSettings
 from trainer.data.fates import IN_THE_REPORT, Fate, display, reasons, summary
 from trainer.data.filling import with_codes, with_melodies
+from trainer.data.held_out import share_of
 from trainer.data.inventory import ScannedFolder, UnusableDataError, check_split, shows_too
 from trainer.data.manifest import Columns
 from trainer.data.melodies import Stems
@@ -175,7 +176,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     settings, stems = _with_stems(settings, source, device, peers)
     clips, scanned, unread = _encoded(settings, source, device, peers, stems, settings.folder, settings.tables)
     fates, folders = scanned.fates, [scanned]
-    is_held_out = manifest.split(clips["content"], settings.seed, settings.validation_share)
+    is_held_out = share_of(clips["content"], settings.seed, settings.validation_share)
     train, held_out = _rows(clips, ~is_held_out), _rows(clips, is_held_out)
     # A prepared folder has no sounds that a report could show.
     shown = () if settings.folder in settings.prepared else (scanned,)

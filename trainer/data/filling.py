@@ -65,13 +65,19 @@ def _filled(
 
     missing  this process's share of what is to be filled, with its rows
     """
-    if scanned.several_hosts:
-        check_sizes(scanned, [row for rows in missing.values() for row in rows], peers)
+    # Of a clip that has a melody file, that file is read for its melody, and not the clip's own.
+    in_melody_file = [what == "melodies" and bool(content) for content in scanned.columns["melody_content"]]
+    own_rows = [row for rows in missing.values() for row in rows]
+    for of_melodies in (False, True) if scanned.several_hosts else ():
+        rows = [row for row in own_rows if in_melody_file[row] is of_melodies]
+        check_sizes(scanned, rows, peers, of_melodies=of_melodies)
     own_faults = fill()
     forget_tables()
     peers.wait(what)
     faults_of_ranks = peers.gather(own_faults)
-    check_encoded(scanned, faults_of_ranks, peers)
+    for of_melodies in (False, True):
+        of_kind = [[one for one in of_rank if in_melody_file[one[0]] is of_melodies] for of_rank in faults_of_ranks]
+        check_encoded(scanned, of_kind, peers, of_melodies=of_melodies)
     faults = {row: (fate, detail) for of_rank in faults_of_ranks for row, fate, detail in of_rank}
     paths = scanned.columns["path"]
     fates = {paths[row]: Fate(path=paths[row], fate=fate, detail=detail) for row, (fate, detail) in faults.items()}

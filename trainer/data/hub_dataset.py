@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from trainer.atomic import write_whole
 from trainer.data.folder_walk import is_metadata
-from trainer.data.prepared import MARKER, About, are_prepared, read_about
+from trainer.data.prepared import are_prepared, read_about
+from trainer.data.prepared_about import MARKER, About
 from trainer.data.sound_kind import SOUND_SUFFIXES
 from trainer.data.split_files import Configuration, configurations_of, files_of_split, missing_shards
 from trainer.data.table_file import SUFFIXES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from trainer.data.audio import AudioFacts
 from trainer.data.audio_facts import Stamp, inspect_all, stamp_of
@@ -35,7 +32,7 @@ from trainer.data.melody_files import (
 from trainer.data.stand_ins import open_at
 from trainer.data.table_scan import TableRow, Tables, TableSettings, is_table, scan_tables
 from trainer.data.treatment import AS_IT_IS, Treatment
-from trainer.errors import ConfigError, DataError
+from trainer.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,18 +155,6 @@ def look(
     fates.sort(key=lambda fate: fate.path)
     inspected = (*_inspected(candidates, learnt), *inspected_melodies(of_melodies, learnt))
     return Manifest(columns=_columns(clips), fates=tuple(fates), inspected=inspected)
-
-
-def split(contents: Sequence[str], seed: int, share: float) -> np.ndarray:
-    """Which clips validate: bool (n,), True for about `share` of the distinct contents.
-
-    Each answer depends on (seed, content, share) alone: added files move nothing, equal files stay
-    together, and a larger share keeps what a smaller one chose. Raises ConfigError unless 0 <= share <= 1.
-    """
-    if not 0 <= share <= 1:
-        raise ConfigError(f"a validation share of {share} is no share of the clips: use 0 to 1, such as 0.05")
-    limit = share * 2**64
-    return np.array([_hash64(f"{seed}:{content}") < limit for content in contents], dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +385,3 @@ def _columns(clips: Iterable[_Clip]) -> Columns:
         "melody_content": [clip.melody_content for clip in ordered],
         "melody_size_bytes": [0 if one is None else one.size_bytes for one in melodies],
     }
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

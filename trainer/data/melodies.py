@@ -33,6 +33,7 @@ from trainer.data.manifest import Columns
 from trainer.data.places import file_of, sound_at
 from trainer.data.progress import check_room, duration, hours_bar
 from trainer.data.sound_file import opened
+from trainer.data.stems import Mix
 from trainer.data.treatment import Treatment
 
 # Sounds in hand at once, each decoded ahead by a thread while the others' notes are found: finding them on a GPU takes
@@ -139,7 +140,7 @@ def fate_of(fault: AudioFault, clips: Columns, row: int) -> tuple[FateKind, str]
     if not other:
         return fault.fate, fault.detail
     name = display(os.fsdecode(os.path.basename(file_of(other))))
-    return fault.fate, f"its melody {name} is {fault.fate}: {fault.detail}"
+    return "melody unusable", f"its melody {name} is {fault.fate}: {fault.detail}"
 
 
 def open_melodies(store: Store, clips: Columns, views: int) -> CachedMelodies:

@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import shlex
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +28,21 @@ from trainer.data.arrow_store import KEY, Store
 from trainer.data.fates import Fate, display
 from trainer.data.manifest import TYPES, Columns, check_folder
 from trainer.data.peers import Peers
+from trainer.data.prepared_about import (
+    CODES,
+    FORMAT,
+    MARKER,
+    MELODY,
+    TABLE,
+    TEXT,
+    VERSION,
+    About,
+    about_of,
+    damaged,
+)
 from trainer.errors import ConfigError, DataError
 from trainer.spec.caption_sources import SOURCES_IN_WORDS
 
-FORMAT, VERSION = "musicgen-trainer prepared data set", 1
-MARKER, TABLE, CARD, CODES, TEXT, MELODY = "prepared.json", "clips.parquet", "README.md", "codes", "text", "melody"
-# Files that prepared.json may list: a name from elsewhere must not lead out of the folder.
-OUR_FILE = re.compile(rf"{re.escape(TABLE)}|(?:{CODES}|{TEXT}|{MELODY})/part-\d{{5}}\.arrow")
 # Columns of the table without which nothing can be trained. Others of the manifest are taken if they are there.
 NEEDED = ("content", "caption", "seconds", "path")
 # Flags that decided what was encoded, and those that decided the captions, by name: a run must have the same values.
@@ -47,52 +52,6 @@ CAPTION_FLAGS: Mapping[str, Any] = {
     **{"captions": SOURCES_IN_WORDS, "caption_column": None, "caption_template": None, "default_caption": None},
     **{"caption": None, "caption_lines": False, "merge_metadata": 0.0},
 }
-# What folders say of themselves only where it is something else than this, as those of earlier versions all are.
-LATER_FIELDS: Mapping[str, Any] = {"channels": 1, "stems": ""}
-AGAIN = "copy or download it again, or make it again with scripts/prepare_dataset.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What prepared.json says.
-
-    codec, text_encoder  identities, as `Source` gives them, of what made the codes and the states
-    model_id             --model_id when it was made, for messages
-    codebooks            K of the codes
-    channels             of the sound: 2 where codes are of stereo
-    hours                of all clips together
-    stems                the key of what the melodies were heard in (trainer/data/stems.py); "" where there are none
-    flags                SOUND_FLAGS, CAPTION_FLAGS, no_label and min_seconds, by name, as they were when it was made
-    files                size in bytes of each file, by its path in the folder
-    digests              hex blake2b-128 of each file, by its path in the folder
-    """
-
-    codec: str
-    text_encoder: str
-    model_id: str
-    codebooks: int
-    frame_rate_hz: float
-    sample_rate_hz: int
-    clips: int
-    hours: float
-    flags: Mapping[str, Any]
-    files: Mapping[str, int] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
-    channels: int = 1
-    stems: str = ""
-
-    def to_json(self) -> str:
-        """The content of prepared.json."""
-        in_stereo = "" if self.channels == 1 else " of stereo sound"
-        kinds = [f"codes of {self.codebooks} codebooks{in_stereo}", "text states"]
-        kinds += ["melodies"] if self.stems else []
-        head = {"format": FORMAT, "version": VERSION, "kinds": kinds}
-        # Of a mono folder without melodies as it was before there were others.
-        said = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        kept = {name: value for name, value in said.items() if LATER_FIELDS.get(name, ...) != value}
-        return json.dumps(head | kept, indent=1) + "\n"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A prepared folder whose files are all there and have their sizes."""
@@ -203,19 +162,19 @@ class Prepared:
         """Raise DataError where `melodies` lacks some of these keys."""
         missing = set(keys) - melodies.keys()
         if missing:
-            raise _damaged(self.folder, f"{len(missing)} melodies of clips are not in {MELODY}/")
+            raise damaged(self.folder, f"{len(missing)} melodies of clips are not in {MELODY}/")
 
     def check_contents(self, contents: Iterable[str], codes: Store) -> None:
         """Raise DataError where `codes` lacks some of these contents."""
         missing = set(contents) - codes.keys()
         if missing:
-            raise _damaged(self.folder, f"codes of {len(missing)} clips are not in {CODES}/")
+            raise damaged(self.folder, f"codes of {len(missing)} clips are not in {CODES}/")
 
     def check_digests(self) -> None:
         """Read every file whole. Raises DataError where one is not what was written."""
         for name, digest in self.about.digests.items():
             if digest_of(self.folder / name) != digest:
-                raise _damaged(self.folder, f"{name} holds other bytes than were written")
+                raise damaged(self.folder, f"{name} holds other bytes than were written")
 
     def _paths(self, kind: str) -> list[Path]:
         return [self.folder / name for name in sorted(self.about.files) if name.startswith(f"{kind}/")]
@@ -233,9 +192,9 @@ class Prepared:
                     raise pa.ArrowInvalid(f"its column {name} has gaps")
             found = {name: table.column(name).to_pylist() for name in TYPES if name in table.column_names}
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise _damaged(self.folder, f"{TABLE} cannot be read ({error})") from error
+            raise damaged(self.folder, f"{TABLE} cannot be read ({error})") from error
         if len(found["content"]) != self.about.clips:
-            raise _damaged(self.folder, f"{TABLE} has {len(found['content'])} clips and not {self.about.clips}")
+            raise damaged(self.folder, f"{TABLE} has {len(found['content'])} clips and not {self.about.clips}")
         absent: Columns = {name: [_nothing(name)] * self.about.clips for name in TYPES if name not in found}
         columns = {**absent, **found}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -257,9 +216,9 @@ class _Parts(Store):
             part = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             part.validate(full=True)  # offsets and keys; none of the binary values is read from the disk
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(folder, f"{path.parent.name}/{path.name} cannot be read ({error})") from error
+            raise damaged(folder, f"{path.parent.name}/{path.name} cannot be read ({error})") from error
         if not part.schema.equals(self.schema):
-            raise _damaged(folder, f"{path.parent.name}/{path.name} has the columns {part.schema.names}")
+            raise damaged(folder, f"{path.parent.name}/{path.name} has the columns {part.schema.names}")
         return part
 
 
@@ -282,9 +241,9 @@ def open_prepared(folder: Path) -> Prepared:
         try:
             found = (folder / name).stat().st_size
         except OSError as error:
-            raise _damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
+            raise damaged(folder, f"{name} cannot be opened ({error.strerror})") from error
         if found != size:
-            raise _damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
+            raise damaged(folder, f"{name} has {found:,} bytes and not {size:,}")
     return Prepared(folder=folder, about=about)
 
 
@@ -293,17 +252,17 @@ def read_about(folder: Path) -> About:
     try:
         said = json.loads((folder / MARKER).read_bytes())
     except FileNotFoundError as error:
-        raise _damaged(folder, f"{MARKER} is missing, so that it was not written or copied to its end") from error
+        raise damaged(folder, f"{MARKER} is missing, so that it was not written or copied to its end") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"{MARKER} cannot be read ({error})") from error
+        raise damaged(folder, f"{MARKER} cannot be read ({error})") from error
     if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise _damaged(folder, f'{MARKER} does not say "format": "{FORMAT}"')
+        raise damaged(folder, f'{MARKER} does not say "format": "{FORMAT}"')
     if said.get("version") != VERSION:
         raise DataError(
             f"the prepared folder {display(folder)} is of version {said.get('version')!r}, and this program reads"
             f" {VERSION}: use the program that made it, or make it again with scripts/prepare_dataset.py"
         )
-    return _about(folder, said)
+    return about_of(folder, said)
 
 
 def find(folders: Iterable[Path], peers: Peers) -> dict[Path, Prepared]:
@@ -338,58 +297,8 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _about(folder: Path, said: Mapping[str, Any]) -> About:
-    """What prepared.json says, each value of its type."""
-    values: dict[str, Any] = {}
-    for name, is_valid in IS_VALID.items():
-        values[name] = said.get(name, LATER_FIELDS.get(name))
-        if not is_valid(values[name]):
-            raise _damaged(folder, f"{MARKER} has {str(values[name])[:80]!r} as {name}")
-    if TABLE not in values["files"] or values["files"].keys() != values["digests"].keys():
-        raise _damaged(folder, f"{MARKER} does not list its files")
-    return About(**values)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
-
-
-def _are_flags(value: Any) -> bool:
-    return isinstance(value, dict) and type(value.get("min_seconds", 0.0)) in (int, float)
-
-
-def _are_of_files(value: Any, kind: type) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(OUR_FILE.fullmatch(name) and type(of_file) is kind for name, of_file in value.items())
-
-
-# What each entry of prepared.json must be.
-IS_VALID: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("codec", "text_encoder", "model_id", "stems"), _is_text),
-    **dict.fromkeys(("codebooks", "sample_rate_hz", "clips"), _is_count),
-    "channels": lambda value: type(value) is int and value in (1, 2),
-    **dict.fromkeys(("frame_rate_hz", "hours"), _is_number),
-    "flags": _are_flags,
-    "files": partial(_are_of_files, kind=int),
-    "digests": partial(_are_of_files, kind=str),
-}
-
-
 def _kind(channels: int) -> str:
     return "mono" if channels == 1 else "stereo"
-
-
-def _damaged(folder: Path, what: str) -> DataError:
-    return DataError(f"the prepared folder {display(folder)} is damaged or incomplete: {what}. {AGAIN.capitalize()}")
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str, str, str]:

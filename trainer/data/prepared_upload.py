@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from trainer.data.prepared import CARD, CODES, MARKER, MELODY, TABLE, TEXT, Prepared
+from trainer.data.prepared import Prepared
+from trainer.data.prepared_about import CARD, CODES, MARKER, MELODY, TABLE, TEXT
 from trainer.errors import ConfigError, StorageError
 
 PARTS = [f"{kind}/*" for kind in (CODES, TEXT, MELODY)]

@@ -16,20 +16,8 @@ from trainer.data.arrow_store import Rows, Store
 from trainer.data.dataset import Dataset, DataSettings, code_store_of
 from trainer.data.fates import display
 from trainer.data.manifest import TYPES, Columns
-from trainer.data.prepared import (
-    CARD,
-    CODES,
-    MARKER,
-    MELODY,
-    SOUND_FLAGS,
-    TABLE,
-    TEXT,
-    About,
-    Prepared,
-    digest_of,
-    is_prepared,
-    open_prepared,
-)
+from trainer.data.prepared import SOUND_FLAGS, Prepared, digest_of, is_prepared, open_prepared
+from trainer.data.prepared_about import CARD, CODES, MARKER, MELODY, TABLE, TEXT, About
 from trainer.errors import ConfigError, DataError, StorageError
 from trainer.model.source import Source
 

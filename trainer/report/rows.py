@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
-from trainer.data import manifest, music_fields, unknown_words
+from trainer.data import music_fields, unknown_words
 from trainer.data.fates import Fate, display
 from trainer.data.fingerprint import groups_of, near_pairs
+from trainer.data.held_out import share_of
 from trainer.data.inventory import InspectedFile, ScannedFolder
 from trainer.data.stand_ins import NOT_HERE, open_at
 from trainer.report.settings import ReportSettings
@@ -159,11 +160,11 @@ def _why_unplayed(format_name: str) -> str:
 def _add_use(
     rows: Sequence[Row], inspected: Sequence[InspectedFile | None], settings: ReportSettings, first_folder: int
 ) -> None:
-    held_out = manifest.split(
+    validates = share_of(
         [one.facts.content if one else "" for one in inspected[:first_folder]], settings.seed, settings.validation_share
     )
-    validates = [*held_out.tolist(), *(True for _ in rows[first_folder:])]
-    for row, validation in zip(rows, validates, strict=True):
+    uses = [*validates.tolist(), *(True for _ in rows[first_folder:])]
+    for row, validation in zip(rows, uses, strict=True):
         if row.fate == "used":
             row.use = VALIDATION if validation else TRAINING
 

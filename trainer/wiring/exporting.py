@@ -9,6 +9,7 @@ from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, mo
 from trainer.model.new_word import embedding_of
 from trainer.model.safetensors_file import files_kept_open
 from trainer.training.loop import Run
+from trainer.wiring.identity import STEMS
 
 if TYPE_CHECKING:
     from trainer.flags.config import Config
@@ -25,7 +26,7 @@ def export(
 
     validation_loss  at the checkpoint's step; None where it is not known
     """
-    stems = saved.run.identity.get("stems")
+    stems = saved.run.identity.get(STEMS)
     settings = export_settings(config, card_facts(config, run, saved.step, validation_loss, stems))
     if config.new_word is not None:
         embedding = embedding_of(source, config.new_word.placeholder, saved.weights())

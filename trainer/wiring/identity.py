@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from trainer.flags.config import Config
     from trainer.model.source import Source
 
+STEMS = "stems of melodies (--stems)"
+
 
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
     """What must be the same for a checkpoint to be continued: the numbers depend on all of it.
@@ -48,7 +50,7 @@ def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, obje
         identity["--stereo, --stereo_init"] = f"stereo, with embeddings {config.stereo_init}"
     if source.melody:
         identity["share of melodies dropped (--melody_rate)"] = config.melody_drop_rate
-        identity["stems of melodies (--stems)"] = data.stems
+        identity[STEMS] = data.stems
     if not config.selection.everything:
         identity["trained"] = config.selection.describe()
         identity["frozen weights"] = source.probe()
