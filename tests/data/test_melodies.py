@@ -86,7 +86,7 @@ def stored(folder: Path, *notes: np.ndarray) -> melodies.CachedMelodies:
     """Melodies with these notes, of four views."""
     store = melodies.melody_store(folder, AS_IT_IS, "mix")
     store.append([{KEY: str(clip), "notes": bytes(of_clip.tolist())} for clip, of_clip in enumerate(notes)])
-    clips = {"content": [str(clip) for clip in range(len(notes))]}
+    clips = {"content": [str(clip) for clip in range(len(notes))], "melody_content": [""] * len(notes)}
     return melodies.open_melodies(store, clips, 4)
 
 
