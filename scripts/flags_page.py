@@ -44,6 +44,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "new_word.md": ("tune_text", "placeholder"),
     "averaged_weights.md": ("ema_decay",),
     "starting_points.md": ("init_from",),
+    "stereo_melody.md": ("stereo", "stereo_init", "melody_rate", "stems"),
     "large.md": ("strategy", "timeout_minutes"),
     "plans.md": ("dry_run",),
     "benchmarks.md": ("compile",),
