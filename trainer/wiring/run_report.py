@@ -35,6 +35,7 @@ def record_start(config: Config, run: Run, source: Source, folder: OutputDir, st
         "parameters": source.shape.parameters,
         "trained_parameters": counts.trained,
         "channels": run.order.channels,
+        "melody": source.melody,
         # Of a model of scripts/demo_model.py: how many clips its codec knows; null of any other model.
         "codec_fitted_clips": source.config.audio_encoder.to_dict().get("fitted_clips"),
         "device": torch.cuda.get_device_name() if run.plan.layout.on_gpu else "CPU",
