@@ -270,7 +270,7 @@ def test_the_console_says_where_the_melodies_are_from_and_how_many_are_dropped(t
     assert "that of 1 of 2 clips is a file of its own, that of each other is heard in its full mix; none is" in said
     write(folder / "b.melody.wav", song(8, 1.0))
     said = melodies_in_words(0.5, opened(folder, tmp_path / "cache"))
-    assert said.startswith("melodies: each clip's is a file of its own; 0.5 of the clips") and "mix" not in said
+    assert said.startswith("melodies: each clip's is a file of its own; 50 % of the clips") and "mix" not in said
 
 
 def test_a_text_model_has_no_melodies_and_keeps_none(tmp_path):

@@ -86,7 +86,9 @@ def melodies_in_words(melody_drop_rate: float, data: Dataset) -> str:
         whose = "each clip's is a file of its own"
     elif given == 0:
         whose = f"each clip's {heard}"
-    without = f"{melody_drop_rate:.3g} of the clips, drawn anew each epoch, are" if melody_drop_rate else "none is"
+    without = "none is"
+    if melody_drop_rate > 0:
+        without = f"{100 * melody_drop_rate:.3g} % of the clips, drawn anew each epoch, are"
     return f"melodies: {whose}; {without} trained without (--melody_rate)"
 
 
