@@ -150,10 +150,9 @@ def _choice(flag: str, device: torch.device) -> str:
         return "demucs"
     slow = "it is here, but this run has no GPU, and a CPU takes minutes for each of music: --stems demucs does it"
     print(
-        "warning: --stems auto: clips without a melody file have theirs heard in the full mix, drums and bass in it, so"
-        " that some 4 of 10 notes differ from those of the voice and other instruments alone, with which Meta trained."
-        f" Demucs finds these: {missing or slow}. Or give a clip its melody as name.melody.wav beside it. --stems mix"
-        " means it so",
+        "warning: --stems auto: melodies are heard in the full mix, drums and bass in it, so that some 4 of 10 notes"
+        " differ from those of the voice and other instruments alone, with which Meta trained. Demucs finds these:"
+        f" {missing or slow}. Or give a clip its melody as name.melody.wav beside it. --stems mix means it so",
         flush=True,
     )
     return Mix.key
