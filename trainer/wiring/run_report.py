@@ -30,12 +30,12 @@ def record_start(config: Config, run: Run, source: Source, folder: OutputDir, st
         "steps": run.order.steps,
         "steps_per_epoch": run.order.crops_per_epoch / run.order.global_batch,
         "global_batch": run.plan.global_batch,
+        "melody": source.melody,
         "clips": run.order.clips,
         "hours": run.hours,
         "parameters": source.shape.parameters,
         "trained_parameters": counts.trained,
         "channels": run.order.channels,
-        "melody": source.melody,
         # Of a model of scripts/demo_model.py: how many clips its codec knows; null of any other model.
         "codec_fitted_clips": source.config.audio_encoder.to_dict().get("fitted_clips"),
         "device": torch.cuda.get_device_name() if run.plan.layout.on_gpu else "CPU",
