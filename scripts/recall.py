@@ -98,8 +98,10 @@ def with_stems_of(run: Path, config: Config) -> Config:
     from trainer.wiring.identity import STEMS
 
     checkpoint = newest(run / "checkpoints") if config.stems == "auto" else None
-    heard = "" if checkpoint is None else str(checkpoint.run.identity.get(STEMS, ""))
-    return replace(config, stems=heard.partition("-")[0]) if heard else config
+    heard = None if checkpoint is None else checkpoint.run.identity.get(STEMS)
+    if heard is None:
+        return config
+    return replace(config, stems="mix" if heard == "mix" else "demucs")
 
 
 def config_of(run: Path) -> Config:
