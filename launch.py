@@ -257,6 +257,8 @@ def prepare(
         ranks.say(f"starting from the weights in {parts.start.path}")
     if order.by_duration:
         ranks.say(wiring.crops_in_words(order))
+    if parts.source.melody:
+        ranks.say(wiring.melodies_in_words(config.melody_drop_rate, data))
     if config.ema_decay is not None:
         ranks.say(wiring.ema_in_words(config.ema_decay, order))
     if config.keep_best:
@@ -324,7 +326,7 @@ def export(config: Config, parts: Parts, run: Run, judge: Judge, saver: Saver, s
     parts.folder.write_json("finished.json", ending.to_json())
     word = None if config.new_word is None else config.new_word.placeholder.word
     prompt = "..." if config.caption_trigger is None else config.caption_trigger.put_into("...")
-    print(parts.folder.closing_message(step, word, in_a_shell(prompt), ending.in_words()))
+    print(parts.folder.closing_message(step, word, in_a_shell(prompt), ending.in_words(), melody=parts.source.melody))
 
 
 if __name__ == "__main__":

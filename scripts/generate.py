@@ -169,6 +169,8 @@ def melody_of(flags: argparse.Namespace, source: Source) -> Tensor | None:
         print(f"note: of {flags.melody} the first {MELODY_SECONDS:g} s are followed, which is all that models read")
     elif seconds < min(flags.seconds, MELODY_SECONDS):
         print(f"note: {flags.melody} has {seconds:.1f} s: its melody is repeated until the music's end")
+    if not notes.any():
+        print(f"note: {flags.melody} gives no melody to follow: it is silent in mono, or nothing but the note C")
     return melody_places(notes)
 
 

@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) ->
     from trainer.wiring import fetched_data, find_hub_datasets
 
     quiet_libraries()
-    config = config_of(run)
+    config = with_stems_of(run, config_of(run))
     device = device_of(device_name)
     base, trained = before_training(config), open_saved(str(run))
     if trained.melody:
@@ -89,6 +89,19 @@ def before_training(config: Config) -> Source:
 
     start = None if config.init_from is None else find_starting_point(config.init_from)
     return first_model(open_model(config.model_id), start, config.embeddings_in_stereo, config.selection)
+
+
+def with_stems_of(run: Path, config: Config) -> Config:
+    """The flags with what --stems auto came to in the run, as its newest checkpoint says: on a machine without demucs
+    it comes to other melodies than those that the model was trained with."""
+    from trainer.run.checkpoint import newest
+    from trainer.wiring.identity import STEMS
+
+    checkpoint = newest(run / "checkpoints") if config.stems == "auto" else None
+    heard = None if checkpoint is None else checkpoint.run.identity.get(STEMS)
+    if heard is None:
+        return config
+    return replace(config, stems="mix" if heard == "mix" else "demucs")
 
 
 def config_of(run: Path) -> Config:

@@ -29,7 +29,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.flags.config import Config
 from trainer.model.source import Source, open_model
 from trainer.spec.shapes import MELODY_PLACES
-from trainer.wiring import data_settings
+from trainer.wiring import data_settings, melodies_in_words
 
 CPU = torch.device("cpu")
 RATE = chroma.SAMPLE_RATE_HZ
@@ -257,6 +257,20 @@ def test_a_run_reads_the_melody_of_each_clip_repeated_to_its_places(tmp_path, mo
     monkeypatch.setattr(audio, "stream", never)
     again = opened(tmp_path / "data", tmp_path / "cache", validation="0.4", **flags)
     assert read_melodies(again) == read_melodies(data)
+
+
+def test_the_console_says_where_the_melodies_are_from_and_how_many_are_dropped(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("a", "b"):
+        write(folder / f"{name}.wav", song(ord(name), 1.0), caption=name)
+    of_itself = "each clip's is heard in its full mix"
+    assert of_itself in melodies_in_words(0.5, opened(folder, tmp_path / "cache"))
+    write(folder / "a.melody.wav", song(7, 1.0))
+    said = melodies_in_words(0.0, opened(folder, tmp_path / "cache"))
+    assert "that of 1 of 2 clips is a file of its own, that of each other is heard in its full mix; none is" in said
+    write(folder / "b.melody.wav", song(8, 1.0))
+    said = melodies_in_words(0.5, opened(folder, tmp_path / "cache"))
+    assert said.startswith("melodies: each clip's is a file of its own; 50 % of the clips") and "mix" not in said
 
 
 def test_a_text_model_has_no_melodies_and_keeps_none(tmp_path):

@@ -108,7 +108,15 @@ def test_the_name_that_is_exactly_the_clips_wins_and_no_melody_has_a_melody(tmp_
     assert melodies(found)["a.wav"] == "a.melody.wav"
     said = details(found)
     assert said["A.melody.wav"] == "another melody file fits a.wav better"
-    assert "no clip b beside it whose melody it could be" in said["b.melody.wav"]
+    assert "no b.* beside it whose melody it could be" in said["b.melody.wav"]
+
+
+def test_a_melody_alone_that_lacks_a_caption_is_told_that_its_clip_is_not_there(tmp_path: Path) -> None:
+    write_clip(tmp_path / "data/a.wav", "a tune")
+    write_clip(tmp_path / "data/b.melody.wav")
+    found = scan(tmp_path / "data")
+    assert fates(found) == {"a.wav": "used", "b.melody.wav": "no caption"}
+    assert "no b.* beside it whose melody it could be" in details(found)["b.melody.wav"]
 
 
 def test_texts_of_a_melody_file_are_no_captions_and_no_fault(data: Path) -> None:

@@ -312,6 +312,18 @@ def test_the_music_follows_the_melody_of_a_file(tmp_path: Path, capsys: pytest.C
         assert (tmp_path / name / "01_slow_rock.wav").read_bytes() == (tmp_path / "expected.wav").read_bytes()
 
 
+@pytest.mark.parametrize("hertz", [0.0, 261.63, 440.0])
+def test_a_file_that_models_take_for_no_melody_is_told(
+    hertz: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Silence has the note of a C, which is also what no melody is."""
+    sound = 0.3 * np.sin(2 * np.pi * hertz * np.arange(32_000) / 32_000)
+    soundfile.write(tmp_path / "a.wav", sound, 32_000)
+    flags = ("--model", "debug-melody", "--prompt", "a", "--seconds", "0.1", "--output", tmp_path / "out")
+    assert run_script(*flags, "--melody", tmp_path / "a.wav") == 0
+    assert ("no melody to follow" in capsys.readouterr().out) == (hertz != 440.0)
+
+
 def test_the_notes_of_a_long_file_are_the_first_of_all_of_it(tmp_path: Path) -> None:
     file = write_tones(tmp_path / "long.wav", 33.0, rate=32_000)
     notes, seconds = melody_of_file(file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from tests.synthetic import random_examples
 from trainer.data.order import Row
 from trainer.errors import ModelError
 from trainer.exports.audiocraft_names import lm_to_audiocraft
+from trainer.exports.export import write_huggingface
 from trainer.model.delay_pattern import inputs_and_labels
 from trainer.model.language_model import load_language_model
 from trainer.model.source import LANGUAGE_MODEL, Source, open_model
@@ -93,6 +96,18 @@ def test_the_model_made_stereo_is_a_stereo_model_in_shape_and_names(model_id: st
     assert source.codebooks == 4, "the mono model was changed"
     with pytest.raises(ModelError, match="is a stereo model already"):
         in_stereo(made)
+
+
+@pytest.mark.parametrize("embeddings", ["halved", "copied"])
+def test_a_model_made_stereo_is_written_without_training_and_opens_bit_for_bit(
+    embeddings: Embeddings, tmp_path: Path
+) -> None:
+    """transformers refuses to save tensors that share memory, as copies of one tensor may."""
+    made = in_stereo(open_model("debug"), embeddings)
+    write_huggingface(made, made.weights.starting_with(*LANGUAGE_MODEL), tmp_path / "model", "# made stereo\n")
+    found = open_model(str(tmp_path / "model"))
+    names = [name for name in made.weights if name.startswith(LANGUAGE_MODEL)]
+    assert found.channels == 2 and all(torch.equal(found.weights[name], made.weights[name]) for name in names)
 
 
 def test_ranges_of_halved_embeddings_are_read_alone() -> None:

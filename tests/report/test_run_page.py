@@ -281,6 +281,18 @@ def test_the_command_that_listens_asks_for_the_first_sound_of_the_newest_step(tm
     assert request.runs == [str(run)] and request.blind
 
 
+@pytest.mark.parametrize("melody", [False, True])
+def test_the_lines_of_python_name_the_class_of_the_models_kind(tmp_path: Path, melody: bool) -> None:
+    run = made_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"melody": melody}))
+    (run / "finished.json").write_text(json.dumps({"step": 20}))
+    told = dict(commands_of(RunReader(run).read(exit_code=EXIT_DONE), DEFAULTS))
+    kind = "MusicgenMelodyForConditionalGeneration" if melody else "MusicgenForConditionalGeneration"
+    lines = told["Load the exported model in Python."]
+    assert f"import {kind}\n" in lines and f"= {kind}.from_pretrained(" in lines
+    assert any("--melody FILE" in why for why in told) is melody
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [

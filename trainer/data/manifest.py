@@ -256,7 +256,7 @@ def _candidate(root: str, sound: Sound, reader: CaptionReader) -> _Candidate | F
         return Fate(path=shown, fate="not a file", detail="a pipe or device: put a sound file in its place")
     caption = reader.caption_of(sound)
     if isinstance(caption, Fate):
-        return caption
+        return caption.with_remark(remark_on_name(sound.name))
     if sound.melody_elsewhere:
         return Fate(path=shown, fate="melody unusable", detail=sound.melody_elsewhere)
     return _Candidate(

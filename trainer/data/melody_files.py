@@ -111,7 +111,7 @@ def remark_on_name(name: str) -> str:
     own = stem(os.path.basename(name))
     if not loose(own).endswith(MELODY_END):
         return ""
-    return f"no clip {display(own[: -len(MELODY_END)])} beside it whose melody it could be: a clip of its own"
+    return f"no {display(own[: -len(MELODY_END)])}.* beside it whose melody it could be: a clip of its own"
 
 
 def _short(melody: MelodyFile) -> str:

@@ -41,9 +41,9 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
             stored[name] = tensor
             continue
         number, _, rest = name.removeprefix(prefix).partition(".")
-        halved = prefix == EMBEDDINGS and embeddings == "halved"
+        share = 0.5 if prefix == EMBEDDINGS and embeddings == "halved" else 1.0
         for k in (2 * int(number), 2 * int(number) + 1):
-            stored[f"{prefix}{k}.{rest}"] = _Halved(shape=tensor.shape, of=tensor) if halved else tensor
+            stored[f"{prefix}{k}.{rest}"] = _Copy(shape=tensor.shape, of=tensor, share=share)
     extractor = source.load_feature_extractor
     return replace(
         source, config=config, weights=Weights(stored), load_feature_extractor=lambda: _of_two_channels(extractor())
@@ -51,13 +51,17 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Halved(StoredTensor):
-    """Half of each value of a tensor, exactly; of a range only that is read."""
+class _Copy(StoredTensor):
+    """A tensor's values times a power of two, exactly; of a range only that is read.
+
+    Never in the memory of the tensor itself, nor of another copy: transformers refuses to save weights that share it.
+    """
 
     of: StoredTensor
+    share: float
 
     def read(self, start: int, stop: int) -> Tensor:
-        return self.of.read(start, stop) / 2
+        return self.of.read(start, stop) * self.share
 
 
 def _of_two_channels(extractor: Any) -> Any:

@@ -81,7 +81,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     if by_accelerate and "WORLD_SIZE" not in environment and "MASTER_PORT" in environment:
         raise ConfigError(
             "`accelerate launch` was asked for several processes and started one (its CPU launcher does that for"
-            " --cpu, use_cpu and MULTI_CPU): add --multi_gpu, which also works on CPUs, or use torchrun"
+            " --cpu, use_cpu and MULTI_CPU): give it --multi_gpu in place of these, and launch.py --device cpu; or use"
+            " torchrun"
         )
     world_size = int(environment.get("WORLD_SIZE", "1"))
     # The deepspeed launcher gives the number of processes of a node another name.

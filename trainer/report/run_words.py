@@ -51,9 +51,12 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
         if done and facts.finished.get("reason") == "early stop":
             why = "Train longer: the same command with a larger --early_stop, or without it, goes on."
         made.append((why, _start(facts, defaults)))
-    asked = _asked(facts)
+    asked, melody = _asked(facts), facts.start.get("melody") is True
     if done:
-        made.append(("Listen to the result, with this prompt or another one.", _listen(folder, asked)))
+        why = "Listen to the result, with this prompt or another one."
+        if melody:
+            why = f"{why} --melody FILE besides names a sound whose melody the music follows."
+        made.append((why, _listen(folder, asked)))
     if facts.checkpoint is not None and facts.checkpoint != exported:
         checkpoint = f"{folder}/checkpoints/step-{facts.checkpoint:08d}"
         made.append((f"Hear the checkpoint of step {facts.checkpoint:,}.", _listen(checkpoint, asked)))
@@ -62,11 +65,9 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
         made.append((why, f"python scripts/report.py {shlex.quote(folder)} --blind"))
     if done and not facts.config.get("tune_text"):
         name = repr(f"{folder}/huggingface")
-        made.append((
-            "Load the exported model in Python.",
-            "from transformers import MusicgenForConditionalGeneration\n"
-            f"model = MusicgenForConditionalGeneration.from_pretrained({name})",
-        ))  # fmt: skip
+        kind = "MusicgenMelodyForConditionalGeneration" if melody else "MusicgenForConditionalGeneration"
+        lines = f"from transformers import {kind}\nmodel = {kind}.from_pretrained({name})"
+        made.append(("Load the exported model in Python.", lines))
     return made
 
 

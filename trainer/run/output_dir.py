@@ -88,23 +88,26 @@ class OutputDir:
         return values if isinstance(values, dict) else {}
 
     def closing_message(
-        self, step: int, placeholder: str | None = None, prompt: str = '"..."', exported: str = ""
+        self, step: int, placeholder: str | None = None, prompt: str = '"..."', exported: str = "", *,
+        melody: bool = False,
     ) -> str:
         """What is ready after a run of `step` steps, and how to listen to it, for the console.
 
         placeholder  the word that the run learned; None where it trained the language model or adapters
         prompt       an example of one as it is typed, with the phrase in it that stood in every caption
         exported     a sentence on the step that is exported; "" where there is nothing to say of it
+        melody       whether the model also follows a melody
         """
         done = f"done: {step} steps. {exported}".rstrip()
+        followed = " --melody FILE" if melody else ""
         if placeholder is not None:
             return (
                 f"{done} {self.root}/text_embedding.safetensors and huggingface/ are ready; listen with\n"
-                f'  python scripts/generate.py --model {self.root}/huggingface --prompt "{placeholder} ..."'
+                f'  python scripts/generate.py --model {self.root}/huggingface --prompt "{placeholder} ..."{followed}'
             )
         return (
             f"{done} {self.root}/lm_final.pt, huggingface/, audiocraft/ are ready; listen with\n"
-            f'  python scripts/generate.py --model {self.root}/huggingface --prompt {prompt} --seconds 10'
+            f'  python scripts/generate.py --model {self.root}/huggingface --prompt {prompt} --seconds 10{followed}'
         )
 
     def finished_step(self) -> int | None:

@@ -30,6 +30,7 @@ def record_start(config: Config, run: Run, source: Source, folder: OutputDir, st
         "steps": run.order.steps,
         "steps_per_epoch": run.order.crops_per_epoch / run.order.global_batch,
         "global_batch": run.plan.global_batch,
+        "melody": source.melody,
         "clips": run.order.clips,
         "hours": run.hours,
         "parameters": source.shape.parameters,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.order import Order
+from trainer.data.stems import Mix
 from trainer.engine.settings import EngineSettings
 from trainer.exports.export import write_lm
 from trainer.model.new_word import embedding_of, write_text_embedding
@@ -74,6 +75,21 @@ def crops_in_words(order: Order) -> str:
         f"an epoch has {order.crops_per_epoch:,} crops of the {order.clips:,} clips, as many of each as segments fit"
         " into it (--sample_by duration)"
     )
+
+
+def melodies_in_words(melody_drop_rate: float, data: Dataset) -> str:
+    """Where the melodies of a melody model's training clips are from, and how many clips are trained without theirs."""
+    given = sum(map(bool, data.table["melody_content"]))
+    heard = f"is heard in its {'full mix' if data.stems == Mix.key else 'voice and other instruments'}"
+    whose = f"that of {given:,} of {data.clips:,} clips is a file of its own, that of each other {heard}"
+    if given == data.clips:
+        whose = "each clip's is a file of its own"
+    elif given == 0:
+        whose = f"each clip's {heard}"
+    without = "none is"
+    if melody_drop_rate > 0:
+        without = f"{100 * melody_drop_rate:.3g} % of the clips, drawn anew each epoch, are"
+    return f"melodies: {whose}; {without} trained without (--melody_rate)"
 
 
 def ema_in_words(ema_decay: float, order: Order) -> str:
