@@ -195,7 +195,8 @@ class _Reader:
         for name in part:
             self.stand_ins.place(name, here[name])
         there = {one: self.stand_ins.leading_to(here, one) for one in self._references(part)}
-        learnt = inspect_all([os.fsdecode(place) for place in there.values()], self.stand_ins.kept / READING)
+        paths, channels = [os.fsdecode(place) for place in there.values()], self._source.channels
+        learnt = inspect_all(paths, self.stand_ins.kept / READING, channels=channels)
         forget_tables()
         self.stand_ins.keep(part, {one: learnt[os.fsdecode(place)] for one, place in there.items()})
 
