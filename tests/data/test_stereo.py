@@ -249,10 +249,14 @@ def test_a_prepared_folder_of_a_stereo_model_has_its_codes_and_is_refused_for_a_
     assert "channels" not in json.loads((mono / "prepared.json").read_text())
     with pytest.raises(ConfigError, match=r"of mono sound, 4 codebooks, .* trains a stereo model of 8"):
         prepare(mono, tmp_path / "none", model)
-    # Made again in stereo at the same place: nothing of the mono codes is taken for it.
+    # Made again in stereo at the same place, by the same EnCodec: none of the mono codes is taken for it.
+    expected = codes_of(files)
     shutil.rmtree(tmp_path / "cache" / "codes")
-    assert prepare_dataset.main([*given[:2], str(mono), *given[3:], "--model_id", "debug-stereo"]) == 0
-    assert prepare(mono, tmp_path / "none").digest == files.digest
+    assert prepare_dataset.main([*given[:2], str(mono), *given[3:], "--model_id", "debug", "--stereo", "1"]) == 0
+    again = prepare(mono, tmp_path / "none", model)
+    assert again.digest == files.digest and codes_of(again).keys() == expected.keys()
+    for name, views in codes_of(again).items():
+        assert all(np.array_equal(a, b) for a, b in zip(views, expected[name], strict=True))
 
 
 def test_an_edited_number_of_channels_is_damage(tmp_path: Path) -> None:
