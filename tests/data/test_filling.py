@@ -1,4 +1,4 @@
-"""Codes and melodies of a folder of which each machine has a copy: ranks here are threads, each on a host of its own."""
+"""Codes and melodies of a folder of which each machine has a copy: ranks are threads, each on a host of its own."""
 
 from __future__ import annotations
 

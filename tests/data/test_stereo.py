@@ -153,8 +153,8 @@ def test_a_sound_that_is_silent_in_mono_alone_is_used_in_stereo_whoever_looked_a
 def test_facts_that_an_earlier_version_kept_serve_mono_as_they_are_and_stereo_reads_what_they_lack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It kept the fault of mono as that of the file, and did not say of six channels whether the first two are heard; of
-    every other sound it kept what is kept today."""
+    """It kept the fault of mono as that of the file, and did not say of six channels whether the first two are heard.
+    Of every other sound it kept what is kept today."""
     folder, facts = tmp_path / "data", tmp_path / "facts"
     write_sound(folder / "x.wav", noise(0.5)[:, None] * np.array([1, -1], np.float32)).with_suffix(".txt").unlink()
     write_clip(folder / "y.wav")

@@ -176,8 +176,8 @@ def facts_of_json(said: dict[str, Any]) -> AudioFacts | AudioFault:
 
 
 def json_of_facts(facts: AudioFacts | AudioFault) -> dict[str, Any]:
-    """What is known of a sound, as plain JSON values. What is of stereo models alone is left out where it tells nothing,
-    so that earlier versions can read what is kept of a folder in which no sound is of that kind."""
+    """What is known of a sound, as plain JSON values. What concerns stereo models alone is left out where it says
+    nothing, so that earlier versions can read what is kept where no sound is of that kind."""
     if isinstance(facts, AudioFault):
         return {"fate": facts.fate, "detail": facts.detail}
     says_nothing = {"cancels": not facts.cancels, "silent_front": facts.channels <= 2 or facts.silent_front is None}
