@@ -233,7 +233,7 @@ def prepare(
 
     settings = wiring.data_settings(config, parts.hub.get("dataset"), parts.hub.get("validation"))
     try:
-        reading_in_parts.read_all(parts.hub, settings, parts.source, device, ranks)
+        settings = reading_in_parts.read_all(parts.hub, settings, parts.source, device, ranks)
         data = dataset.prepare(settings, parts.source, device, ranks)
     except UnusableDataError as error:
         resumes = parts.checkpoint is not None

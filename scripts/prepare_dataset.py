@@ -113,6 +113,7 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     from trainer.evaluation.generation import device_of
     from trainer.model.source import open_model, quiet_libraries
     from trainer.model.stereo import in_stereo
+    from trainer.plan.request import refuse_for_shape
     from trainer.wiring import fetched_data, find_hub_datasets
 
     output = Path(flags.output)
@@ -122,9 +123,11 @@ def prepare(flags: argparse.Namespace, config: Config) -> None:
     quiet_libraries()
     hub = find_hub_datasets(config, {})
     refuse_prepared(config, hub)
-    source, device, wanted = open_model(config.model_id), device_of(config.device), fetched_data(config, hub)
+    source, device = open_model(config.model_id), device_of(config.device)
+    refuse_for_shape(config, frozenset(name for name in ("stems",) if getattr(flags, name) is not None), source.shape)
     if config.stereo:
         source = in_stereo(source)
+    wanted = fetched_data(config, hub)
     prepared_writing.reuse(output, wanted, source)
     data = dataset.prepare(wanted, source, device)
     print(data.describe(rest=BY_CHECKING))

@@ -126,7 +126,8 @@ def test_no_audio_gives_no_frames() -> None:
     assert [codes.shape for codes in encode(debug_codec(), [], offsets=[0, 320])] == [(4, 0), (4, 0)]
 
 
-def test_one_window_of_audio_is_asked_for_at_a_time() -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+def test_one_window_of_audio_is_asked_for_at_a_time(channels: int) -> None:
     asked: list[int] = []
     encoded: list[int] = []
     codec = copy.deepcopy(debug_codec())
@@ -135,9 +136,9 @@ def test_one_window_of_audio_is_asked_for_at_a_time() -> None:
     def blocks():
         for number in range(12):
             asked.append(number)
-            yield music(RATE // 2, seed=number)
+            yield np.repeat(music(RATE // 2, seed=number)[:, None], channels, axis=1)
 
-    encode(codec, blocks(), offsets=[0], window_seconds=1.0)
+    encode(codec, blocks(), offsets=[0], channels=channels, window_seconds=1.0)
     # Blocks read when a window was encoded: one second of window and its context need 3 halves, then 2 more.
     assert encoded == [3, 5, 7, 9, 11, 12]
 

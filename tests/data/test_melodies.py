@@ -336,8 +336,30 @@ def test_a_folder_that_was_prepared_for_a_text_model_is_refused_with_what_to_do(
         opened(tmp_path / "prepared", tmp_path / "none")
 
 
+def test_a_folder_beside_a_prepared_one_is_heard_as_that_was(tmp_path, capsys):
+    make(music(tmp_path / "data"), tmp_path / "prepared", "--stems", "mix")
+    capsys.readouterr()
+    data = opened(tmp_path / "prepared", tmp_path / "cache", validation=str(tmp_path / "data"))
+    assert data.stems == "mix" and data.validation is not None
+    assert capsys.readouterr().out.count("--stems mix, as those of the prepared folder were") == 1
+    path = tmp_path / "prepared/prepared.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stems": "demucs-0123456789abcdef"}))
+    with pytest.raises(ConfigError, match="the melodies of the prepared folder were heard in demucs' stems"):
+        opened(tmp_path / "prepared", tmp_path / "cache", validation=str(tmp_path / "data"))
+
+
+def test_nothing_is_said_of_stems_where_every_clip_has_a_melody_file(tmp_path, capsys):
+    write(tmp_path / "data/a.wav", song(1, 1), caption="a")
+    write(tmp_path / "data/a.melody.wav", song(2, 1))
+    assert opened(tmp_path / "data", tmp_path / "cache").clips == 1
+    assert "--stems" not in capsys.readouterr().out
+    write(tmp_path / "data/b.wav", song(3, 1), caption="b")
+    assert opened(tmp_path / "data", tmp_path / "cache").clips == 2
+    assert capsys.readouterr().out.count("--stems auto") == 1
+
+
 @pytest.mark.full
-def test_a_data_set_that_is_read_in_parts_has_the_melodies_of_the_whole(tmp_path, monkeypatch):
+def test_a_data_set_that_is_read_in_parts_has_the_melodies_of_the_whole(tmp_path, monkeypatch, capsys):
     whole = opened(music(tmp_path / "data"), tmp_path / "whole")
     with asked_by_this_process(tmp_path / "hub_cache", monkeypatch) as hub:
         hub.add("user/music", tmp_path / "data", "a" * 40)
@@ -346,5 +368,8 @@ def test_a_data_set_that_is_read_in_parts_has_the_melodies_of_the_whole(tmp_path
         )
         flags = {"code_views": 2, "min_seconds": 0.2, "model_id": "debug-melody", "cache_dir": str(tmp_path / "cache")}
         settings = data_settings(Config(dataset_path="user/music", **flags), found)
-        reading_in_parts.read_all({"dataset": found}, settings, source(), CPU, Alone())
-        assert read_melodies(dataset.prepare(settings, source(), CPU)) == read_melodies(whole)
+        assert capsys.readouterr().out.count("--stems auto") == 1
+        for _ in range(2):
+            goes_on = reading_in_parts.read_all({"dataset": found}, settings, source(), CPU, Alone())
+            assert read_melodies(dataset.prepare(goes_on, source(), CPU)) == read_melodies(whole)
+            assert capsys.readouterr().out.count("--stems auto") == 1  # each run says it once

@@ -235,12 +235,13 @@ def test_melodies_lead_to_the_files_of_each_machine_and_others_are_refused(data:
         check_sizes((first, second)[rank], [row], peers, of_melodies=True)
 
     def encoded(rank, peers):
-        faults = [(), [(row, "truncated", "cut off")]]
+        faults = [(), [(row, "truncated", "its melody is truncated")]]
         check_encoded((first, second)[rank], faults, peers, of_melodies=True)
 
-    for function in (check, encoded):
+    said = {check: "the melody of ballad.wav on host-1: has", encoded: "ballad.wav on host-1: its melody is truncated"}
+    for function, words in said.items():
         found = on_each_rank(function, 2)
-        assert any(isinstance(one, ConfigError) and "melody of ballad.wav on host-1" in str(one) for one in found)
+        assert any(isinstance(one, ConfigError) and words in str(one) for one in found)
     assert on_each_rank(lambda rank, peers: check_sizes((first, second)[rank], [row], peers), 2) == [None, None]
 
 

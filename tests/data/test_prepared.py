@@ -532,6 +532,7 @@ REFUSALS = {
     "--public has no effect without --push_to_hub": ("data", "--output", "new", "--public"),
     "Did you mean --anonymous": ("data", "--output", "new", "--anonimous"),
     "cannot be opened": ("absent", "--output", "new"),
+    "--stems mix has no effect with --model_id debug": ("data", "--output", "new", "--stems", "mix"),
     "has no effect: --dataset data is here": ("data", "--output", "new", "--dataset_revision", "v1"),
 }
 

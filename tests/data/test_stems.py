@@ -21,7 +21,8 @@ from tests.audio_files import noise
 from tests.data.test_shared_scan import on_each_rank
 from trainer.data import demucs_files
 from trainer.data.excerpt import Excerpt
-from trainer.data.stems import Mix, stems_of
+from trainer.data.peers import Alone, Peers
+from trainer.data.stems import Demucs, Mix, stems_of, tell
 from trainer.errors import EXIT_USAGE, ConfigError
 from trainer.flags.config import Config, parse
 from trainer.model.source import open_model
@@ -52,17 +53,41 @@ def test_the_mix_is_the_mean_of_all_channels(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_demucs")
 def test_auto_without_demucs_is_the_mix_and_one_line_says_what_that_means(capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(stems_of("auto", CPU), Mix)
+    stems = stems_of("auto", CPU)
+    assert isinstance(stems, Mix)
+    tell(stems, ["a melody file"], Alone())
+    assert capsys.readouterr().out == ""  # no clip's own sound is heard
+    for _ in range(2):
+        tell(stems, ["a melody file", ""], Alone())
     (line,) = capsys.readouterr().out.splitlines()
     words = ("full mix", "drums and bass", "4 of 10 notes", "bash scripts/setup.sh stems", "name.melody.wav")
     assert line.startswith("warning: --stems auto") and all(word in line for word in words)
-    assert isinstance(stems_of("mix", CPU), Mix) and capsys.readouterr().out == ""
+    tell(stems_of("mix", CPU), [""], Alone())
+    assert capsys.readouterr().out == ""
+
+
+def test_auto_is_what_a_prepared_folder_of_the_run_was_made_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demucs_files, "what_is_missing", lambda: "")
+    stems = stems_of("auto", torch.device("cuda"), made={"mix"})  # where it would be demucs by itself
+    tell(stems, [""], Alone())
+    assert isinstance(stems, Mix) and "--stems mix, as those of the prepared folder" in capsys.readouterr().out
+    monkeypatch.setattr(demucs_files, "what_is_missing", lambda: "the package demucs is not installed")
+    with pytest.raises(ConfigError, match=r"prepared folder were heard in demucs' stems.*demucs is not installed"):
+        stems_of("auto", CPU, made={"demucs-0123"})
 
 
 @pytest.mark.usefixtures("without_demucs")
 def test_the_first_process_chooses_for_all_and_it_alone_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("auto", "demucs", "demucs")  # of each; what others have is not asked
-    found = on_each_rank(lambda rank, peers: stems_of(flags[rank], CPU, peers), 3)
+
+    def chosen(rank: int, peers: Peers) -> Mix | Demucs:
+        stems = stems_of(flags[rank], CPU, peers)
+        tell(stems, [""], peers)
+        return stems
+
+    found = on_each_rank(chosen, 3)
     assert [one.key for one in found] == ["mix"] * 3
     assert capsys.readouterr().out.count("warning") == 1
 

@@ -150,16 +150,22 @@ def test_a_sound_that_is_silent_in_mono_alone_is_used_in_stereo_whoever_looked_a
     }  # fmt: skip
 
 
-def test_facts_that_an_earlier_version_kept_serve_mono_as_they_are_and_stereo_reads_one_file_again(
+def test_facts_that_an_earlier_version_kept_serve_mono_as_they_are_and_stereo_reads_what_they_lack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It kept the fault of mono as that of the file, and of every other sound what is kept today."""
+    """It kept the fault of mono as that of the file, and did not say of six channels whether the first two are heard.
+    Of every other sound it kept what is kept today."""
     folder, facts = tmp_path / "data", tmp_path / "facts"
     write_sound(folder / "x.wav", noise(0.5)[:, None] * np.array([1, -1], np.float32)).with_suffix(".txt").unlink()
     write_clip(folder / "y.wav")
+    behind = np.concatenate([np.zeros((4_000, 2), np.float32), noise(0.5)[:, None]], axis=1)
+    for name, samples in (("behind", behind), ("six", noise(0.5, channels=6, seed=7))):
+        write_sound(folder / f"{name}.wav", samples).with_suffix(".txt").unlink()
     fates(folder, facts, 1)
     path = facts / audio_facts.FILE_NAME
     kept = json.loads(path.read_text())
+    for name in ("behind", "six"):
+        del kept["files"][str(folder / f"{name}.wav")][2]["silent_front"]
     assert set(kept["files"][str(folder / "y.wav")][2]) == FIELDS
     kept["files"][str(folder / "x.wav")][2] = {"fate": "silent", "detail": CANCELS}
     path.write_text(json.dumps(kept))
@@ -172,11 +178,14 @@ def test_facts_that_an_earlier_version_kept_serve_mono_as_they_are_and_stereo_re
         return inspect(sound)
 
     monkeypatch.setattr(audio_facts, "inspect", noted)
-    assert fates(folder, facts, 1) == {"x.wav": ("silent", CANCELS), "y.wav": ("used", "")}
+    used = dict.fromkeys(("behind.wav", "six.wav", "y.wav"), ("used", ""))
+    assert fates(folder, facts, 1) == {"x.wav": ("silent", CANCELS), **used}
     assert read == [] and path.read_bytes() == before
-    assert fates(folder, facts, 2)["x.wav"] == ("used", "")
-    assert fates(folder, facts, 2)["x.wav"] == ("used", "")
-    assert read == ["x.wav"]
+    for _ in range(2):
+        in_stereo_now = fates(folder, facts, 2)
+        assert in_stereo_now["x.wav"] == in_stereo_now["six.wav"] == ("used", "")
+        assert "first two channels are silent" in in_stereo_now["behind.wav"][1]
+    assert sorted(read) == ["behind.wav", "six.wav", "x.wav"]
     assert fates(folder, facts, 1)["x.wav"] == ("silent", CANCELS)
 
 
@@ -240,10 +249,14 @@ def test_a_prepared_folder_of_a_stereo_model_has_its_codes_and_is_refused_for_a_
     assert "channels" not in json.loads((mono / "prepared.json").read_text())
     with pytest.raises(ConfigError, match=r"of mono sound, 4 codebooks, .* trains a stereo model of 8"):
         prepare(mono, tmp_path / "none", model)
-    # Made again in stereo at the same place: nothing of the mono codes is taken for it.
+    # Made again in stereo at the same place, by the same EnCodec: none of the mono codes is taken for it.
+    expected = codes_of(files)
     shutil.rmtree(tmp_path / "cache" / "codes")
-    assert prepare_dataset.main([*given[:2], str(mono), *given[3:], "--model_id", "debug-stereo"]) == 0
-    assert prepare(mono, tmp_path / "none").digest == files.digest
+    assert prepare_dataset.main([*given[:2], str(mono), *given[3:], "--model_id", "debug", "--stereo", "1"]) == 0
+    again = prepare(mono, tmp_path / "none", model)
+    assert again.digest == files.digest and codes_of(again).keys() == expected.keys()
+    for name, views in codes_of(again).items():
+        assert all(np.array_equal(a, b) for a, b in zip(views, expected[name], strict=True))
 
 
 def test_an_edited_number_of_channels_is_damage(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What audiocraft's melody conditioner needs of torchaudio, librosa and demucs while it is built.
 
 None of them is installed beside a current torch. What stands in for them computes the same spectrogram (torch.stft) and
-the same filter bank (transformers'), and takes the whole mix for what demucs would leave of it.
+the same filter bank (transformers'), and takes the whole mix for what demucs would leave of it. What audiocraft finds
+with the real ones is recorded in tests/data/recorded_chroma.json, and compared in test_audiocraft_chroma.py.
 Source: torchaudio 2, transforms.Spectrogram; librosa 0.11, filters.chroma. Import only after `require_audiocraft()`.
 """
 

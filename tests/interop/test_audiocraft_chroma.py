@@ -17,7 +17,7 @@ import torch
 from audiocraft.modules import chroma as audiocraft_chroma
 
 from tests import chroma_sounds
-from tests.interop.audiocraft_chroma import stand_in
+from tests.interop.melody_stand_ins import stand_ins
 from trainer.data import chroma
 
 ALL = {**chroma_sounds.made(), **chroma_sounds.examples()}
@@ -25,9 +25,9 @@ RECORDED = Path(__file__).parents[1] / "data" / "recorded_chroma.json"
 
 
 @pytest.fixture
-def extractor(monkeypatch):
-    stand_in(monkeypatch)
-    return audiocraft_chroma.ChromaExtractor(sample_rate=32_000, n_chroma=12, radix2_exp=14, argmax=True)
+def extractor():
+    with stand_ins():
+        return audiocraft_chroma.ChromaExtractor(sample_rate=32_000, n_chroma=12, radix2_exp=14, argmax=True)
 
 
 def found_by(extractor, sound) -> str:

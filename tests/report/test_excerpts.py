@@ -62,6 +62,14 @@ def test_where_a_third_in_is_silent_the_excerpt_starts_with_the_first_sound(tmp_
     assert sample.start_seconds == pytest.approx(1, abs=0.01) and np.abs(sound).max() > 0.2
 
 
+def test_a_sound_whose_channels_cancel_each_other_is_heard_in_stereo(tmp_path: Path) -> None:
+    music = tone(12)
+    sample, sound = excerpt_of(tmp_path / "a.wav", np.stack([music, -music], axis=1))
+    assert sample.start_seconds == pytest.approx(2, abs=0.01) and sound.shape[1] == 2
+    assert np.abs(sound[:, 0]).max() > 0.2 and np.abs(sound.sum(axis=1)).max() < 0.01
+    assert excerpt_of(tmp_path / "b.wav", np.stack([music, music / 2], axis=1))[1].ndim == 1
+
+
 def test_a_file_that_changed_since_it_was_inspected_has_an_excerpt_of_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(30), RATE_HZ)

@@ -50,7 +50,8 @@ class AudioFacts:
     fingerprint     as trainer/data/fingerprint.py gives it; "" for a sound of less than a quarter of a second
     remark          what is unusual about it and was done, for the report; "" for nothing
     cancels         whether its channels cancel each other in mono: there it is silent
-    silent_front    whether its first two channels are silent, and others are not: so it is in stereo
+    silent_front    whether its first two channels are silent, and others are not: so it is in stereo. None where a
+                    version before stereo models looked at a sound of more than two channels: it did not say
     """
 
     seconds: float
@@ -63,7 +64,7 @@ class AudioFacts:
     fingerprint: str
     remark: str = ""
     cancels: bool = False
-    silent_front: bool = False
+    silent_front: bool | None = False
 
     def heard(self, channels: int) -> AudioFacts | AudioFault:
         """The facts for a model of so many channels, 1 or 2; or what is wrong with the sound for it."""

@@ -78,8 +78,10 @@ def inspect_all(
 
 def is_known(said: AudioFacts | AudioFault, channels: int) -> bool:
     """Whether this says all of a sound for a model of so many channels. Versions before stereo models kept nothing of
-    one that is silent in mono alone."""
-    return channels == 1 or not isinstance(said, AudioFault) or said.detail != CANCELS
+    one that is silent in mono alone, and did not ask whether the first two of more channels are silent."""
+    if channels == 1:
+        return True
+    return said.detail != CANCELS if isinstance(said, AudioFault) else said.silent_front is not None
 
 
 # By path: a file's size in bytes and modification time in ns when it was inspected, and what `inspect` said.
@@ -169,16 +171,17 @@ def facts_of_json(said: dict[str, Any]) -> AudioFacts | AudioFault:
     """What `json_of_facts` made of it. Raises TypeError or KeyError for anything else."""
     if "fate" in said:
         return AudioFault(**said)
-    return AudioFacts(**{**said, "levels": Levels(**said["levels"])})
+    unsaid = {"silent_front": None} if said["channels"] > 2 else {}
+    return AudioFacts(**{**unsaid, **said, "levels": Levels(**said["levels"])})
 
 
 def json_of_facts(facts: AudioFacts | AudioFault) -> dict[str, Any]:
-    """What is known of a sound, as plain JSON values. What is rarely so is left out where it is not, so that versions
-    which do not know of it can read the rest."""
+    """What is known of a sound, as plain JSON values. What concerns stereo models alone is left out where it says
+    nothing, so that earlier versions can read what is kept where no sound is of that kind."""
     if isinstance(facts, AudioFault):
         return {"fate": facts.fate, "detail": facts.detail}
-    rare = {name for name in ("cancels", "silent_front") if not getattr(facts, name)}
-    return {name: value for name, value in asdict(facts).items() if name not in rare}
+    says_nothing = {"cancels": not facts.cancels, "silent_front": facts.channels <= 2 or facts.silent_front is None}
+    return {name: value for name, value in asdict(facts).items() if not says_nothing.get(name)}
 
 
 def _of_older_version(facts_folder: Path) -> frozenset[str]:

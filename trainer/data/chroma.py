@@ -21,7 +21,9 @@ from transformers.audio_utils import chroma_filter_bank
 
 from trainer.data.codec_windows import reproducible
 
-VERSION = 1  # another one where other notes are found of the same sound: those in the cache are then found anew
+# Another one where other notes are found of the same sound: those in the cache are then found anew. Neither a prepared
+# folder nor a checkpoint says by which version its notes were found: what was made by version 1 must say so then.
+VERSION = 1
 SAMPLE_RATE_HZ = 32_000
 WINDOW_SAMPLES = 16_384
 NOTE_SAMPLES = 4_096  # between two notes that a model reads

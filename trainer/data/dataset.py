@@ -21,12 +21,11 @@ from trainer.data.filling import with_codes, with_melodies
 from trainer.data.held_out import share_of
 from trainer.data.inventory import ScannedFolder, UnusableDataError, check_split, shows_too
 from trainer.data.manifest import Columns
-from trainer.data.melodies import Stems
 from trainer.data.peers import Alone, Peers
 from trainer.data.prepared import Prepared
 from trainer.data.prompts import Prompts
 from trainer.data.shared_scan import SharedScan, scan_once
-from trainer.data.stems import stems_of
+from trainer.data.stems import Demucs, Mix, stems_of, tell
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
@@ -229,7 +228,7 @@ def _with_prepared(settings: DataSettings, source: Source, peers: Peers) -> Data
 
 def _with_stems(
     settings: DataSettings, source: Source, device: torch.device, peers: Peers
-) -> tuple[DataSettings, Stems | None]:
+) -> tuple[DataSettings, Mix | Demucs | None]:
     """The settings with the key of the stems, and the stems themselves: None where no melody is to be heard in them.
 
     Raises ConfigError where the melodies of --dataset and of --validation would be of other stems.
@@ -237,21 +236,21 @@ def _with_stems(
     if not source.melody:
         return settings, None
     keys = {of_folder.about.stems for of_folder in settings.prepared.values()}
-    stems: Stems | None = None
+    stems: Mix | Demucs | None = None
     if not {settings.folder, settings.validation_folder or settings.folder} <= settings.prepared.keys():
-        stems = stems_of(settings.stems, device, peers)
+        stems = stems_of(settings.stems, device, peers, made=keys)
         keys.add(stems.key)
     if len(keys) > 1:
         raise ConfigError(
             f"the melodies of --dataset and of --validation are heard in different stems ({', '.join(sorted(keys))}):"
-            " give --stems mix or demucs, as the prepared folder was made with, or prepare both with the same"
+            " prepare both with the same --stems, and with the same weights of demucs where both begin with demucs-"
         )
     return replace(settings, stems=keys.pop()), stems
 
 
 def _encoded(
-    settings: DataSettings, source: Source, device: torch.device, peers: Peers, stems: Stems | None, folder: Path,
-    tables: TableSettings,
+    settings: DataSettings, source: Source, device: torch.device, peers: Peers, stems: Mix | Demucs | None,
+    folder: Path, tables: TableSettings,
 ) -> tuple[Columns, ScannedFolder, int]:
     """The folder's clips, the codes and melodies of all of which are cached, the folder itself, and `Dataset.unread` of
     them.
@@ -269,6 +268,8 @@ def _encoded(
         folder_now = ScannedFolder(root=os.path.abspath(folder), fates=fates, inspected=())
         return _with_unknown_words(settings, source, peers, clips, folder_now)
     scanned = _scanned(settings, source, peers, folder, tables)
+    if stems is not None:
+        tell(stems, scanned.columns["melody_content"], peers)
     store = _code_store(settings, source)
     found, new_fates = with_codes(
         scanned, store, lambda: load_codec(source).to(device), peers,

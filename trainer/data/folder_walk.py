@@ -172,6 +172,7 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
     sounds = [name for name in visible if _is_sound(folder, name, suffixes[name])]
     texts = [name for name in visible if suffixes[name] == ".txt"]
     elsewhere = {loose(real): why for real, why in map(_placeholder, names) if why}
+    no_melody = _melodies_elsewhere(elsewhere)
     clip_of = melodies_among(sounds)
     clips = [name for name in sounds if name not in clip_of]
     melody_of = _chosen_melodies(clips, clip_of)
@@ -186,7 +187,7 @@ def _pair(folder: str, prefix: str, names: list[str]) -> Iterator[Found]:
             elsewhere="" if caption_name else _why_no_text(name, names, elsewhere),
             json_name=json_name and prefix + json_name,
             melody_name=melody_name and prefix + melody_name,
-            melody_elsewhere="" if melody_name else _why_no_melody(name, elsewhere),
+            melody_elsewhere="" if melody_name or not no_melody else no_melody.get(loose(stem(name)), ""),
         )
     for name, clip in clip_of.items():
         yield _fate_of_melody(display(prefix + name), display(clip), is_chosen=name in melody_of.values())
@@ -339,13 +340,14 @@ def _why_no_text(name: str, names: list[str], elsewhere: dict[str, str]) -> str:
     return ""
 
 
-def _why_no_melody(name: str, elsewhere: dict[str, str]) -> str:
-    """Why the melody of the sound `name` is not here, where a sync tool keeps it elsewhere; else ""."""
-    start = loose(stem(name)) + MELODY_END
-    for real, why in elsewhere.items():
-        if stem(real) == start and _suffix(real) in SOUND_SUFFIXES:
-            return f"{display(real)} is {why}"
-    return ""
+def _melodies_elsewhere(elsewhere: dict[str, str]) -> dict[str, str]:
+    """Why the melody of a sound is not here, where a sync tool keeps it elsewhere: by the sound's name without its
+    suffix, as `loose` has it."""
+    melodies = {stem(real): real for real in elsewhere if _suffix(real) in SOUND_SUFFIXES}
+    return {
+        own.removesuffix(MELODY_END): f"{display(real)} is {elsewhere[real]}"
+        for own, real in melodies.items() if own.endswith(MELODY_END)
+    }  # fmt: skip
 
 
 def stem(name: str) -> str:

@@ -61,7 +61,9 @@ def reuse(folder: Path, settings: DataSettings, source: Source) -> None:
             return
         had, wanted = former.about.flags, settings.fixed_flags
         same_sound = all(had.get(name, off) == wanted[name] for name, off in SOUND_FLAGS.items())
-        if same_sound and former.about.codec == source.codec_identity():
+        # One EnCodec serves mono and stereo models: what tells their codes apart is the number of channels.
+        same_codec = (former.about.codec, former.about.channels) == (source.codec_identity(), source.channels)
+        if same_sound and same_codec:
             codes = code_store_of(settings, source)
             _append_missing(codes, former.codes(codes).open())
         if had.get("trim_silence", False) == wanted["trim_silence"] and former.about.stems:

@@ -20,7 +20,7 @@ import torch
 from transformers import EncodecModel
 
 from trainer.atomic import remove
-from trainer.data import cache, clip_table, manifest, melodies
+from trainer.data import cache, clip_table, manifest, melodies, prepared
 from trainer.data.audio_facts import inspect_all
 from trainer.data.audio_fault import AudioFault
 from trainer.data.hub_dataset import HubDataset
@@ -40,7 +40,7 @@ from trainer.data.peers import Peers
 from trainer.data.places import forget_tables
 from trainer.data.progress import size
 from trainer.data.stand_ins import is_table_name
-from trainer.data.stems import stems_of
+from trainer.data.stems import Demucs, Mix, stems_of, tell
 from trainer.data.table_scan import TableRow, TableSettings, scan_tables
 from trainer.errors import StorageError
 from trainer.model.source import Source, load_codec
@@ -53,25 +53,37 @@ READING = "reading"  # what is known of the sounds of the part that is being rea
 
 def read_all(
     hub: Mapping[str, HubDataset], settings: DataSettings, source: Source, device: torch.device, peers: Peers
-) -> None:
-    """Read those of the data sets that are larger than the disk.
+) -> DataSettings:
+    """Read those of the data sets that are larger than the disk; returns the settings to go on with.
 
     hub  what the flags dataset and validation name on the hub, by these names
+
+    Where melodies were heard as --stems auto has it, which was said then, the settings have what that came to.
     """
     tables = {"dataset": settings.tables, "validation": settings.validation_tables}
-    for name, found in hub.items():
-        if found.in_parts:
-            read_in_parts(found, tables[name], settings, source, device, peers, f"--{name}")
+    in_parts = {name: found for name, found in hub.items() if found.in_parts}
+    stems: Mix | Demucs | None = None
+    if in_parts and source.melody:
+        folders = [folder for folder in (settings.folder, settings.validation_folder) if folder is not None]
+        made = {of_folder.about.stems for of_folder in prepared.find(folders, peers).values()} - {""}
+        stems = stems_of(settings.stems, device, peers, made=made)
+        unsaid = stems.unsaid
+    for name, found in in_parts.items():
+        read_in_parts(found, tables[name], settings, source, device, peers, f"--{name}", stems)
+    if stems is None or stems.unsaid == unsaid:
+        return settings
+    return replace(settings, stems=stems.key.partition("-")[0])
 
 
 def read_in_parts(
     found: HubDataset, tables: TableSettings, settings: DataSettings, source: Source, device: torch.device,
-    peers: Peers, flag: str,
+    peers: Peers, flag: str, stems: Mix | Demucs | None = None,
 ) -> None:
     """Have stand-ins for all files of the data set, and codes and melodies of all its clips, in the cache.
 
     tables  which rows and columns of its tables are used
     flag    which one named the data set, for messages
+    stems   what melodies are heard in; None for a text model
 
     The first process inspects and decides; on each machine one process fetches; each encodes its share. What was read
     before is not fetched again, unless its codes are asked for in another way (as with other --code_views).
@@ -79,7 +91,7 @@ def read_in_parts(
     Raises DataError where a file cannot be fetched, StorageError where a disk has no room, ConfigError where another
     run reads the same data set.
     """
-    reader = _Reader(found, tables, settings, source, device, peers, flag)
+    reader = _Reader(found, tables, settings, source, device, peers, flag, stems)
     waiting = reader.unread()
     if not waiting:
         return
@@ -92,7 +104,7 @@ class _Reader:
 
     def __init__(
         self, found: HubDataset, tables: TableSettings, settings: DataSettings, source: Source, device: torch.device,
-        peers: Peers, flag: str,
+        peers: Peers, flag: str, stems: Mix | Demucs | None,
     ):
         self._found, self._tables, self._settings, self._flag = found, tables, settings, flag
         self._source, self._device, self._peers = source, device, peers
@@ -102,7 +114,7 @@ class _Reader:
         self._store = cache.code_store(
             settings.cache_dir, source.codec_identity(), settings.code_views, settings.treatment, source.channels
         )
-        self._stems = stems_of(settings.stems, device, peers) if source.melody else None
+        self._stems = stems
         self._load_codec: Callable[[], EncodecModel] = once(lambda: load_codec(source).to(device))
         self._hosts = [""]
 
@@ -195,7 +207,8 @@ class _Reader:
         for name in part:
             self.stand_ins.place(name, here[name])
         there = {one: self.stand_ins.leading_to(here, one) for one in self._references(part)}
-        learnt = inspect_all([os.fsdecode(place) for place in there.values()], self.stand_ins.kept / READING)
+        paths, channels = [os.fsdecode(place) for place in there.values()], self._source.channels
+        learnt = inspect_all(paths, self.stand_ins.kept / READING, channels=channels)
         forget_tables()
         self.stand_ins.keep(part, {one: learnt[os.fsdecode(place)] for one, place in there.items()})
 
@@ -224,6 +237,8 @@ class _Reader:
         """Encode what the cache lacks of the part's clips; what cannot be encoded is known as a fault from then on."""
         peers = self._peers
         clips = self._shared(self._clips(part) if peers.rank == 0 else None)
+        if self._stems:
+            tell(self._stems, clips["melody_content"], peers)
         references = clips["path_bytes"]
         here = self._folder.here(part)
         paths = [name for name in ("path_bytes", "melody_path_bytes") if name in clips]

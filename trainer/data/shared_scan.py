@@ -123,7 +123,7 @@ def check_encoded(
     """Raise ConfigError, on every rank, where a file failed on another machine and is in order on the first rank's.
 
     faults       of each rank (row, fate, detail), as `cache.fill_codes` found them; the same on all ranks
-    of_melodies  whether it is the clips' melody files that failed
+    of_melodies  whether it is the clips' melody files that failed, which the details say
 
     A file that failed everywhere, as on a disk that all machines share, is left to become a fate of its clip.
     """
@@ -136,7 +136,7 @@ def check_encoded(
     peers.wait("copies")
     here = set(peers.gather(in_order)[0])
     differing = [[(row, detail) for row, _, detail in of_rank if row in here] for of_rank in elsewhere]
-    _refuse(scan, len(here), [of_rank[:SHOWN] for of_rank in differing], of_melodies)
+    _refuse(scan, len(here), [of_rank[:SHOWN] for of_rank in differing])
 
 
 def _written(found: Manifest, tables: Path, *, needed: bool) -> tuple[str, str] | None:
@@ -178,7 +178,7 @@ def _is_in_order(scan: SharedScan, row: int, of_melodies: bool) -> bool:
 
 
 def _refuse(
-    scan: SharedScan, count: int, differing: Sequence[Sequence[tuple[int, str]]], of_melodies: bool
+    scan: SharedScan, count: int, differing: Sequence[Sequence[tuple[int, str]]], of_melodies: bool = False
 ) -> None:
     """Raise ConfigError with the (row, reason) of each rank, unless there are none."""
     if count == 0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
@@ -44,9 +44,15 @@ _SCALARS: list[Any] = [
 
 
 class Mix:
-    """The sound as it is."""
+    """The sound as it is.
+
+    unsaid  what --stems auto came to, for the console, as long as `tell` has not said it; else ""
+    """
 
     key = "mix"
+
+    def __init__(self, unsaid: str = ""):
+        self.unsaid = unsaid
 
     def blocks(
         self, sound: Path | bytes, sample_rate_hz: int, block_seconds: float, excerpt: Excerpt | None
@@ -58,11 +64,12 @@ class Mix:
 class Demucs:
     """The voice and the other instruments, as htdemucs tells them from drums and bass.
 
-    key  "demucs-" and a digest of its weights, however they are kept
+    key     "demucs-" and a digest of its weights, however they are kept
+    unsaid  as of Mix
     """
 
-    def __init__(self, model: HTDemucs, device: torch.device):
-        self._model, self._device = model.eval(), device
+    def __init__(self, model: HTDemucs, device: torch.device, unsaid: str = ""):
+        self._model, self._device, self.unsaid = model.eval(), device, unsaid
         self._turn = Lock()  # several threads may ask at once, and two windows would take twice the memory
         self.key = f"demucs-{_digest(model.state_dict())}"
 
@@ -108,17 +115,22 @@ class Demucs:
             return stems[0, wanted].sum(dim=0).mean(dim=0).cpu().numpy()
 
 
-def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix | Demucs:
+def stems_of(
+    flag: str, device: torch.device, peers: Peers | None = None, made: Collection[str] = ()
+) -> Mix | Demucs:
     """What --stems comes to: "mix", "demucs", or "auto" for demucs on a GPU where it can be had, and else mix.
 
-    The first process decides for all, and says on the console what was not asked for. Raises ConfigError where demucs
-    is missing on the machine of one of them, or has other weights there.
+    made  the keys of the melodies that prepared folders of this run hold: auto is what they were heard in
+
+    The first process decides for all; `tell` says what was not asked for. Raises ConfigError where demucs is missing on
+    the machine of one of them, or has other weights there.
     """
     peers = peers or Alone()
-    of_this = _choice(flag, device) if peers.rank == 0 else ""
+    of_this = _choice(flag, device, made) if peers.rank == 0 else None
     peers.wait("stems")
-    if peers.gather(of_this)[0] == Mix.key:
-        return Mix()
+    choice, remark = peers.gather(of_this)[0]
+    if choice == Mix.key:
+        return Mix(remark)
     if missing := demucs_files.what_is_missing():
         raise ConfigError(
             f"--stems {flag}: the first process hears melodies in demucs' stems, and on {socket.gethostname()}"
@@ -126,7 +138,7 @@ def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix
         )
     path = demucs_files.weights_path()
     assert path is not None
-    stems = Demucs(_model_in(path), device)
+    stems = Demucs(_model_in(path), device, remark)
     peers.wait("weights of demucs")
     found = peers.gather((socket.gethostname(), stems.key))
     for host, key in found:
@@ -138,24 +150,40 @@ def stems_of(flag: str, device: torch.device, peers: Peers | None = None) -> Mix
     return stems
 
 
-def _choice(flag: str, device: torch.device) -> str:
-    """"mix" or "demucs"; what auto comes to is said."""
+def tell(stems: Mix | Demucs, melody_contents: Iterable[str], peers: Peers) -> None:
+    """Have the first process say, once, what --stems auto came to, if any of these clips is heard in it.
+
+    melody_contents  of each clip, as the manifest has it: "" where its own sound is its melody
+    """
+    if stems.unsaid and not all(melody_contents):
+        if peers.rank == 0:
+            print(stems.unsaid, flush=True)
+        stems.unsaid = ""
+
+
+def _choice(flag: str, device: torch.device, made: Collection[str]) -> tuple[str, str]:
+    """"mix" or "demucs"; and what is to be said of it, "" for nothing."""
     if flag == "demucs":
         demucs_files.refuse_missing()
     if flag != "auto":
-        return flag
+        return flag, ""
     missing = demucs_files.what_is_missing()
+    if made:
+        kind = min(made).partition("-")[0]
+        if kind == "demucs" and missing:
+            raise ConfigError(
+                "--stems auto: the melodies of the prepared folder were heard in demucs' stems, those of the other"
+                f" folder have to be, and {missing}; or prepare the first again with --stems mix"
+            )
+        return kind, f"--stems auto: melodies are heard with --stems {kind}, as those of the prepared folder were"
     if not missing and device.type == "cuda":
-        print("--stems auto: melodies are heard in the voice and other instruments alone (demucs)", flush=True)
-        return "demucs"
+        return "demucs", "--stems auto: melodies are heard in the voice and other instruments alone (demucs)"
     slow = "it is here, but this run has no GPU, and a CPU takes minutes for each of music: --stems demucs does it"
-    print(
+    return Mix.key, (
         "warning: --stems auto: melodies are heard in the full mix, drums and bass in it, so that some 4 of 10 notes"
         " differ from those of the voice and other instruments alone, with which Meta trained. Demucs finds these:"
-        f" {missing or slow}. Or give a clip its melody as name.melody.wav beside it. --stems mix means it so",
-        flush=True,
+        f" {missing or slow}. Or give a clip its melody as name.melody.wav beside it. --stems mix means it so"
     )
-    return Mix.key
 
 
 def _model_in(path: Path) -> HTDemucs:

@@ -79,11 +79,13 @@ def _sample(one: InspectedFile) -> Sample:
 
 
 def _samples(one: InspectedFile, start_seconds: float) -> np.ndarray:
-    """The sound from there on, (n,) float32 at RATE_HZ. Raises AudioFault where it cannot be decoded."""
+    """The sound from there on, (n,) float32 at RATE_HZ, in mono: as stereo it would take twice the room of a page. One
+    whose channels cancel each other there is (n, 2). Raises AudioFault where it cannot be decoded."""
     rate, wanted = one.facts.sample_rate_hz, round(SECONDS * RATE_HZ)
     part = Excerpt(first_frame=round(start_seconds * rate), frames=round((SECONDS + MORE_SECONDS) * rate), gain=1.0)
-    held, count = [np.zeros(0, np.float32)], 0
-    for block in stream(sound_at(one.reference), RATE_HZ, MORE_SECONDS, part):
+    channels = 2 if one.facts.cancels else 1
+    held, count = [np.zeros(0 if channels == 1 else (0, channels), np.float32)], 0
+    for block in stream(sound_at(one.reference), RATE_HZ, MORE_SECONDS, part, channels):
         held.append(block)
         count += len(block)
         if count >= wanted:
