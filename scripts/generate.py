@@ -63,6 +63,32 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
     parser.add_argument("--prompts", metavar="FILE", type=expanded, help="a text file with one prompt a line")
+    add_sounds(parser)
+    parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
+    parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; higher is more varied")
+    parser.add_argument("--top_k", type=int, default=250, help="choose among the k most likely codes; 0 is all")
+    parser.add_argument("--greedy", action="store_true", help="always the most likely code: no randomness")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same sound")
+    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
+    flags = parser.parse_args(argv)
+    ranges = {
+        "seconds": (0.1 <= flags.seconds <= 300, "a number from 0.1 to 300"),
+        "guidance": (1 <= flags.guidance <= 100, "a number from 1 to 100"),
+        "temperature": (0 < flags.temperature <= 100, "a number above 0, at most 100"),
+        "top_k": (flags.top_k >= 0, "a whole number of 0 or more"),
+        "seed": (0 <= flags.seed < 2**63, "a whole number of 0 or more"),
+    }
+    for name, (fits, allowed) in ranges.items():
+        if not fits:
+            raise ConfigError(f"--{name} {getattr(flags, name)} cannot be used: it takes {allowed}.")
+    check_sounds(flags)
+    return flags
+
+
+def add_sounds(parser: ScriptParser) -> None:
+    """The flags that name a sound, which the music goes on from or follows."""
     parser.add_argument(
         "--continue_from",
         metavar="FILE",
@@ -88,27 +114,6 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         " and other instruments without drums and bass, as published models were trained; auto: demucs on a GPU where"
         " it is installed and has its weights, else mix",
     )
-    parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
-    parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
-    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; higher is more varied")
-    parser.add_argument("--top_k", type=int, default=250, help="choose among the k most likely codes; 0 is all")
-    parser.add_argument("--greedy", action="store_true", help="always the most likely code: no randomness")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same sound")
-    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
-    flags = parser.parse_args(argv)
-    ranges = {
-        "seconds": (0.1 <= flags.seconds <= 300, "a number from 0.1 to 300"),
-        "guidance": (1 <= flags.guidance <= 100, "a number from 1 to 100"),
-        "temperature": (0 < flags.temperature <= 100, "a number above 0, at most 100"),
-        "top_k": (flags.top_k >= 0, "a whole number of 0 or more"),
-        "seed": (0 <= flags.seed < 2**63, "a whole number of 0 or more"),
-    }
-    for name, (fits, allowed) in ranges.items():
-        if not fits:
-            raise ConfigError(f"--{name} {getattr(flags, name)} cannot be used: it takes {allowed}.")
-    check_sounds(flags)
-    return flags
 
 
 def check_sounds(flags: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ def first_model(
 
 
 def refuse_stereo_init(start: StartingPoint | None, made: Source, embeddings: str) -> None:
-    """Raise ConfigError where --stereo_init was typed and no mono model was made stereo: the start is stereo, and whole.
+    """Raise ConfigError where --stereo_init was typed and has no effect: the start is a whole stereo model.
 
     made        what `first_model` made of the start with --stereo 1
     embeddings  the value of --stereo_init
