@@ -173,7 +173,7 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     """
     from trainer import wiring
     from trainer.engine import find_cluster
-    from trainer.exports.first_model import first_model
+    from trainer.exports.first_model import first_model, refuse_stereo_init
     from trainer.exports.init_from import find_starting_point
     from trainer.model.new_word import introduction
     from trainer.model.source import fetch_model, open_model, quiet_libraries
@@ -193,6 +193,8 @@ def open_parts(config: Config, typed: frozenset[str], launch: Launch, ranks: Ran
     wiring.refuse_sampling(config, source)
     hub = wiring.fetch_datasets(config, hub, ranks) if hub else hub
     source = first_model(source, start, config.embeddings_in_stereo, config.selection)
+    if "stereo_init" in typed:
+        refuse_stereo_init(start, source, config.stereo_init)
     new_word = "" if config.new_word is None else introduction(source, config.new_word, config.lr)
     return Parts(folder=folder, checkpoint=checkpoint, source=source, start=start, new_word=new_word, hub=hub)
 

@@ -21,6 +21,7 @@ except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from trainer.model.source import Source
@@ -62,24 +63,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", action="append", default=[], help='may be repeated; "" is music without a prompt')
     parser.add_argument("--prompts", metavar="FILE", type=expanded, help="a text file with one prompt a line")
-    parser.add_argument(
-        "--continue_from",
-        metavar="FILE",
-        type=expanded,
-        help="a sound file, from whose beginning the music of each prompt goes on; the .wav file begins with it",
-    )
-    parser.add_argument(
-        "--continue_seconds",
-        type=float,
-        help=f"how much of its beginning is taken, part of --seconds; without it {CONTINUED_SECONDS:g}",
-    )
-    parser.add_argument(
-        "--melody",
-        metavar="FILE",
-        type=expanded,
-        help=f"a sound file whose melody the music of each prompt follows, its first {MELODY_SECONDS:g} s; for melody"
-        " models alone",
-    )
+    add_sounds(parser)
     parser.add_argument("--output", type=expanded, default="generated", help="folder for the .wav files")
     parser.add_argument("--seconds", type=float, default=10.0, help="length, 0.1 to 300; models know up to 30")
     parser.add_argument("--guidance", type=float, default=3.0, help="how strongly to follow the prompt; 1 is plain")
@@ -103,10 +87,41 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+def add_sounds(parser: ScriptParser) -> None:
+    """The flags that name a sound, which the music goes on from or follows."""
+    parser.add_argument(
+        "--continue_from",
+        metavar="FILE",
+        type=expanded,
+        help="a sound file, from whose beginning the music of each prompt goes on; the .wav file begins with it",
+    )
+    parser.add_argument(
+        "--continue_seconds",
+        type=float,
+        help=f"how much of its beginning is taken, part of --seconds; without it {CONTINUED_SECONDS:g}",
+    )
+    parser.add_argument(
+        "--melody",
+        metavar="FILE",
+        type=expanded,
+        help=f"a sound file whose melody the music of each prompt follows, its first {MELODY_SECONDS:g} s; for melody"
+        " models alone",
+    )
+    parser.add_argument(
+        "--stems",
+        choices=("mix", "demucs", "auto"),
+        help="what the melody is heard in, as in training. mix: all of FILE, also without this flag; demucs: its voice"
+        " and other instruments without drums and bass, as published models were trained; auto: demucs on a GPU where"
+        " it is installed and has its weights, else mix",
+    )
+
+
 def check_sounds(flags: argparse.Namespace) -> None:
     """Raise ConfigError where a sound cannot be followed or continued so; else give --continue_seconds its value."""
     if flags.melody is not None and not Path(flags.melody).is_file():
         raise ConfigError(f"--melody {flags.melody}: there is no such file")
+    if flags.stems is not None and flags.melody is None:
+        raise ConfigError(f"--stems {flags.stems} has no effect without --melody FILE: add it, or leave it out")
     if flags.continue_from is None:
         if flags.continue_seconds is not None:
             raise ConfigError("--continue_seconds has no effect without --continue_from FILE: add it, or leave it out")
@@ -143,13 +158,15 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def melody_of(flags: argparse.Namespace, source: Source) -> Tensor | None:
-    """The melody of --melody as the model reads it; None without one. Says what is done with its length.
+def melody_of(flags: argparse.Namespace, source: Source, device: torch.device) -> Tensor | None:
+    """The melody of --melody as the model reads it; None without one. Says what it is heard in, and what is done with
+    its length.
 
-    Raises ConfigError where the model reads none, or cannot with the installed transformers; DataError for a file that
-    cannot be decoded.
+    Raises ConfigError where the model reads none, or cannot with the installed transformers, and where demucs is asked
+    for and missing; DataError for a file that cannot be decoded.
     """
     from trainer.data.melody_places import melody_places
+    from trainer.data.stems import stems_of
     from trainer.evaluation.melody import melody_of_file
     from trainer.spec.melody_generation import check_melody_generation
     from trainer.spec.shapes import KNOWN
@@ -164,7 +181,12 @@ def melody_of(flags: argparse.Namespace, source: Source) -> Tensor | None:
             f"--melody {flags.melody} has no effect with --model {flags.model}, which reads no melody: leave it out, or"
             f" use {models}, or what was trained from one of them"
         )
-    notes, seconds = melody_of_file(Path(flags.melody))
+    if flags.stems is None:
+        print(
+            f"note: the melody is heard in all of {flags.melody}, drums and bass in it (--stems mix). Meta's models,"
+            " and those trained with --stems demucs, know melodies without these: --stems demucs"
+        )
+    notes, seconds = melody_of_file(Path(flags.melody), stems_of(flags.stems or "mix", device).blocks)
     if seconds > MELODY_SECONDS:
         print(f"note: of {flags.melody} the first {MELODY_SECONDS:g} s are followed, which is all that models read")
     elif seconds < min(flags.seconds, MELODY_SECONDS):
@@ -196,7 +218,7 @@ def write_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
         source = with_embedding(source, embedding)
         if not any(embedding.placeholder.word in prompt for prompt in prompts):
             print(f"note: no prompt has {embedding.placeholder.word} in it, so that the text embedding has no effect")
-    melody = melody_of(flags, source)
+    melody = melody_of(flags, source, device)
     model = load_for_generation(source, device)
     prefix = None
     if flags.continue_from is not None:

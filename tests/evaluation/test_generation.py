@@ -301,12 +301,15 @@ def test_the_music_follows_the_melody_of_a_file(tmp_path: Path, capsys: pytest.C
         file = write_tones(tmp_path / f"{name}.flac", seconds)
         assert run_script(*flags, "--melody", file, "--output", tmp_path / name) == 0
         output = capsys.readouterr().out
-        assert expected[name] in output and ("note:" in output) == bool(expected[name])
+        notes = [line for line in output.splitlines() if line.startswith("note:")]
+        assert "(--stems mix)" in notes[0] and len(notes) == (2 if expected[name] else 1) and expected[name] in output
+    assert run_script(*flags, "--melody", tmp_path / "one.flac", "--stems", "mix", "--output", tmp_path / "mix") == 0
+    assert "note:" not in capsys.readouterr().out
     assert run_script(*flags, "--output", tmp_path / "without") == 0
     sound = audio.stream(tmp_path / "one.flac", 32_000)
     melody = melody_places(notes_of(np.concatenate(list(sound))))
     model = load_for_generation(open_model("debug-stereo-melody"), CPU)
-    for name, notes in (("one", melody), ("without", None)):
+    for name, notes in (("one", melody), ("mix", melody), ("without", None)):
         made = generate(model, "slow rock", frames=25, sampling=Sampling(), melody_C=notes)
         write_wav(tmp_path / "expected.wav", made.audio, 32_000)
         assert (tmp_path / name / "01_slow_rock.wav").read_bytes() == (tmp_path / "expected.wav").read_bytes()
@@ -331,6 +334,13 @@ def test_the_notes_of_a_long_file_are_the_first_of_all_of_it(tmp_path: Path) -> 
     assert notes.tolist() == whole[:235].tolist() and len(set(notes.tolist())) == 2 and seconds > 30
 
 
+def test_a_melody_is_heard_in_the_blocks_that_are_given(tmp_path: Path) -> None:
+    file, higher = (write_tones(tmp_path / name, 3.0) for name in ("a.wav", "b.wav"))
+    soundfile.write(higher, soundfile.read(file)[0], 8_000)  # played faster: other notes
+    notes, _ = melody_of_file(file, lambda _, *rest: audio.stream(higher, *rest))
+    assert notes.tolist() == melody_of_file(higher)[0].tolist() != melody_of_file(file)[0].tolist()
+
+
 def test_a_melody_that_cannot_be_followed_is_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +353,10 @@ def test_a_melody_that_cannot_be_followed_is_refused_with_the_reason(
         (("--model", "debug-melody", "--melody", tmp_path / "no.wav"), 2, ("no.wav: there is no such file",)),
         (("--model", "debug-melody", "--melody", broken), 3, ("broken.flac gives no melody",)),
         (("--model", "debug-melody", "--melody", tmp_path / "nan.wav"), 3, ("nan.wav gives no melody", "NaN")),
+        (("--model", "debug-melody", "--stems", "mix"), 2, ("--stems mix has no effect without --melody FILE",)),
+        (("--model", "debug-melody", "--melody", sound, "--stems", "demucs"), 2, ("not installed", "--stems mix")),
     ]
+    monkeypatch.setattr("trainer.data.demucs_files._package", lambda: None)
     monkeypatch.setattr("trainer.evaluation.generation.load_for_generation", lambda *_: pytest.fail("loaded"))
     for arguments, exit_code, parts in cases:
         assert run_script(*one, *arguments) == exit_code, arguments

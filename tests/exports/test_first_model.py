@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.synthetic import HEADER
 from trainer.errors import ConfigError, ModelError
 from trainer.exports.export import ExportSettings, export_all
-from trainer.exports.first_model import first_model
+from trainer.exports.first_model import first_model, refuse_stereo_init
 from trainer.exports.init_from import StartingPoint, find_starting_point, start_from
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.lora import ADAPTER_CONFIG, DOWN, UP, save_adapter
@@ -101,11 +101,28 @@ def test_a_start_of_other_channels_is_refused_with_what_to_do(mono: Source, star
         first_model(open_model("debug-stereo"), of_mono, None)
     with pytest.raises(ModelError, match="debug-stereo is a stereo model already"):
         first_model(open_model("debug-stereo"), of_stereo, "halved")
+    melody = replace(of_stereo, weights=open_model("debug-stereo-melody").weights)
+    with pytest.raises(ModelError, match="it is a stereo melody model, the base is a mono text model; give --model_id"):
+        first_model(mono, melody, None)  # with --stereo 1 it would not fit either
     heads = {f"decoder.lm_heads.{k}.weight": torch.zeros(2048, 128) for k in range(6)}
     with pytest.raises(ModelError, match=r"has 6 codebooks: .* a mono model of 4 or a stereo one of 8"):
         first_model(mono, replace(of_mono, weights=weights_in_memory(heads)), "halved")
     assert_same(first_model(mono, of_mono, None), start_from(mono, of_mono))
     assert first_model(mono, None, None) is mono
+
+
+def test_stereo_init_is_refused_where_the_start_is_a_whole_stereo_model(mono: Source, starts: Path) -> None:
+    of_mono, of_stereo = (find_starting_point(str(starts / kind / "run")) for kind in ("mono", "stereo"))
+    heads = weights_in_memory({name: of_stereo.weights[name] for name in of_stereo.weights if ".lm_heads." in name})
+    part = replace(of_stereo, weights=heads, trained=Selection(frozen_layers=(0,)))
+    for start, made_stereo in ((None, True), (of_mono, True), (of_stereo, False), (part, False)):
+        made = first_model(mono, start, "copied")
+        assert made.copied is made_stereo and not first_model(mono, None, None).copied
+        if start is of_stereo:
+            with pytest.raises(ConfigError, match=r"--stereo_init copied has no effect with --init_from .* remove"):
+                refuse_stereo_init(start, made, "copied")
+        else:  # what a part is beside was made stereo in one way or the other
+            refuse_stereo_init(start, made, "copied")
 
 
 def adapters_of(source: Source) -> dict[str, Tensor]:

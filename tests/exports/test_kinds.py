@@ -31,16 +31,19 @@ from trainer.exports.init_from import find_starting_point, start_from
 from trainer.exports.saved_models import open_saved
 from trainer.flags.config import Config
 from trainer.model.language_model import LanguageModel, load_language_model, materialize
+from trainer.model.lora import save_adapter
 from trainer.model.new_word import TextEmbedding
 from trainer.model.source import LANGUAGE_MODEL, Source, load_text_encoder, open_model
 from trainer.model.stereo import in_stereo
 from trainer.model.trained_model import build_trained_model
+from trainer.model.weights import weights_in_memory
 from trainer.run.checkpoint import Saver
 from trainer.spec.shapes import MELODY_PLACES
-from trainer.spec.trainable import Placeholder
+from trainer.spec.trainable import ALL_LAYERS, Placeholder
 from trainer.wiring import model_settings
 
 KINDS = ("debug-stereo", "debug-melody", pytest.param("debug-stereo-melody", marks=pytest.mark.full))
+KIND_ENDS = ("-melody", "-stereo", "-stereo-melody")
 opened = cache(open_model)
 PLACES = ("huggingface", "audiocraft", "audiocraft/state_dict.bin", "lm_final.pt", "checkpoints/step-00000007")
 SETTINGS = ExportSettings(card="# a card\n", segment_seconds=30.0, cfg_dropout=0.1, melody_rate=0.25)
@@ -181,13 +184,17 @@ def test_the_pipeline_and_the_cards_code_make_stereo(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "kind", ["debug-melody", *(pytest.param(f"debug-stereo{end}", marks=pytest.mark.full) for end in ("", "-melody"))]
+    "kind,targets",
+    [
+        ("debug-melody", "v_proj,enc_to_dec_proj,audio_enc_to_dec_proj"),
+        *(pytest.param(f"debug{end}", ALL_LAYERS, marks=pytest.mark.full) for end in KIND_ENDS),
+    ],
 )
-def test_a_loras_adapter_loads_into_its_base_and_is_the_merged_model(kind: str, tmp_path: Path) -> None:
+def test_a_loras_adapter_loads_into_its_base_and_is_the_merged_model(kind: str, targets: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     source = opened(kind)
-    config = Config(dataset_path="unused", lora_rank=4)
+    config = Config(dataset_path="unused", lora_rank=4, lora_targets=targets)
     adapted = build_trained_model(source, model_settings(config))
     materialize(adapted.model, torch.device("cpu"))
     draw, adapters = torch.Generator().manual_seed(6), {}
@@ -207,6 +214,27 @@ def test_a_loras_adapter_loads_into_its_base_and_is_the_merged_model(kind: str, 
     assert (expected - with_adapter).abs().max() < 1e-4 and (expected - merged).abs().max() < 1e-4
     started = start_from(source, find_starting_point(str(tmp_path / "adapter")))
     assert (expected - our_logits(load_language_model(started), source)).abs().max() < 1e-4
+
+
+def test_an_adapter_of_layers_that_the_base_has_not_is_refused(tmp_path: Path) -> None:
+    made = {
+        "debug": ("v_proj", "layers.0.encoder_attn.v_proj.weight of (128, 128), which is absent in the base"),
+        "debug-melody": ("audio_enc_to_dec_proj", "audio_enc_to_dec_proj.weight of (128, 12), which is absent"),
+    }
+    for kind, (target, message) in made.items():
+        config = Config(dataset_path="unused", lora_rank=4, lora_targets=target)
+        assert config.selection.lora is not None
+        start = build_trained_model(opened(kind), model_settings(config)).start
+        adapters = {name: start[name] for name in start if ".lora_" in name}
+        save_adapter(tmp_path, adapters, config.selection.lora, None)
+        point = find_starting_point(str(tmp_path))
+        assert start_from(opened(kind), point).melody == opened(kind).melody
+        (other,) = made.keys() - {kind}
+        with pytest.raises(ModelError, match=re.escape(message)):
+            start_from(opened(other), point)
+        wide = {name: torch.zeros(4, 99) if ".lora_A." in name else value for name, value in adapters.items()}
+        with pytest.raises(ModelError, match=r"of \(128, 99\), which is \(128, \d+\) in the base; give --model_id"):
+            start_from(opened(kind), replace(point, weights=weights_in_memory(wide)))
 
 
 def test_a_learned_word_is_exported_beside_the_untouched_language_model(source: Source, tmp_path: Path) -> None:

@@ -135,3 +135,6 @@ def test_the_card_says_how_a_mono_base_was_made_stereo() -> None:
     facts = replace(_facts(base_model="small", dataset="songs"), channels=2, stereo_init="halved")
     assert "The base model is mono." in model_card(facts) and "with embeddings halved." in model_card(facts)
     assert "mono" not in model_card(replace(facts, stereo_init=None))
+    started = model_card(replace(facts, started_from="/home/me/piano"))
+    assert 'from the language model of "piano".\nThese weights were mono. Left and right' in started
+    assert "The base model is mono" not in started

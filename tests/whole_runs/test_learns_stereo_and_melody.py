@@ -14,7 +14,9 @@ from tests.plans import engine_for, plan_for
 from tests.synthetic import HEADER, RandomCodes, random_examples
 from trainer.data.batches import Batch, Examples
 from trainer.data.order import Order, Row
+from trainer.evaluation.generation import Sampling, generate_codes
 from trainer.flags.config import Config
+from trainer.model.delay_pattern import IGNORED, delay
 from trainer.model.language_model import LanguageModel
 from trainer.model.source import open_model
 from trainer.run.checkpoint import Saver
@@ -59,28 +61,21 @@ def conditions(examples: Examples, clip: int) -> Batch:
     return examples.batch([Row(clip=clip, epoch=0, view=0, start=0, frames=frames, drop_caption=False)])
 
 
-@torch.no_grad()
-def greedy(model: LanguageModel, batch: Batch) -> Tensor:
-    """The delayed codes (K, T) that the model makes of a batch's caption and melody: step by step, without a cache.
+def greedy(model: LanguageModel, batch: Batch, channels: int) -> Tensor:
+    """The delayed codes (K, T) that `generate_codes` makes of a batch's caption and melody.
 
     They are -100 where the delay pattern has no code. Nothing of the batch's own codes is read.
     """
-    labels_KT, inputs = batch.labels_BKT[0], torch.full_like(batch.inputs_BKT, 2048)
-    made = torch.full_like(labels_KT, -100)
-    for step in range(labels_KT.shape[1]):
-        logits = model(
-            inputs[..., : step + 1], batch.text_BSD, batch.text_mask_BS, batch.attention_BS, melody_BC=batch.melody_BC
-        )
-        there = labels_KT[:, step] >= 0
-        made[there, step] = logits[0, there, -1].argmax(dim=-1)
-        if step + 1 < labels_KT.shape[1]:
-            inputs[0, there, step + 1] = made[there, step]
-    return made
+    melody_C = None if batch.melody_BC is None else batch.melody_BC[0]
+    sampling, frames = Sampling(guidance=1.0, greedy=True), batch.labels_BKT.shape[-1]
+    made_KT = generate_codes(model, batch.text_BSD[0], frames=frames, sampling=sampling, melody_C=melody_C)
+    assert made_KT is not None
+    return delay(made_KT[None], IGNORED, channels)[0]
 
 
 def assert_played_back(examples: Examples, model: LanguageModel) -> None:
     batches = [conditions(examples, clip) for clip in range(len(examples.captions))]
-    made = [greedy(model, batch) for batch in batches]
+    made = [greedy(model, batch, examples.shape.audio_channels) for batch in batches]
     for clip, batch in enumerate(batches):
         right = (made[clip] == batch.labels_BKT[0]).float().mean()
         assert torch.equal(made[clip], batch.labels_BKT[0]), f"clip {clip}: {right:.2%} right"

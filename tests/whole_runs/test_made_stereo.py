@@ -66,7 +66,14 @@ def test_what_is_exported_is_a_stereo_model_by_itself(runs: Path) -> None:
 def test_a_mono_run_and_a_stereo_one_are_starts_and_adapters_are_trained_on_the_stereo_one(runs: Path) -> None:
     said = launch_here(runs, *STEREO, "--max_steps", "1", "--init_from", "mono", "--output_dir", "of_mono")
     assert "starting from the weights in mono/checkpoints/step-00000002" in said
-    launch_here(runs, *STEREO, "--max_steps", "1", "--init_from", "models", "--output_dir", "of_stereo")
+    launch_here(runs, *STEREO, "--max_steps", "2", "--init_from", "mono", "--output_dir", "of_mono")
+    card = (runs / "of_mono/huggingface/README.md").read_text()
+    assert "These weights were mono." in card and "with embeddings halved." in card  # of the run that went on, too
+    of_stereo = (*STEREO, "--max_steps", "1", "--init_from", "models", "--output_dir", "of_stereo")
+    said = launch_here(runs, *of_stereo, "--stereo_init", "halved", expect=2)
+    assert "--stereo_init halved has no effect with --init_from models/checkpoints/step-00000002" in said
+    launch_here(runs, *of_stereo)
+    assert "mono" not in (runs / "of_stereo/huggingface/README.md").read_text()
     # The first step's loss is that of the weights at the start, whatever their format.
     launch_here(runs, *FLAGS, "--max_steps", "1", "--model_id", "models/huggingface", "--output_dir", "as_base")
     assert losses(runs / "of_stereo") == losses(runs / "as_base")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from trainer.errors import ModelError
+from dataclasses import replace
+
+from trainer.errors import ConfigError, ModelError
 from trainer.exports.init_from import StartingPoint, start_from
-from trainer.model.source import Source
+from trainer.model.source import MELODY_PROJECTION, Source
 from trainer.model.stereo import EMBEDDINGS, HEADS, Embeddings, in_stereo
 from trainer.spec.trainable import EVERYTHING, Selection, refuse_equal_channels
 
@@ -31,9 +33,24 @@ def first_model(
         return start_from(source, start)
     made = in_stereo(source, stereo)
     if start is not None and _is_stereo(start, source, made):
-        return start_from(made, start)
+        return replace(start_from(made, start), copied=False)
     refuse_equal_channels(trained)
     return made if start is None else in_stereo(start_from(source, start), stereo)
+
+
+def refuse_stereo_init(start: StartingPoint | None, made: Source, embeddings: str) -> None:
+    """Raise ConfigError where --stereo_init was typed and has no effect: the start is a whole stereo model.
+
+    made        what `first_model` made of the start with --stereo 1
+    embeddings  the value of --stereo_init
+
+    A stereo start that is a part of a model is not refused: the rest of it has to be made stereo as it was then.
+    """
+    if start is not None and start.trained.everything and not made.copied:
+        raise ConfigError(
+            f"--stereo_init {embeddings} has no effect with --init_from {start.path}, which is a stereo model already:"
+            " remove --stereo_init"
+        )
 
 
 def _is_stereo(start: StartingPoint, mono: Source, stereo: Source) -> bool:
@@ -54,8 +71,13 @@ def _is_stereo(start: StartingPoint, mono: Source, stereo: Source) -> bool:
 
 
 def _refuse_other_channels(source: Source, start: StartingPoint) -> None:
-    """Raise ModelError for a stereo start of a mono model, and the other way round, which differ in codebooks alone."""
+    """Raise ModelError for a stereo start of a mono model, and the other way round, which differ in codebooks alone.
+
+    A start that has a melody where the source has none, or none where it has one, does not fit in any case.
+    """
     codebooks, channels = _codebooks(start), source.channels
+    if start.trained.everything and (MELODY_PROJECTION + "weight" in start.weights) != source.melody:
+        return
     if channels == 1 and codebooks == 2 * source.codebooks:
         raise ModelError(
             f"--init_from {start.path} is a stereo model, and --model_id {source.name} a mono one: add --stereo 1, or"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, MusicgenConfig, MusicgenMelodyConfig
 from trainer.errors import CheckpointError, ModelError
 from trainer.exports.audiocraft_config import delays_of
 from trainer.exports.audiocraft_files import LM_FILE, SOLVER_FILE, read_audiocraft
-from trainer.model.lora import ADAPTER_CONFIG, read_adapter
+from trainer.model.lora import ADAPTER_CONFIG, DOWN, UP, read_adapter
 from trainer.model.source import LANGUAGE_MODEL, MELODY_PROJECTION, Source
 from trainer.model.trained_model import merged
 from trainer.model.weights import INDEX_FILES, SINGLE_FILES, Weights, weights_in_folder, weights_in_memory
@@ -155,7 +155,26 @@ def _completed(source: Source, point: StartingPoint) -> StartingPoint:
             f"--init_from {point.path} holds what was trained ({point.trained.describe()}), not the frozen rest, which"
             f" is not that of --model_id {source.name}: give the run's {FINAL} or an lm_*.pt, which are whole"
         )
+    if point.trained.lora:
+        _check_adapters(source, point)
     return replace(point, weights=merged(source, point.weights, point.trained), trained=EVERYTHING, frozen=None)
+
+
+def _check_adapters(source: Source, point: StartingPoint) -> None:
+    """Raise ModelError for an adapter of a layer that the source has not, or has in another size.
+
+    Merging passes over the first, such as the text's attention where the base is a melody model.
+    """
+    for name in sorted(name for name in point.weights if name.endswith(UP)):
+        stem = name.removesuffix(UP)
+        layer, (outputs, _), (_, inputs) = stem + ".weight", point.weights.shape(name), point.weights.shape(stem + DOWN)
+        found = source.weights.shape(layer) if layer in source.weights else None
+        if found != (outputs, inputs):
+            raise ModelError(
+                f"--init_from {point.path} does not fit --model_id {source.name}: it has an adapter for {layer} of"
+                f" {(outputs, inputs)}, which is {'absent' if found is None else found} in the base; give --model_id"
+                " the model that it was trained from"
+            )
 
 
 def _check_fits(source: Source, point: StartingPoint) -> None:

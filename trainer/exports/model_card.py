@@ -41,8 +41,8 @@ class CardFacts:
     trigger          the phrase that stood in every caption, if one did
     channels         of the sound: 2 for a stereo model
     melody           whether the model reads a melody
-    stereo_init      how the embeddings of a mono base became those of two channels (--stereo_init); None where the run
-                     did not start from the base made stereo
+    stereo_init      how the embeddings of a mono model, of --init_from or else of the base, became those of two
+                     channels (--stereo_init); None where the run started from no model that was made stereo
     """
 
     base_model: str
@@ -124,7 +124,7 @@ def _on_trigger(facts: CardFacts) -> str:
 
 
 def _what_it_is(facts: CardFacts) -> str:
-    base, start = _cell(name_of_base(facts.base_model)), _start(facts.started_from)
+    base, start = _cell(name_of_base(facts.base_model)), _start(facts.started_from) + _from_mono(facts)
     if facts.placeholder is not None:
         return (
             f"A {facts.kind}: {base} with a new word, `{facts.placeholder}`,"
@@ -134,7 +134,7 @@ def _what_it_is(facts: CardFacts) -> str:
     return (
         f"A {facts.kind}: {base} with its language model fine-tuned\n"
         f'on {facts.clips} clips ({facts.hours:.2f} hours) of "{_dataset(facts)}". T5 and EnCodec are those of'
-        f" the base\nmodel.{start}{_part(facts.trained)}{_from_mono(facts)}"
+        f" the base\nmodel.{start}{_part(facts.trained)}"
     )
 
 
@@ -249,10 +249,8 @@ def _from_mono(facts: CardFacts) -> str:
     """That a mono model was made stereo, and how; "" where none was."""
     if facts.stereo_init is None:
         return ""
-    return (
-        "\nThe base model is mono. Left and right started as copies of its one channel, with embeddings"
-        f" {facts.stereo_init}."
-    )
+    mono = "The base model is" if facts.started_from is None else "These weights were"
+    return f"\n{mono} mono. Left and right started as copies of the one channel, with embeddings {facts.stereo_init}."
 
 
 def _cell(value: object) -> str:

@@ -9,7 +9,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import MusicgenForCausalLM, MusicgenMelodyForCausalLM
 
 from trainer.errors import ModelError
@@ -111,7 +110,9 @@ class LanguageModel(nn.Module):
         """The projected melody (B, C, D) of notes (B, C) int64 in [0, 12)."""
         projection = self.audio_enc_to_dec_proj
         assert projection is not None, "a text model reads no melody"
-        return projection(functional.one_hot(melody_BC, projection.in_features).to(projection.weight.dtype))
+        # Not by functional.one_hot, which on some devices waits for the largest of the notes, to check it.
+        notes = torch.arange(projection.in_features, device=melody_BC.device)
+        return projection((melody_BC[..., None] == notes).to(projection.weight.dtype))
 
     def _embedded(self, inputs_BKT: Tensor) -> Tensor:
         """The sum (B, T, D) of the codebooks' embeddings, added in the order in which transformers adds them."""

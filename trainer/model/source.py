@@ -58,6 +58,7 @@ class Source:
     name     as --model_id gave it
     weights  of all parts, by the names of transformers' `MusicgenForConditionalGeneration`; of a melody model by those
              of `MusicgenMelodyForConditionalGeneration`
+    copied   whether its two channels are copies of a mono model's one (trainer/model/stereo.py)
 
     `load_feature_extractor` gives EnCodec's. A melody model's own one, which hears notes, exists only where torchaudio
     is installed, and has no settings: trainer/exports/processor_files.py writes it.
@@ -69,6 +70,7 @@ class Source:
     weights: Weights
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
     load_feature_extractor: Callable[[], EncodecFeatureExtractor]
+    copied: bool = False
 
     @property
     def codebooks(self) -> int:

@@ -46,7 +46,11 @@ def in_stereo(source: Source, embeddings: Embeddings = "halved") -> Source:
             stored[f"{prefix}{k}.{rest}"] = _Copy(shape=tensor.shape, of=tensor, share=share)
     extractor = source.load_feature_extractor
     return replace(
-        source, config=config, weights=Weights(stored), load_feature_extractor=lambda: _of_two_channels(extractor())
+        source,
+        config=config,
+        weights=Weights(stored),
+        load_feature_extractor=lambda: _of_two_channels(extractor()),
+        copied=True,
     )
 
 

@@ -8,6 +8,7 @@ from trainer.exports.export import ExportSettings, export_all, export_text
 from trainer.exports.model_card import CardFacts, adapter_base, adapter_card, model_card
 from trainer.model.new_word import embedding_of
 from trainer.model.safetensors_file import files_kept_open
+from trainer.report.run_facts import START
 from trainer.training.loop import Run
 from trainer.wiring.identity import STEMS
 
@@ -26,8 +27,9 @@ def export(
 
     validation_loss  at the checkpoint's step; None where it is not known
     """
-    stems = saved.run.identity.get(STEMS)
-    settings = export_settings(config, card_facts(config, run, saved.step, validation_loss, stems))
+    stems, made_stereo = saved.run.identity.get(STEMS), folder.read_json(START).get("made_stereo") is True
+    facts = card_facts(config, run, saved.step, validation_loss, stems=stems, made_stereo=made_stereo)
+    settings = export_settings(config, facts)
     if config.new_word is not None:
         embedding = embedding_of(source, config.new_word.placeholder, saved.weights())
         export_text(source, embedding, folder.root, card=settings.card)
@@ -36,11 +38,18 @@ def export(
 
 
 def card_facts(
-    config: Config, run: Run, step: int, validation_loss: float | None = None, stems: object = None
+    config: Config,
+    run: Run,
+    step: int,
+    validation_loss: float | None = None,
+    *,
+    stems: object = None,
+    made_stereo: bool = False,
 ) -> CardFacts:
     """What the model card tells about the run, of which the weights after `step` steps are exported.
 
-    stems  in what the melodies were heard, as the run's identity says it; None for a text model
+    stems        in what the melodies were heard, as the run's identity says it; None for a text model
+    made_stereo  whether the weights of --init_from were mono, and made stereo; without --init_from the base's were
     """
     shape = run.train.shape
     names = ("lr", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm", "segment_seconds", "seed")
@@ -57,7 +66,7 @@ def card_facts(
         validation_loss=validation_loss,
         channels=shape.audio_channels,
         melody=shape.melody,
-        stereo_init=config.stereo_init if config.stereo and config.init_from is None else None,
+        stereo_init=config.embeddings_in_stereo if config.init_from is None or made_stereo else None,
         hyperparameters={
             "global batch (clips)": run.plan.global_batch,
             "epochs": round(run.order.epoch_of(step), 2),

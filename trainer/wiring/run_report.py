@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def record_start(config: Config, run: Run, source: Source, folder: OutputDir, start_step: int) -> None:
     """Write run.json. Starts that led to the checkpoint of `start_step` stay in its list; those of later steps go."""
-    before = folder.read_json(START).get("starts") if start_step > 0 else None
+    earlier = folder.read_json(START) if start_step > 0 else {}
+    before = earlier.get("starts")
     known = before if isinstance(before, list) else []
     starts = [one for one in known if isinstance(one, dict) and one.get("start_step", start_step) < start_step]
     now = {"started": time.time(), "start_step": start_step}
@@ -36,6 +37,8 @@ def record_start(config: Config, run: Run, source: Source, folder: OutputDir, st
         "parameters": source.shape.parameters,
         "trained_parameters": counts.trained,
         "channels": run.order.channels,
+        # A run that goes on does not look at --init_from again.
+        "made_stereo": earlier.get("made_stereo") if start_step > 0 else source.copied,
         # Of a model of scripts/demo_model.py: how many clips its codec knows; null of any other model.
         "codec_fitted_clips": source.config.audio_encoder.to_dict().get("fitted_clips"),
         "device": torch.cuda.get_device_name() if run.plan.layout.on_gpu else "CPU",
