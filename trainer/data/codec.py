@@ -58,13 +58,6 @@ def encode(
     raises, and ModelError for an EnCodec that cannot be cut into windows: one that is causal, normalises loudness,
     encodes in chunks by itself, or has another norm than weight norm.
     """
-    if channels > 1:
-        held = list(blocks)
-        each = [
-            encode(codec, [np.ascontiguousarray(block[:, channel]) for block in held], offsets=offsets)
-            for channel in range(channels)
-        ]
-        return [np.stack(of_view, axis=1).reshape(-1, of_view[0].shape[1]) for of_view in zip(*each, strict=True)]
     waiting = [(None, iter(blocks))]
     size = EncodingPass(windows=windows, window_seconds=window_seconds)
     tracks = encode_tracks(
