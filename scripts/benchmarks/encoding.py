@@ -1,4 +1,4 @@
-"""From sound files to codes in the cache, against EnCodec alone on the same sound in memory."""
+"""From sound files to codes in the cache, against EnCodec alone on the same sound in memory; in stereo; melodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from transformers import EncodecModel
 from benchmarks.music import SAMPLE_RATE_HZ
 from benchmarks.parts import Settings
 from benchmarks.report import Row
-from trainer.data import audio, cache
+from trainer.data import audio, cache, chroma, melodies
 from trainer.data.arrow_store import Store
 from trainer.data.codec import encode_tracks, view_offsets
 from trainer.data.excerpt import Excerpt
+from trainer.data.stems import Mix
+from trainer.data.treatment import AS_IT_IS
 from trainer.model.debug_model import codec_config, set_codebooks
 from trainer.spec.encoding import encoding_pass
 
@@ -34,17 +36,22 @@ HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """So many clips of `seconds`, encoded at `views` offsets, on `device`."""
+    """So many clips of `seconds`, encoded at `views` offsets in mono or in stereo (`channels`), on `device`."""
 
     clips: int
     seconds: float
     views: int
     device: torch.device
+    channels: int = 1
 
     @property
     def view_hours(self) -> float:
         """Hours of audio times views."""
-        return self.clips * self.seconds * self.views / HOUR
+        return self.hours * self.views
+
+    @property
+    def hours(self) -> float:
+        return self.clips * self.seconds / HOUR
 
 
 def encode_files(settings: Settings) -> list[Row]:
@@ -53,7 +60,9 @@ def encode_files(settings: Settings) -> list[Row]:
     device = torch.device("cuda" if on_gpu else "cpu")
     work = Work(clips=settings.clips, seconds=settings.seconds, views=4 if on_gpu else 1, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(work, random_codec(device), Path(folder), rounds=settings.rounds)
+        codec, rounds = random_codec(device), settings.rounds
+        rows = measure(work, codec, Path(folder) / "mono", rounds=rounds)
+        return rows + measure_kinds(work, codec, Path(folder) / "kinds", rounds=rounds)
 
 
 def random_codec(device: torch.device, *, filters: int = 64, width: int = 128) -> EncodecModel:
@@ -72,7 +81,7 @@ def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> li
     cannot: other work on the cores, or a codec whose own time varies by more than that.
     """
     columns = {name: write_songs(folder / name, work, name) for name in FORMATS}
-    tracks = [_decoded(path) for path in columns["wav"]["path_bytes"]]
+    tracks = [decoded(path, work.channels) for path in columns["wav"]["path_bytes"]]
 
     def run(name: str, round_: int) -> None:
         if name == "alone":
@@ -88,7 +97,7 @@ def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> li
     for round_ in range(rounds + 1):
         for name in names[round_ % len(names) :] + names[: round_ % len(names)]:  # each is the first in its turn
             taken, cores = _timed(partial(run, name, round_))
-            _, sound = _timed(partial(_read, columns.get(name, {})))
+            _, sound = _timed(partial(_read, columns.get(name, {}), work.channels))
             if round_:
                 seconds[name].append(taken)
                 of_cores[name].append(cores)
@@ -97,6 +106,52 @@ def measure(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> li
     for name in names:
         cores, sound = statistics.median(of_cores[name]), statistics.median(of_sound[name])
         rows.append(_row(work, name, seconds) | {"core_seconds": cores, "core_seconds_of_sound": sound})
+    return rows
+
+
+def measure_kinds(work: Work, codec: EncodecModel, folder: Path, *, rounds: int) -> list[Row]:
+    """Filling the cache from the same wav files with codes in mono, codes in stereo, and melodies of the full mix; and
+    melodies of the same sound in memory. In turns, as `measure`; `of_mono` is the median of each round's seconds over
+    those of mono."""
+    clips = write_songs(folder / "wav", work, "wav")
+    tracks = [decoded(path) for path in clips["path_bytes"]]
+
+    def codes(round_: int, channels: int) -> None:
+        of_kind = replace(work, channels=channels)
+        store = cache.code_store(folder / f"cache{round_}", "benchmark", work.views, channels=channels)
+        _fill(of_kind, codec, store, clips)
+
+    def found(round_: int) -> None:
+        store = melodies.melody_store(folder / f"cache{round_}", AS_IT_IS, Mix.key)
+        faults = melodies.fill_melodies(store, clips, Mix(), device=work.device, show_progress=False)
+        assert not faults, faults
+
+    def of_memory(round_: int) -> None:
+        for track in tracks:
+            chroma.frame_notes(_blocks(track), work.device)
+
+    runs = {
+        "the cache from wav, mono": partial(codes, channels=1),
+        "the cache from wav, stereo": partial(codes, channels=2),
+        "melodies from wav": found,
+        "melodies of sound in memory": of_memory,
+    }
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            taken, _ = _timed(partial(runs[name], round_))
+            if round_:
+                seconds[name].append(taken)
+    rows = []
+    for name in names:
+        taken = statistics.median(seconds[name])
+        ratios = [own / mono for own, mono in zip(seconds[name], seconds[names[0]], strict=True)]
+        views = {} if "melodies" in name else {"views": work.views, "seconds_an_hour_and_view": taken / work.view_hours}
+        row = {"case": "encode_files", "what": name, "clips": work.clips, "clip_seconds": work.seconds, **views}
+        rows.append(
+            row | {"seconds": taken, "seconds_an_hour": taken / work.hours, "of_mono": statistics.median(ratios)}
+        )
     return rows
 
 
@@ -115,27 +170,31 @@ def _fill(work: Work, codec: EncodecModel, store: Store, clips: dict[str, list])
         sample_rate_hz=SAMPLE_RATE_HZ,
         views=work.views,
         device=work.device,
+        channels=work.channels,
         show_progress=False,
     )
     assert not faults, faults
 
 
-def _read(clips: dict[str, list]) -> None:
+def _read(clips: dict[str, list], channels: int) -> None:
     """Decode, mix, resample and hash the files as `fill_codes` does, for nobody."""
     for row, path in enumerate(clips.get("path_bytes", ())):
         excerpt = Excerpt(**{name: clips[name][row] for name in ("first_frame", "frames", "gain")})
-        for _ in cache.sound_blocks(path, clips["content"][row], SAMPLE_RATE_HZ, excerpt):
+        for _ in cache.sound_blocks(path, clips["content"][row], SAMPLE_RATE_HZ, excerpt, channels):
             pass
 
 
 def encode_from_memory(
     codec: EncodecModel, tracks: Sequence[np.ndarray], work: Work, order: Sequence[int] | None = None
 ) -> dict[int, list[np.ndarray]]:
-    """The codes of each track by its number, encoded in this order as `fill_codes` does."""
+    """The codes of each track (n, work.channels), or (n,) in mono, by its number, encoded in this order as `fill_codes`
+    does."""
     waiting = [(number, iter(_blocks(tracks[number]))) for number in (order or range(len(tracks)))]
     offsets = view_offsets(work.views, codec.config.hop_length)
-    size = encoding_pass(on_gpu=work.device.type == "cuda", views=work.views)
-    found = encode_tracks(codec, lambda: waiting.pop(0) if waiting else None, offsets=offsets, size=size)
+    size = encoding_pass(on_gpu=work.device.type == "cuda", views=work.views, channels=work.channels)
+    found = encode_tracks(
+        codec, lambda: waiting.pop(0) if waiting else None, offsets=offsets, size=size, channels=work.channels
+    )
     codes = {}
     for number, made in found:
         assert isinstance(made, list), made
@@ -144,7 +203,8 @@ def encode_from_memory(
 
 
 def write_songs(folder: Path, work: Work, name: str) -> dict[str, list]:
-    """Stereo files of chords over noise that swells, none like another, as columns for `fill_codes`."""
+    """Stereo files of chords over noise that swells, none like another, as columns for `fill_codes` and
+    `fill_melodies`."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     time_N = np.arange(round(work.seconds * FILE_RATE_HZ)) / FILE_RATE_HZ
@@ -169,11 +229,15 @@ def write_songs(folder: Path, work: Work, name: str) -> dict[str, list]:
         "first_frame": [0] * work.clips,
         "frames": [len(time_N)] * work.clips,
         "gain": [1.0] * work.clips,
+        "sample_rate_hz": [FILE_RATE_HZ] * work.clips,
+        "melody_path_bytes": [b""] * work.clips,
+        "melody_content": [""] * work.clips,
     }
 
 
-def _decoded(path: bytes) -> np.ndarray:
-    return np.concatenate(list(audio.stream(Path(os.fsdecode(path)), SAMPLE_RATE_HZ)))
+def decoded(path: bytes | Path, channels: int = 1) -> np.ndarray:
+    """A whole sound at 32 kHz, (n,) in mono or (n, 2) float32."""
+    return np.concatenate(list(audio.stream(Path(os.fsdecode(path)), SAMPLE_RATE_HZ, channels=channels)))
 
 
 def _blocks(track: np.ndarray) -> list[np.ndarray]:

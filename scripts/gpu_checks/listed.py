@@ -250,6 +250,21 @@ CHECKS: tuple[Check, ...] = (
         gib=12,
     ),
     Check(
+        name="encoding: shared passes in stereo",
+        claim="both channels of tracks that share EnCodec's passes have the codes of each alone",
+        test=f"{ENCODING}::test_both_channels_of_tracks_that_share_passes_have_the_codes_of_each_alone_on_a_gpu",
+        usual_seconds=60,
+        gib=12,
+    ),
+    Check(
+        name="melodies",
+        claim="notes are those of a CPU; seconds for an hour of audio, of melodies and of codes in stereo beside mono",
+        test=f"{ENCODING}::test_melodies_are_those_of_a_cpu_and_found_in_seconds",
+        usual_seconds=45,
+        gib=8,
+        alone=True,
+    ),
+    Check(
         name="encoding: an hour",
         claim="seconds for an hour of audio and view, from wav and mp3, against EnCodec alone; its peak is the plan's",
         test=f"{ENCODING}::test_an_hour_of_audio_is_encoded_in_seconds",

@@ -1,8 +1,10 @@
-"""Encoding on a GPU: whether tracks that share passes have the codes that each has alone, and how fast it goes."""
+"""Encoding on a GPU: whether tracks that share passes have the codes that each has alone, and how fast it goes; in
+stereo too; and whether melodies are those of a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from benchmarks.encoding import Work
 from transformers import EncodecModel
 
 from tests.gpu.one_card import gib, say_figure
+from trainer.data.chroma import frame_notes
 from trainer.data.codec import encode, view_offsets
 from trainer.data.codec_windows import reproducible
 from trainer.plan.memory import CODEC_CONTEXT_SECONDS, CODEC_TENSORS, FLOAT32
@@ -25,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 RATE = 32_000
+EXAMPLES = Path(__file__).parents[2] / "examples"
 AIM_SECONDS = 4.0  # for an hour of audio and view, on an H100
 
 
@@ -32,8 +36,10 @@ def gpu_codec() -> EncodecModel:
     return encoding.random_codec(torch.device("cuda"))
 
 
-def songs(lengths: Sequence[float]) -> list[np.ndarray]:
-    """Gliding tones with noise, mono float32 at 32 kHz, of these seconds."""
+def songs(lengths: Sequence[float], channels: int = 1) -> list[np.ndarray]:
+    """Gliding tones with noise, float32 at 32 kHz, of these seconds: (n,), or (n, 2) whose channels differ."""
+    if channels == 2:
+        return [np.stack([song, np.roll(song[::-1], 77)], axis=1) for song in songs(lengths)]
     made = []
     for seed, seconds in enumerate(lengths):
         time = np.arange(round(seconds * RATE) + 37 * seed) / RATE
@@ -50,8 +56,9 @@ def share_equal(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> floa
 
 def compared(codec: EncodecModel, work: Work, tracks: Sequence[np.ndarray]) -> dict[str, float]:
     """The share of codes that are those of all tracks together: of each track alone, of the opposite order, of one
-    window of 10 s after the other as on a CPU, and of transformers' own pass over the whole track."""
-    numbers = range(len(tracks))
+    window of 10 s after the other as on a CPU, and of transformers' own pass over the whole track. In stereo also: of
+    tracks that have the left channel twice and the right one twice, and of each channel in mono."""
+    numbers, channels = range(len(tracks)), work.channels
 
     def flat(codes: dict[int, list[np.ndarray]]) -> list[np.ndarray]:
         return [view for number in numbers for view in codes[number]]
@@ -60,14 +67,38 @@ def compared(codec: EncodecModel, work: Work, tracks: Sequence[np.ndarray]) -> d
     together = flat(encoding.encode_from_memory(codec, tracks, work))
     alone = [encoding.encode_from_memory(codec, tracks, work, [number])[number] for number in numbers]
     backwards = flat(encoding.encode_from_memory(codec, tracks, work, numbers[::-1]))
-    windows = [view for track in tracks for view in encode(codec, [track], offsets=offsets)]
-    whole = [whole_pass(codec, track[offset:]) for track in tracks for offset in offsets]
-    return {
+    windows = [view for track in tracks for view in encode(codec, [track], offsets=offsets, channels=channels)]
+    each = [track.reshape(len(track), channels) for track in tracks]
+    whole = [
+        interleaved([whole_pass(codec, track[offset:, channel]) for channel in range(channels)])
+        for track in each
+        for offset in offsets
+    ]
+    shares = {
         "each track alone": share_equal(together, [view for views in alone for view in views]),
         "the opposite order": share_equal(together, backwards),
         "windows of 10 s, track by track": share_equal(together, windows),
         "transformers' pass over the whole": share_equal(together, whole),
     }
+    if channels == 2:
+        doubled, mono = [], []
+        for channel in range(2):
+            twice = [np.repeat(track[:, channel, None], 2, axis=1) for track in each]
+            alone_in_both = flat(encoding.encode_from_memory(codec, twice, work))
+            assert all(np.array_equal(codes[::2], codes[1::2]) for codes in alone_in_both)
+            doubled.append([codes[::2] for codes in alone_in_both])
+            once = [np.ascontiguousarray(track[:, channel]) for track in each]
+            mono.append(flat(encoding.encode_from_memory(codec, once, replace(work, channels=1))))
+        pairs = {"each channel in both": doubled, "each channel in mono": mono}
+        for what, (left, right) in pairs.items():
+            of_both = [interleaved(pair) for pair in zip(left, right, strict=True)]
+            shares[what] = share_equal(together, of_both)
+    return shares
+
+
+def interleaved(channels: Sequence[np.ndarray]) -> np.ndarray:
+    """Codes (K, T) of each channel as a stereo model has them: the first codebook's of each, then the second's."""
+    return np.stack(channels, axis=1).reshape(-1, channels[0].shape[1])
 
 
 def whole_pass(codec: EncodecModel, track: np.ndarray) -> np.ndarray:
@@ -77,13 +108,40 @@ def whole_pass(codec: EncodecModel, track: np.ndarray) -> np.ndarray:
     return codes[:, : len(track) // codec.config.hop_length].to(torch.int16).cpu().numpy()
 
 
-def check_shares(shares: dict[str, float]) -> None:
-    """Alone and in another order the shapes of all passes are the same, and so must be the codes. Other shapes may be
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Alone, in another order and beside itself as the other channel the shapes of all passes are the same, and so must
+    be the codes. Other shapes may be
     computed in another order of sums: a code changes where two are as near, to the rounding of float32 (some 1e-6 of
     the distances, of which 2,048 lie as close as 1e-3), and with it the later ones of the frame."""
     assert shares["each track alone"] == 1
     assert shares["the opposite order"] == 1
+    assert shares.get("each channel in both", 1) == 1
     assert min(shares.values()) >= 0.98
+
+
+def melodies_compared(device: torch.device, sounds: Sequence[np.ndarray]) -> float:
+    """The share of notes that a device finds as a CPU does. It finds the same ones whatever the blocks."""
+    pairs = []
+    for sound in sounds:
+        found = frame_notes([sound], device)
+        np.testing.assert_array_equal(frame_notes(np.array_split(sound, 7), device), found)
+        pairs.append((found, frame_notes([sound])))
+    return share_equal(*zip(*pairs, strict=True))
+
+
+def examples() -> list[np.ndarray]:
+    """The music of examples/, mono at 32 kHz."""
+    paths = [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".wav", ".flac", ".mp3", ".ogg")]
+    return [encoding.decoded(path) for path in paths]
+
+
+def say_kinds(rows: Sequence[dict], card: str) -> None:
+    for row in rows:
+        of_mono = f", {row['of_mono']:.3g} of the time of codes in mono" if row["what"].startswith("the cache") else ""
+        say_figure(
+            f"{row['what']}: {row['seconds_an_hour']:.3g} s for an hour of audio"
+            f" ({row['clips']} songs of {row['clip_seconds']:g} s on {card}){of_mono}"
+        )
 
 
 def say_speed(rows: Sequence[dict], card: str) -> None:
@@ -107,6 +165,25 @@ def test_tracks_that_share_passes_have_the_codes_of_each_alone_on_a_gpu() -> Non
     check_shares(shares)
 
 
+def test_both_channels_of_tracks_that_share_passes_have_the_codes_of_each_alone_on_a_gpu() -> None:
+    work = Work(clips=0, seconds=0, views=4, device=torch.device("cuda"), channels=2)
+    tracks = songs([2 + 0.7 * number for number in range(18)] + [20.0, 0.4, 0.05, 0.7, 1.3], channels=2)
+    shares = compared(gpu_codec(), work, tracks)
+    for what, share in shares.items():
+        say_figure(f"share of codes equal to those of {what}: {share:.6f}")
+    check_shares(shares)
+
+
+def test_melodies_are_those_of_a_cpu_and_found_in_seconds(tmp_path: Path) -> None:
+    """Another note is found where two are as strong to six digits: of music's frames, few in ten thousand."""
+    device = torch.device("cuda")
+    share = melodies_compared(device, examples())
+    say_figure(f"share of the examples' notes equal to those of a CPU: {share:.6f}")
+    work = Work(clips=32, seconds=45.0, views=4, device=device)
+    say_kinds(encoding.measure_kinds(work, gpu_codec(), tmp_path, rounds=1), torch.cuda.get_device_name())
+    assert share >= 0.999
+
+
 def test_an_hour_of_audio_is_encoded_in_seconds(tmp_path: Path) -> None:
     device = torch.device("cuda")
     codec = gpu_codec()
@@ -124,4 +201,3 @@ def test_an_hour_of_audio_is_encoded_in_seconds(tmp_path: Path) -> None:
     for clips, seconds in ((96, 5.0), (192, 0.5)):
         short = Work(clips=clips, seconds=seconds, views=4, device=device)
         say_speed(encoding.measure(short, codec, tmp_path / f"{seconds:g}", rounds=1), "the same card")
-

@@ -154,9 +154,23 @@ def expected_activations(
     return expected_bytes(shape, one_clip).activations
 
 
-@pytest.mark.parametrize("melody", [False, True], ids=["text", "melody"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("mode", ["float32", "autocast", "bf16 weights"])
+LAYERS_OF_MELODY = [("float32", False), ("autocast", True)]  # in the quick tier
+
+
+@pytest.mark.parametrize(
+    "mode,checkpointing,melody",
+    [
+        pytest.param(
+            mode,
+            checkpointing,
+            melody,
+            marks=[pytest.mark.full] * (melody and (mode, checkpointing) not in LAYERS_OF_MELODY),
+        )
+        for mode in ("float32", "autocast", "bf16 weights")
+        for checkpointing in (False, True)
+        for melody in (False, True)
+    ],
+)
 def test_activations_of_a_layer_are_what_autograd_keeps(mode: str, checkpointing: bool, melody: bool) -> None:
     measured, expected = measured_and_expected(mode, checkpointing, melody=melody)
     assert measured == pytest.approx(expected, rel=0.01)

@@ -191,9 +191,19 @@ def bf16_losses(flags: dict[str, object]) -> tuple[list[float], int]:
     return losses, engine.backend.weight_bytes()
 
 
-@pytest.mark.parametrize("model_id", ["debug", "debug-stereo-melody"])
-@pytest.mark.parametrize("targets", ["q_proj,v_proj", "encoder_attn.k_proj,fc2", "enc_to_dec_proj", None])
-def test_adapters_are_counted_as_peft_makes_them(targets: str | None, model_id: str) -> None:
+@pytest.mark.parametrize(
+    "model_id,targets",
+    [
+        *(
+            (name, targets)
+            for name in ("debug", "debug-stereo-melody")
+            for targets in ("q_proj,v_proj", "enc_to_dec_proj", None)
+        ),
+        ("debug", "encoder_attn.k_proj,fc2"),
+        ("debug-stereo-melody", "fc2,audio_enc_to_dec_proj"),
+    ],
+)
+def test_adapters_are_counted_as_peft_makes_them(model_id: str, targets: str | None) -> None:
     flags = {"lora_rank": 3} | ({} if targets is None else {"lora_targets": targets})
     config = Config(dataset_path="unused", **flags)  # type: ignore[arg-type]
     model = build_trained_model(open_model(model_id), model_settings(config)).model
