@@ -121,13 +121,13 @@ def waiting_in_cuda_at_step_3() -> None:
 
     step_of_loop = loop._step
 
-    def at_step_3(run, engine, saver, work, requests):
+    def at_step_3(run, engine, saver, judge, work, requests):
         if work.step == 2:
             engine.ranks.steps_begun = 3
             torch.cuda._sleep(10**13)  # cycles: more than an hour
             Path(f"rank-{engine.ranks.rank}-waits").touch()
             torch.cuda.synchronize()
-        return step_of_loop(run, engine, saver, work, requests)
+        return step_of_loop(run, engine, saver, judge, work, requests)
 
     loop._step = at_step_3
 

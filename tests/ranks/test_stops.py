@@ -108,10 +108,10 @@ def stuck_on_rank_1() -> None:
 
     step_of_loop = loop._step
 
-    def at_step_3(run, engine, saver, work, requests):
+    def at_step_3(run, engine, saver, judge, work, requests):
         if engine.ranks.rank == 1 and work.step == 2:
             a_disk_that_does_not_answer()
-        return step_of_loop(run, engine, saver, work, requests)
+        return step_of_loop(run, engine, saver, judge, work, requests)
 
     loop._step = at_step_3
 
@@ -137,12 +137,12 @@ def waiting_in_c_at_step_3() -> None:
 
     step_of_loop = loop._step
 
-    def at_step_3(run, engine, saver, work, requests):
+    def at_step_3(run, engine, saver, judge, work, requests):
         if work.step == 2:
             engine.ranks.steps_begun = 3
             Path(f"rank-{engine.ranks.rank}-waits").touch()
             wait_in_c(200)
-        return step_of_loop(run, engine, saver, work, requests)
+        return step_of_loop(run, engine, saver, judge, work, requests)
 
     loop._step = at_step_3
 
