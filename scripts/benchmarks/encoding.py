@@ -130,7 +130,7 @@ def measure_kinds(work: Work, codec: EncodecModel, folder: Path, *, rounds: int)
         for track in tracks:
             chroma.frame_notes(_blocks(track), work.device)
 
-    runs = {
+    runs: dict[str, Callable[[int], None]] = {
         "the cache from wav, mono": partial(codes, channels=1),
         "the cache from wav, stereo": partial(codes, channels=2),
         "melodies from wav": found,
