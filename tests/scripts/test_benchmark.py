@@ -50,10 +50,8 @@ def test_every_contestant_steps_through_stereo_and_melody_models(model, tmp_path
     assert saved["parameters_m"] * 1e6 == KNOWN[model].parameters
 
 
-PEERS = ("bare", pytest.param("seq2seq", marks=pytest.mark.full))
-
-
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.full
+@pytest.mark.parametrize("peer", ["bare", "seq2seq"])
 def test_steps_of_ours_and_of_a_peer_are_measured_side_by_side(peer, tmp_path, capsys):
     names = ("step", peer)
     rows = {row["case"]: row for row in benchmark(tmp_path, capsys, "--cases", *names, "--frames", "30")}

@@ -36,8 +36,8 @@ from trainer.data.sound_file import opened
 from trainer.data.stems import Mix
 from trainer.data.treatment import Treatment
 
-# Sounds in hand at once, each decoded ahead by a thread while the others' notes are found: finding them on a GPU takes
-# a tenth of the time that decoding takes a core.
+# Sounds in hand at once, each decoded ahead by a thread while the others' notes are found: finding them takes an H200 a
+# third of the time that decoding takes a core (1.05 and 2.9 s an hour, 2026-11-27, docs/benchmarks.md).
 SOUNDS_AT_ONCE = 8
 
 

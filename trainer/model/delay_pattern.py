@@ -19,8 +19,8 @@ def delay(codes_BKT: Tensor, fill: int, channels: int = 1) -> Tensor:
     channels   of the sound: 1, or 2 for codebooks in pairs of left and right
     returns    (B, K, T) int64; cells before a codebook's first frame hold `fill`, its last d frames fall off
 
-    Source: MusicGen, arXiv 2306.05284, section 2.2 and, for stereo, appendix C; audiocraft 1.3.0,
-    DelayedPatternProvider.
+    Source: MusicGen, arXiv 2306.05284, section 2.2; audiocraft 1.3.0, DelayedPatternProvider, and for stereo its
+    docs/MUSICGEN.md.
     """
     delayed = torch.full_like(codes_BKT, fill)
     frames = codes_BKT.shape[-1]
