@@ -14,6 +14,7 @@ from trainer.flags.best_flags import BestFlags
 from trainer.flags.contradictions import refuse_contradicting_values, refuse_flags_without_effect
 from trainer.flags.data_flags import DataFlags
 from trainer.flags.flag import Flag, Value, checked_values
+from trainer.flags.hardware_flags import HardwareFlags
 from trainer.flags.paths import expanded
 from trainer.flags.sample_flags import SampleFlags
 from trainer.flags.sound_flags import SoundFlags
@@ -38,13 +39,12 @@ mean what they mean in a shell. --config FILE (.yaml or .json) holds flags by na
 
 model = partial(Flag, "model")
 optimisation = partial(Flag, "optimisation")
-hardware = partial(Flag, "hardware")
 output = partial(Flag, "output")
 logging = partial(Flag, "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BestFlags, SampleFlags, SoundFlags, DataFlags):
+class Config(BestFlags, SampleFlags, SoundFlags, HardwareFlags, DataFlags):
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     model_id: Annotated[
@@ -153,64 +153,6 @@ class Config(BestFlags, SampleFlags, SoundFlags, DataFlags):
         float, optimisation("Share of captions dropped with --use_cfg 1.", above=0, below=1)
     ] = 0.1
     seed: Annotated[int, optimisation("Seed of every random choice.", least=0, most=2**32 - 1)] = 0
-
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        hardware(
-            "cuda: the GPUs; cpu: the CPU, as with accelerate's --cpu; auto: the GPUs that torch can use, and where "
-            "there is none the CPU, for models of up to 100 million parameters."
-        ),
-    ] = "auto"
-    strategy: Annotated[
-        Literal["auto", "single", "ddp", "zero2", "zero3", "fsdp", "hsdp"],
-        hardware("How the model is spread over GPUs; auto: by its size and the GPUs' memory."),
-    ] = "auto"
-    offload_optimizer: Annotated[
-        bool, hardware("Keep optimizer state in host memory (zero2, zero3): less GPU memory, slower steps.")
-    ] = False
-    mixed_precision: Annotated[
-        Literal["auto", "no", "bf16", "fp16"],
-        hardware(
-            "Precision of the computation; auto: bf16 where the GPU has it, else no. Trained weights and the loss stay "
-            "float32."
-        ),
-    ] = "auto"
-    gradient_checkpointing: Annotated[
-        Literal["0", "1", "selective"],
-        hardware(
-            "1: recompute activations in the backward pass: less memory, slower steps, same numbers; selective: only "
-            "what is cheap, of compiled layers: about 0.6 of the memory, some percent slower. Where the flag is not "
-            "given, the plan chooses what the memory needs."
-        ),
-    ] = "0"
-    compile: Annotated[
-        Literal["auto", "0", "1"],
-        hardware(
-            "1: compile the decoder's layers with torch.compile: the first step takes up to a minute longer, later "
-            "ones less; auto: on a GPU where that works, not with zero3; 0: never."
-        ),
-    ] = "auto"
-    timeout_minutes: Annotated[
-        float,
-        hardware(
-            "Minutes that the other processes wait for one before the run ends; one without a sign of life ends it "
-            "after 75 s at most.",
-            above=0,
-        ),
-    ] = 10.0
-    dry_run: Annotated[
-        bool, hardware("Print the plan for this run and stop; no GPU is touched and the dataset is not read.")
-    ] = False
-    gpus: Annotated[
-        int | None, hardware("With --dry_run 1: plan for this many GPUs per machine; none: those found.", least=1)
-    ] = None
-    nodes: Annotated[
-        int | None, hardware("With --dry_run 1: plan for this many machines; none: one.", least=1)
-    ] = None
-    gpu_memory_gib: Annotated[
-        float | None,
-        hardware("With --dry_run 1: plan for GPUs of this many GiB; none: those found.", above=0),
-    ] = None
 
     output_dir: Annotated[str, output("Folder for the trained model, checkpoints and logs.", path=True)] = "models"
     save_step: Annotated[

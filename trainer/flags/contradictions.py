@@ -41,15 +41,16 @@ def refuse_contradicting_values(config: Config) -> None:
             f"--base_bits {config.base_bits} cannot be used here: a base in {config.base_bits} bits cannot be trained "
             "itself. Add adapters, as in --lora_rank 16, or learn a word (--tune_text 1); or remove it."
         )
-    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib") if getattr(config, name) is not None]
+    imagined = [name for name in ("gpus", "nodes", "gpu_memory_gib", "gpu_name") if getattr(config, name) is not None]
     if imagined and not config.dry_run:
         raise ConfigError(
             f"--{imagined[0]} has no effect without --dry_run 1: the launcher decides how many processes run, "
             "as in accelerate launch --num_processes 4 launch.py ..."
         )
-    if imagined and config.device == "cpu":
+    described = imagined + ["link_gbps"] * (config.link_gbps is not None)
+    if described and config.device == "cpu":
         raise ConfigError(
-            f"--{imagined[0]} has no effect with --device cpu: it describes GPUs, and the plan is for the CPU here."
+            f"--{described[0]} has no effect with --device cpu: it describes GPUs, and the plan is for the CPU here."
         )
     if config.min_seconds > config.segment_seconds:
         raise ConfigError(

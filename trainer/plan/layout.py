@@ -77,6 +77,10 @@ class Layout:
     micro_batch  clips that one process computes at once
     accumulation micro-batches of one process that make an optimizer step
     compiled     whether the decoder's layers are compiled
+    gathers_once under fsdp and hsdp: whether whole weights are gathered once for a step, and kept until its last
+                 backward pass; if not, once for every forward and every backward pass
+    reduces_once under fsdp, hsdp and zero2 with several micro-batches: whether gradients are summed over processes once
+                 for a step, until when each GPU keeps whole ones; if not, after every micro-batch. ddp always does
     """
 
     workload: Workload
@@ -90,6 +94,8 @@ class Layout:
     gradient_checkpointing: Checkpointing = False
     offload_optimizer: bool = False
     compiled: bool = False
+    gathers_once: bool = False
+    reduces_once: bool = False
 
     @property
     def shards(self) -> int:

@@ -12,6 +12,7 @@ from trainer.plan.memory import GIB, Memory, expected_bytes
 from trainer.plan.refusal import LISTEN, refusal, refusal_of_samples
 from trainer.plan.request import BatchFlags, Request
 from trainer.plan.strategies import Cluster
+from trainer.plan.time import StepTime
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import count
 
@@ -27,6 +28,7 @@ class Plan:
     global_batch      clips per optimizer step, of all processes together
     gpu_memory_bytes  of the smallest GPU, on CPUs what a process may use of the host's memory; None where it is unknown
     sampling_bytes    what a process needs while it makes sounds: with --sample_every it does, else it would
+    time              what a full step should take; None where nothing is known of the hardware's rates
     """
 
     layout: Layout
@@ -35,6 +37,7 @@ class Plan:
     gpu_memory_bytes: int | None
     reasons: tuple[str, ...]
     sampling_bytes: int = 0
+    time: StepTime | None = None
 
     # The layout's fields that most parts of a run read.
     @property

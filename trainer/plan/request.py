@@ -21,13 +21,15 @@ TEN_SECONDS = Samples(sound_frames=10 * FRAME_RATE_HZ)  # as the flags have it b
 class BatchFlags:
     """The batch flags as given.
 
-    grad_acc_typed  whether --grad_acc was typed; if not, it gives way to a --global_batch that was
+    grad_acc_typed    whether --grad_acc was typed; if not, it gives way to a --global_batch that was
+    batch_size_typed  whether --batch_size was typed; if not, micro-batches may be larger where a GPU's memory allows
     """
 
     batch_size: int
     grad_acc: int
     global_batch: int | None
     grad_acc_typed: bool
+    batch_size_typed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ def batch_flags(config: Config, typed: frozenset[str]) -> BatchFlags:
         grad_acc=config.grad_acc,
         global_batch=config.global_batch,
         grad_acc_typed="grad_acc" in typed,
+        batch_size_typed="batch_size" in typed,
     )
 
 

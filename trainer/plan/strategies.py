@@ -30,6 +30,8 @@ class Cluster:
                        unknown: no layout is refused for memory then
     host_memory_bytes  of a node; None for unknown
     compiles           whether torch.compile works on its GPUs
+    gpu_name           as the driver names it ("NVIDIA H100 80GB HBM3"); empty where it is unknown, and on CPUs
+    network_gbps       rate of a machine's network to the others, all its cards together, in Gbit/s; None where unknown
     unused_gpu         where the CPU is used though there is an NVIDIA GPU: why, and what to do; else empty
     """
 
@@ -40,6 +42,8 @@ class Cluster:
     host_memory_bytes: int | None
     supports_bf16: bool
     compiles: bool = False
+    gpu_name: str = ""
+    network_gbps: float | None = None
     unused_gpu: str = ""
 
     @property
