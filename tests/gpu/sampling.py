@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def measure(size: str, strategy: str) -> dict[str, Any]:
             return engine.step([batch] * work.accumulation, work.cells, step=number, learning_rate=1e-4).loss
 
         step(0)
-        before = torch.cuda.memory_allocated()
+        before = _held()
         torch.cuda.reset_peak_memory_stats()
         with engine.sampling_model() as model:
             generate(model, SAMPLES)
@@ -53,15 +54,36 @@ def measure(size: str, strategy: str) -> dict[str, Any]:
                 for shard in engine.shards()
             )
             del codec, held
-        peak, after = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        peak, workspaces, after = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated(), _held()
+        workspaces -= _bytes(after)
         loss = step(1)
     return {
         "peak_bytes": peak,
         "expected_bytes": plan.memory.samples,
-        "left_bytes": after - before,
+        "left_bytes": _bytes(after) - _bytes(before),
+        "left_blocks": sorted((after - before).elements(), reverse=True)[:5],
+        "workspace_bytes": workspaces,
         "equal": equal,
         "loss": loss,
     }
+
+
+def _bytes(blocks: Counter[int]) -> int:
+    return sum(size * count for size, count in blocks.items())
+
+
+def _held() -> Counter[int]:
+    """The sizes in bytes of all blocks of device memory in use, each with how many there are.
+
+    cuBLAS's workspaces are not among them: they belong to the process, and come again with the next product.
+    """
+    import torch
+
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()  # as torch's own tests of leaks do
+    segments = torch.cuda.memory_snapshot()
+    blocks = [block for segment in segments for block in segment["blocks"]]
+    return Counter(block["size"] for block in blocks if block["state"] == "active_allocated")
 
 
 if __name__ == "__main__":
