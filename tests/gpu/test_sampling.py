@@ -35,8 +35,8 @@ def test_a_sound_takes_what_the_plan_says_and_leaves_nothing(size: str, strategy
     found = json.loads(lines[0].removeprefix("MEASURED "))
     peak, expected = found["peak_bytes"], found["expected_bytes"]
     say_figure(
-        f"peak {gib(peak)}, {peak / expected:.3f} of planned {gib(expected)}; {found['left_bytes']} bytes left, the largest"
-        f" blocks {found['left_blocks']}; cuBLAS's workspaces {found['workspace_bytes']} bytes"
+        f"peak {gib(peak)}, {peak / expected:.3f} of planned {gib(expected)}; {found['left_bytes']} bytes left, the"
+        f" largest blocks {found['left_blocks']}; cuBLAS's workspaces {found['workspace_bytes']} bytes"
     )
     assert found["equal"] and math.isfinite(found["loss"])
     assert 0.85 * expected < peak <= 1.02 * expected
