@@ -261,7 +261,7 @@ def test_a_run_goes_on_bit_for_bit_in_the_same_layout(case: Case, tmp_path: Path
         {"checkpointing": True},
         {"flags": {"lora_rank": 4}},
         {"flags": {"lora_rank": 4}, "precision": "bf16"},
-        {"flags": {"freeze": "embeddings,layers:0-0"}},
+        {"flags": {"freeze": "embeddings,layers.0"}},
         {"flags": {"tune_text": True, "placeholder_vectors": 4}, "count": 10},
         {"model": "debug-stereo-melody"},
     ],
