@@ -28,8 +28,8 @@ class Case:
     once: bool = False  # whether weights are gathered, and gradients reduced, once for a step
 
     def __str__(self) -> str:
-        layout = [f"{self.ranks} ranks", "compiled" * self.compiled, self.precision.replace("no", ""), "once" * self.once]
-        return " ".join(filter(None, [self.strategy, self.kind, *layout]))
+        layout = [f"{self.ranks} ranks", "compiled" * self.compiled, self.precision.replace("no", "")]
+        return " ".join(filter(None, [self.strategy, self.kind, *layout, "once" * self.once]))
 
     @property
     def model(self) -> str:

@@ -101,7 +101,7 @@ class CompiledParts:
 
 
 def steps_in_small_buckets(watch: Any) -> Numbers:
-    """Two steps of compiled layers under ddp, which sends gradients whenever 1 MB of them is there: less than a layer."""
+    """Two steps of compiled layers under ddp, which sends gradients whenever 1 MB of them is there."""
     from trainer.engine import accelerator
 
     plain = accelerator.DistributedDataParallelKwargs

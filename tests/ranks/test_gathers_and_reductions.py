@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from tests.plans import plan_for
-from tests.ranks.cases import LENGTHS, SEGMENT, Numbers, differences, part_of, steps, undisturbed
+from tests.ranks.cases import GLOBAL_BATCH, LENGTHS, SEGMENT, Numbers, differences, part_of, steps, undisturbed
 from tests.ranks.harness import run_ranks
 from tests.rounding import LOSS, NORM
 from tests.synthetic import random_examples
@@ -187,8 +187,11 @@ def test_whenever_they_communicate_losses_and_norms_are_those_of_one_process(cas
 
 @pytest.mark.parametrize("case", marked(CASES))
 def test_a_step_has_the_collectives_of_its_choice_and_no_others(case: Case) -> None:
+    # A step has no more micro-batches than its rows fill: 8 rows on 4 ranks fill 2 of 1, where the plan has 3.
+    rows_at_once = case.ranks * -(-GLOBAL_BATCH // (case.ranks * case.accumulation))
+    of_a_step = -(-GLOBAL_BATCH // rows_at_once)
     for note in found(case).notes:
-        for micro_batches, counts in zip([case.accumulation] * 10 + [1], note["steps"], strict=True):
+        for micro_batches, counts in zip([of_a_step] * 10 + [1], note["steps"], strict=True):
             # A layer is gathered for its forward and again for its backward; what lies outside stays in between.
             gathers = UNITS if case.gathers_once else (UNITS + LAYERS) * micro_batches
             reductions = UNITS if case.reduces_once else UNITS * micro_batches
