@@ -45,7 +45,8 @@ class Case:
 
     def __str__(self) -> str:
         once = ["gathers_once" * self.gathers_once, "reduces_once" * self.reduces_once]
-        return "-".join(filter(None, [self.strategy, str(self.ranks), str(self.accumulation), *once]))
+        precision = self.precision.replace("no", "")
+        return "-".join(filter(None, [self.strategy, str(self.ranks), str(self.accumulation), *once, precision]))
 
     @property
     def nodes(self) -> int:

@@ -222,7 +222,10 @@ class TorchBackend:
         """Nothing to do: the model computes with the shards' own memory."""
 
     def gradient_bytes(self) -> int:
-        """Bytes of gradients that this rank holds between the last backward and `update`."""
+        """Bytes of gradients that this rank holds between the last backward and `update`.
+
+        Whole ones, which `reduces_once` keeps until then, are reduced to shards by the last backward.
+        """
         held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
         return sum(_local(gradient).numel() * gradient.element_size() for gradient in held)
 
