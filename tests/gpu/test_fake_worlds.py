@@ -12,11 +12,14 @@ from trainer.spec.shapes import KNOWN
 
 pytestmark = pytest.mark.timeout(600)
 LITTLE = {"compiled": True, "gradient_checkpointing": "selective"}
+ONCE = {"gathers_once": True, "reduces_once": True}
 WORLDS = [
     World(model="large", strategy="fsdp", ranks=8, micro_batch=4, **LITTLE),  # type: ignore[arg-type]
     World(model="large", strategy="fsdp", ranks=64, micro_batch=4, **LITTLE),  # type: ignore[arg-type]
     World(model="medium", strategy="zero2", ranks=8, micro_batch=4, **LITTLE),  # type: ignore[arg-type]
     World(model="large", strategy="hsdp", ranks=16, nodes=2, micro_batch=4, **LITTLE),  # type: ignore[arg-type]
+    World(model="large", strategy="fsdp", ranks=8, micro_batch=4, **LITTLE, **ONCE),  # type: ignore[arg-type]
+    World(model="large", strategy="hsdp", ranks=16, nodes=2, micro_batch=4, **LITTLE, **ONCE),  # type: ignore[arg-type]
 ]
 MOMENTS = 8  # bytes per parameter: two in float32
 
@@ -44,9 +47,21 @@ def test_a_rank_of_a_large_world_needs_what_the_plan_says(world: World) -> None:
     assert found.peak_bytes == pytest.approx(found.planned_bytes, rel=0.10)
 
 
-@pytest.mark.parametrize("strategy,ranks,nodes", [("fsdp", 8, 1), ("hsdp", 8, 2)])
-def test_a_rank_of_a_small_models_world_holds_its_share(strategy: str, ranks: int, nodes: int) -> None:
-    world = World(model="debug", strategy=strategy, ranks=ranks, nodes=nodes, frames=60, precision="no")  # type: ignore[arg-type]
+SMALL = [
+    World(model="debug", strategy="fsdp", ranks=8, frames=60, precision="no"),
+    World(model="debug", strategy="hsdp", ranks=8, nodes=2, frames=60, precision="no"),
+    World(model="debug", strategy="fsdp", ranks=8, frames=60, precision="no", **ONCE),  # type: ignore[arg-type]
+    World(model="debug", strategy="hsdp", ranks=16, nodes=2, frames=60, precision="no", **ONCE),  # type: ignore[arg-type]
+]
+LONGER = SMALL[2:]
+
+
+@pytest.mark.parametrize(
+    "world",
+    [pytest.param(world, marks=[pytest.mark.full] * (world in LONGER), id=str(world)) for world in SMALL],
+)
+def test_a_rank_of_a_small_models_world_holds_its_share(world: World) -> None:
+    ranks, nodes = world.ranks, world.nodes
     found = of_one_rank(world)
     shards, parameters = ranks // nodes, KNOWN["debug"].parameters
     say_figure(f"weights {found.weight_bytes} bytes, moments {found.optimizer_bytes}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import fields, replace
 from functools import cache
 
@@ -18,7 +19,7 @@ from trainer.model.debug_model import build_debug_model
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import source_of
 from trainer.plan.activations import T5_HEADS, T5_LAYERS
-from trainer.plan.layout import CAPTION_TOKENS, Checkpointing, Layout, Workload
+from trainer.plan.layout import CAPTION_TOKENS, Checkpointing, Layout, Samples, Workload
 from trainer.plan.memory import COMMUNICATOR_BYTES, GIB, PARTS, Memory, expected_bytes
 from trainer.plan.plan import make_plan
 from trainer.plan.request import BatchFlags, Request
@@ -218,6 +219,11 @@ def all_layouts() -> list[Layout]:
         for strategy, gpus, precision, recompute, accumulation in itertools.product(
             STRATEGIES, (1, 2, 4, 16), ("no", "bf16"), (False, True), (1, 3)
         )
+    ] + [
+        layout(strategy, gpus, gathers_once=gathers, reduces_once=reduces)
+        for strategy, gpus, gathers, reduces in itertools.product(
+            ("fsdp", "hsdp"), (2, 16), (False, True), (False, True)
+        )
     ]
 
 
@@ -286,6 +292,31 @@ def test_stereo_is_encoded_in_the_memory_of_mono_but_for_what_stands_around_its_
     for on_gpu, most in ((True, 1.06), (False, 1.0)):
         mono, stereo = (expected_bytes(KNOWN[name], layout(on_gpu=on_gpu)) for name in ("small", "stereo-small"))
         assert mono.codec <= stereo.codec <= most * mono.codec
+
+
+@pytest.mark.parametrize("strategy,world_size,nodes", [("fsdp", 8, 1), ("hsdp", 16, 2)])
+def test_whole_weights_and_whole_gradients_are_counted_where_they_are_kept(
+    strategy: str, world_size: int, nodes: int
+) -> None:
+    shape, sounds = KNOWN["large"], Samples(sound_frames=500)
+    plain = layout(strategy, world_size, nodes=nodes, samples=sounds)
+    before = expected_bytes(shape, plain)
+    gathered = expected_bytes(shape, replace(plain, gathers_once=True))
+    reduced = expected_bytes(shape, replace(plain, reduces_once=True))
+    both = expected_bytes(shape, replace(plain, gathers_once=True, reduces_once=True))
+    # The 3257 M parameters of large in bf16 and in float32, and what was there of them before: two layers of 67 M and
+    # all outside of the layers, and the gradients of a shard.
+    assert shape.parameters == pytest.approx(3257e6, rel=1e-3)
+    two_layers = 2 * shape.layer_parameters + shape.rest_parameters
+    assert gathered.buffers - before.buffers == 2 * (shape.parameters - two_layers)
+    assert reduced.gradients == 4 * shape.parameters and before.gradients == math.ceil(shape.parameters / 8) * 4
+    assert both.buffers == gathered.buffers and both.gradients == reduced.gradients
+    for memory in (gathered, reduced, both):
+        same = ("weights", "optimizer", "activations", "samples", "codec", "host")
+        assert all(getattr(memory, part) == getattr(before, part) for part in same)
+    # Nothing waits for a second micro-batch where there is none.
+    one = replace(plain, accumulation=1)
+    assert expected_bytes(shape, replace(one, reduces_once=True)) == expected_bytes(shape, one)
 
 
 def test_a_cpu_has_no_reserve() -> None:

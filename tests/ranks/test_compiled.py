@@ -5,7 +5,7 @@ The clips are ragged, some without a caption, and the last step has a single one
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tests import rounding
 from tests.ranks.cases import Numbers, differences, part_of, steps, undisturbed
 from tests.ranks.harness import run_ranks
 from trainer.plan.layout import Checkpointing
+from trainer.spec.shapes import KNOWN
 
 pytestmark = pytest.mark.numbers
 STRATEGIES = ("single", "ddp", "zero2", "fsdp")
@@ -99,10 +100,25 @@ class CompiledParts:
         (self._folder / str(engine.ranks.rank)).write_text(text)
 
 
+def steps_in_small_buckets(watch: Any) -> Numbers:
+    """Two steps of compiled layers under ddp, which sends gradients whenever 1 MB of them is there."""
+    from trainer.engine import accelerator
+
+    plain = accelerator.DistributedDataParallelKwargs
+    accelerator.DistributedDataParallelKwargs = partial(plain, bucket_cap_mb=1)  # type: ignore[assignment,misc]
+    return steps("ddp", 1, count=2, compiled=True, watch=watch)
+
+
 @pytest.mark.full
-def test_ddp_cuts_no_layer_where_its_first_bucket_of_1_mb_is_full(tmp_path: Path) -> None:
-    run_ranks(2, steps, "ddp", 1, count=2, compiled=True, watch=CompiledParts(tmp_path))
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["1 1", "1 1"]
+def test_ddp_has_the_graphs_of_one_process_where_a_bucket_is_smaller_than_a_layer(tmp_path: Path) -> None:
+    assert 4 * KNOWN["debug"].layer_parameters > 2**20
+    folders = one, two = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    run_ranks(1, steps, "single", 1, count=2, compiled=True, watch=CompiledParts(one))
+    run_ranks(2, steps_in_small_buckets, CompiledParts(two))
+    alone = (one / "0").read_text()
+    assert alone == "1 1" and [(two / str(rank)).read_text() for rank in range(2)] == [alone, alone]
 
 
 @pytest.mark.full

@@ -41,6 +41,7 @@ class TorchBackend:
         self._accelerator = accelerator
         self._sharded = plan.strategy in ("fsdp", "hsdp")
         self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
+        self._gathers_once, self._reduces_once = plan.layout.gathers_once, plan.layout.reduces_once
         self._max_grad_norm = settings.max_grad_norm
         self._loss_scale = float(plan.world_size)
         self._quantized = _quantize_frozen(model, plan, settings)
@@ -61,6 +62,11 @@ class TorchBackend:
             # The table of positions never changes (see Engine), and DDP would send it at every step. The argument of
             # its constructor is deprecated in torch 2.13, and its successor is not there in 2.8.
             self.model.broadcast_buffers = False
+        # What FSDP gathers and reduces at once: each of the decoder's layers, and all that lies outside of them.
+        self._units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        if self._gathers_once:
+            for unit in self._units:
+                unit.set_reshard_after_forward(False, recurse=False)
         # Taken once, now: between forward and backward an FSDP module's parameters are other tensors, whole ones.
         self._parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
@@ -92,21 +98,28 @@ class TorchBackend:
             }
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add this micro-batch's gradients. fsdp and hsdp reduce them here, see `accumulating`."""
+        """Add this micro-batch's gradients; `accumulating` has decided whether they are reduced over the ranks here."""
         self._accelerator.backward(loss * self._loss_scale)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """DDP reduces gradients over the ranks at the step's last micro-batch only, which saves traffic.
 
-        fsdp and hsdp reduce at every one: waiting would keep whole gradients on each GPU, 12 GiB for `large`.
+        fsdp and hsdp do what the plan had memory for. Every call sets all of it, so that a step may have any number of
+        micro-batches, and after the last one all is sharded.
         """
-        return nullcontext() if last or self._sharded else self._accelerator.no_sync(self.model)
+        if not self._sharded:
+            return nullcontext() if last else self._accelerator.no_sync(self.model)
+        for unit in self._units:
+            unit.set_reshard_after_backward(last or not self._gathers_once, recurse=False)
+            unit.set_requires_gradient_sync(last or not self._reduces_once, recurse=False)
+            # The line above sets this too. Until the last micro-batch each node has a sum of its own, of shards.
+            unit.set_requires_all_reduce(last, recurse=False)
+        return nullcontext()
 
     def after_evaluation(self) -> None:
         """Shard again what FSDP left gathered after a forward, for a backward pass that did not come."""
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for unit in self._units:
+            unit.reshard()
 
     @torch.no_grad()
     def finish(self, learning_rate: float) -> Tensor:
@@ -209,7 +222,10 @@ class TorchBackend:
         """Nothing to do: the model computes with the shards' own memory."""
 
     def gradient_bytes(self) -> int:
-        """Bytes of gradients that this rank holds between the last backward and `update`."""
+        """Bytes of gradients that this rank holds between the last backward and `update`.
+
+        Whole ones, which `reduces_once` keeps until then, are reduced to shards by the last backward.
+        """
         held = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
         return sum(_local(gradient).numel() * gradient.element_size() for gradient in held)
 

@@ -17,7 +17,7 @@ NOT_OBEYED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "gradient_accumulation_steps", "use --grad_acc"),
     "ACCELERATE_GRADIENT_CLIPPING": (("1", "1.0"), "gradient_clipping", "use --max_grad_norm"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "fsdp_activation_checkpointing", "use --gradient_checkpointing 1"),
-    "FSDP_RESHARD_AFTER_FORWARD": (("true",), "fsdp_reshard_after_forward", "use --strategy zero2 to keep weights"),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true",), "fsdp_reshard_after_forward", "leave it out, the plan decides"),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "leave it out, the trainer decides what is compiled"),
 }
 

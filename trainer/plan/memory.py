@@ -196,14 +196,19 @@ def _states(shape: Shape, layout: Layout, counts: Counts) -> tuple[int, int, int
         case "zero3":
             return compute * share_of_weights, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "fsdp" | "hsdp":
-            return FLOAT32 * share_of_weights - saved // layout.shards, FLOAT32 * share, MOMENTS * share
+            # Until gradients are reduced once, at the last micro-batch, those of the ones before are whole. A shard's
+            # gradient takes the place of a whole one. What hsdp sums within a node alone has the size of a shard.
+            whole = layout.reduces_once and layout.accumulation > 1
+            gradients = FLOAT32 * (counts.trained if whole else share)
+            return FLOAT32 * share_of_weights - saved // layout.shards, gradients, MOMENTS * share
 
 
 def _kept_between_steps(layout: Layout, gradients: int) -> int:
     """Bytes that a strategy keeps beside weights and optimizer once a step is done.
 
     DDP's buckets, of which the gradients are views, stay; so do ZeRO-3's partitions of the gradients (DeepSpeed 0.19),
-    and the bucket in which it reduces them. The other strategies free gradients and buffers.
+    and the bucket in which it reduces them. The other strategies free gradients and buffers; so do fsdp and hsdp what
+    they keep whole within a step.
     """
     match layout.strategy:
         case "single" | "zero2" | "fsdp" | "hsdp":
@@ -256,7 +261,9 @@ def _buffers(shape: Shape, layout: Layout, counts: Counts) -> int:
             # The gradients of the largest unit in the precision of the computation, and their float32 copy, which is
             # what is reduced.
             reduced = (compute + FLOAT32) * min(shape.largest_unit, counts.trained)
-            return compute * gathered_parameters(shape) + reduced
+            whole = shape.parameters + counts.added
+            gathered = whole if layout.gathers_once else gathered_parameters(shape)
+            return compute * gathered + reduced
 
 
 def _base_bytes(shape: Shape, layout: Layout) -> float:
