@@ -226,11 +226,8 @@ CHECKS: tuple[Check, ...] = (
             gib=2.5 * ranks,
         )
         for strategy, ranks, precision, compiled in (
-            ("single", 1, "no", False),
-            ("single", 1, "bf16", True),
-            ("ddp", 2, "no", False),
-            ("fsdp", 2, "no", False),
-            ("fsdp", 2, "bf16", False),
+            *(("single", 1, "no", False), ("single", 1, "bf16", True), ("ddp", 2, "no", False)),
+            *(("fsdp", 2, "no", False), ("fsdp", 2, "bf16", False)),
         )
     ),
     *(
