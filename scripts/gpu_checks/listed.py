@@ -14,6 +14,7 @@ ENCODING = "tests/gpu/test_encoding_speed.py"
 START = "tests/gpu/test_start.py"
 PRECISIONS = "tests/gpu/test_precisions.py"
 SAMPLING = "tests/gpu/test_sampling.py"
+WAITING = "tests/gpu/test_waiting.py"
 
 RESUMED = f"{BITS}::test_a_resumed_run_goes_on_bit_for_bit"
 MEMORY = f"{CUDA}::test_memory_is_what_the_plan_expects"
@@ -221,6 +222,20 @@ CHECKS: tuple[Check, ...] = (
     _world("large hsdp on 16 ranks of 2 machines", 50),
     _world("large fsdp on 8 ranks once", 60),
     _world("large hsdp on 16 ranks of 2 machines once", 60),
+    *(
+        Check(
+            name=f"waiting: {strategy} {ranks} ranks {precision}{' compiled' * compiled}",
+            claim="the host waits for the device once in a step, for results copied before AdamW, and after its launch",
+            test=f"{WAITING}::test_the_host_waits_once_in_a_step_and_after_adamw_was_launched"
+            f"[{strategy}-{ranks}-{precision}-{compiled}]",
+            usual_seconds=75 if compiled else 30 + 5 * ranks,
+            gib=2.5 * ranks,
+        )
+        for strategy, ranks, precision, compiled in (
+            *(("single", 1, "no", False), ("single", 1, "bf16", True), ("ddp", 2, "no", False)),
+            *(("fsdp", 2, "no", False), ("fsdp", 2, "bf16", False)),
+        )
+    ),
     *(
         Check(
             name=f"the step: {size}",

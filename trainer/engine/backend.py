@@ -40,13 +40,21 @@ class Backend(Protocol):
         """
 
     def finish(self, learning_rate: float) -> Tensor:
-        """The norm of the step's gradients before clipping, a scalar on the device, the same on every rank.
+        """This rank's part of the square of the gradients' norm before clipping, a float64 scalar on the device.
 
-        ZeRO changes the weights here already, the others in `update`.
+        The parts of all ranks add up to the square: a value that several ranks hold is in the part of one of them. So
+        the engine sums it together with the losses. ZeRO changes the weights here already, the others in `update`.
         """
 
-    def update(self, norm: float) -> None:
-        """Change the weights, unless `finish` has. `norm` is what `finish` returned."""
+    def update(self, norm: Tensor, finite: Tensor) -> None:
+        """Change the weights, unless `finish` has, or change no weight and no moment where `finite` is False.
+
+        Either is decided on the device, and the host does not wait for it; under fp16 and with moments of 8 bits it
+        does.
+
+        norm    float64 scalar on the device, the norm of the step's gradients, the same on every rank
+        finite  bool scalar on the device, whether losses and norm are, the same on every rank
+        """
 
     def after_evaluation(self) -> None:
         """Release what forwards without a backward have left gathered."""

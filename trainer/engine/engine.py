@@ -16,6 +16,7 @@ from trainer.data.batches import Batch
 from trainer.engine.backend import Backend
 from trainer.engine.compiled import compile_layers
 from trainer.engine.ema import Ema
+from trainer.engine.host_copy import HostCopy, on_device
 from trainer.engine.matmul_rate import matmul_rate
 from trainer.engine.ranks import Ranks
 from trainer.engine.sampling_model import Live, sampling_model
@@ -125,10 +126,11 @@ class Engine:
         MemoryShortError where the device's memory does not suffice.
         """
         self.ranks.steps_begun = step + 1
-        cells = torch.from_numpy(cells_K).to(self.device)
         try:
             with self.ranks.computing(f"step {step + 1}"):
-                return self._step(batches, cells, step, learning_rate, requests)
+                counts = on_device(torch.tensor([*cells_K.tolist(), *requests], dtype=torch.int64), self.device)
+                cells, asked = counts.split([len(cells_K), len(requests)])
+                return self._step(batches, cells, asked, step, learning_rate)
         except torch.OutOfMemoryError as error:
             rows, _, frames = batches[0].inputs_BKT.shape
             raise MemoryShortError(
@@ -292,22 +294,24 @@ class Engine:
         self.backend.refresh_model()
 
     def _step(
-        self, batches: Sequence[Batch], cells_K: Tensor, step: int, learning_rate: float, requests: Sequence[bool]
+        self, batches: Sequence[Batch], cells_K: Tensor, asked_R: Tensor, step: int, learning_rate: float
     ) -> StepResult:
         for _ in range(FP16_ATTEMPTS if self.backend.scales_losses else 1):
-            sums = self._backward(batches, cells_K, step)
-            norm = self.backend.finish(learning_rate)
-            result = self._sum_over_ranks(sums, cells_K, norm, requests)
+            sums_K = self._backward(batches, cells_K, step)
+            part_of_square = self.backend.finish(learning_rate)
+            values = self._sum_over_ranks(sums_K / cells_K.clamp(min=1), asked_R, part_of_square)
+            # The device goes on to AdamW, which changes nothing where a value is not finite, while the host reads them.
+            on_the_way = HostCopy(values)
+            self.backend.update(norm=values[-1], finite=values.isfinite().all())
+            result = _result(on_the_way.read(), codebooks=len(cells_K))
             if math.isfinite(result.grad_norm) and math.isfinite(result.loss):
-                self.backend.update(result.grad_norm)
                 if self._ema is not None:
                     self._ema.update()
                 return result
             # Under fp16 a finite loss with a norm that is not finite is an overflow, and the step is computed again.
             # Scalers usually go on to the next step, so that the clips of this one would be missed.
-            if not self.backend.scales_losses or not math.isfinite(result.loss):
+            if not math.isfinite(result.loss):
                 break
-            self.backend.update(result.grad_norm)  # changes no weight: the scaler saw the overflow, lowers the scale
         raise NotFiniteError(
             f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was changed"
         )
@@ -324,17 +328,11 @@ class Engine:
             total += sums.detach()
         return total
 
-    def _sum_over_ranks(self, sums: Tensor, cells_K: Tensor, norm: Tensor, requests: Sequence[bool]) -> StepResult:
-        """Losses, norm and requests by one collective and one read from the device, which waits for it."""
-        asked = torch.tensor([float(request) for request in requests], device=self.device)
-        summed = self.ranks.sum(torch.cat([sums / cells_K.clamp(min=1), asked]))
-        values = torch.cat([summed.double(), norm.double().reshape(1)]).tolist()
-        codebooks = len(sums)
-        return StepResult(
-            losses_K=tuple(values[:codebooks]),
-            grad_norm=values[-1],
-            requests=tuple(value > 0 for value in values[codebooks:-1]),
-        )
+    def _sum_over_ranks(self, losses_K: Tensor, asked_R: Tensor, part_of_square: Tensor) -> Tensor:
+        """Losses, requests and the gradients' norm over all ranks, (K + R + 1,) float64, by one collective."""
+        summed = self.ranks.sum(torch.cat([losses_K, asked_R, part_of_square.reshape(1)]))
+        # Losses in float32, as one process has them.
+        return torch.cat([summed[:-1].float(), summed[-1:].sqrt()])
 
     def _summed_losses(self, batch: Batch) -> Tensor:
         """Summed cross entropy of each codebook, (K,) float32, in nats; see LanguageModel.forward."""
@@ -352,6 +350,15 @@ class Engine:
         if self._reseeds:
             entropy = (self._seed, step, micro_batch, self.ranks.rank)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def _result(values: Sequence[float], codebooks: int) -> StepResult:
+    """values  losses, requests and norm"""
+    return StepResult(
+        losses_K=tuple(values[:codebooks]),
+        grad_norm=values[-1],
+        requests=tuple(value > 0 for value in values[codebooks:-1]),
+    )
 
 
 def _reader(weights: Weights) -> Read:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -40,7 +41,6 @@ class TorchBackend:
         """The order of the steps is explained in Engine.__init__."""
         self._accelerator = accelerator
         self._sharded = plan.strategy in ("fsdp", "hsdp")
-        self._replicas = plan.nodes if plan.strategy == "hsdp" else 1
         self._gathers_once, self._reduces_once = plan.layout.gathers_once, plan.layout.reduces_once
         self._max_grad_norm = settings.max_grad_norm
         self._loss_scale = float(plan.world_size)
@@ -123,7 +123,7 @@ class TorchBackend:
 
     @torch.no_grad()
     def finish(self, learning_rate: float) -> Tensor:
-        """The gradients' norm; clipping and the optimizer's step are left to `update`, once the norm is known."""
+        """See Backend; clipping and the optimizer's step are left to `update`, once the norm is known."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._accelerator.unscale_gradients()
@@ -131,38 +131,45 @@ class TorchBackend:
             for values, (_, parameter) in zip(self._stepped, self._parameters, strict=True):
                 values.grad = None if parameter.grad is None else parameter.grad.to_local()  # type: ignore[attr-defined]
         square = _squared_norm(self._gradients(), self._accelerator.device)
-        if self._sharded:
-            dist.all_reduce(square)  # over all ranks, so that hsdp counts each shard once per replica
-            square /= self._replicas
-        return square.sqrt()
+        _, replica, _ = _position(self._parameters[0][1])
+        return square if replica == 0 else torch.zeros_like(square)  # its copies are not counted again
 
     @torch.no_grad()
-    def update(self, norm: float) -> None:
-        """Clip the gradients to `max_grad_norm` and let AdamW step."""
-        divisor = (norm + 1e-6) / self._max_grad_norm  # as torch.nn.utils.clip_grad_norm_ has it
-        if divisor > 1:
-            self._divide(divisor)
-        self._optimizer.step()
-        self._optimizer.optimizer.grad_scale = None
+    def update(self, norm: Tensor, finite: Tensor) -> None:
+        """Clip the gradients to `max_grad_norm` and let AdamW step.
+
+        torch's fused AdamW divides by its attribute `grad_scale` while it reads the gradients, which saves a pass over
+        them, and where its attribute `found_inf` is 1 it changes nothing and counts no step. Both were made for loss
+        scales and are float32 scalars on the device (torch 2.13, torch/optim/adam.py, _fused_adam).
+        """
+        # As torch.nn.utils.clip_grad_norm_ has it. Division by 1 changes no gradient.
+        divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1)
+        if self._eight_bit or self.scales_losses:
+            self._update_knowing(divisor.item(), bool(finite.item()))
+        else:
+            optimizer = self._optimizer.optimizer
+            optimizer.grad_scale, optimizer.found_inf = divisor.float(), (~finite).float()
+            self._optimizer.step()
+            optimizer.grad_scale = optimizer.found_inf = None
         self._drop_gradients()
+
+    def _update_knowing(self, divisor: float, finite: bool) -> None:
+        """As `update`, by values on the host: bitsandbytes' AdamW has neither attribute, and fp16's scaler sets both.
+
+        A step whose norm is not finite is handed to that scaler all the same: it has seen the overflow when gradients
+        were unscaled, changes nothing, and lowers its scale.
+        """
+        overflowed = self.scales_losses and not math.isfinite(divisor)
+        if finite or overflowed:
+            if divisor > 1:
+                torch._foreach_div_(self._gradients(), divisor)
+            self._optimizer.step()
 
     def _drop_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         if self._sharded:  # the optimizer knows this rank's values only, not the parameters that FSDP adds to
             for _, parameter in self._parameters:
                 parameter.grad = None
-
-    def _divide(self, divisor: float) -> None:
-        """Divide all gradients by `divisor`.
-
-        torch's fused AdamW divides by its attribute `grad_scale`, made for loss scales, while it reads the gradients:
-        that saves a pass over them. Sharded gradients, fp16 (whose scaler uses the attribute) and bitsandbytes' AdamW
-        (which has none) take the extra pass.
-        """
-        if self._eight_bit or self._sharded or self.scales_losses:
-            torch._foreach_div_(self._gradients(), divisor)
-        else:
-            self._optimizer.optimizer.grad_scale = torch.full((), divisor, device=self._accelerator.device)
 
     def _gradients(self) -> list[Tensor]:
         """This rank's gradients, flat, without empty ones; from `finish` to the end of `update`."""

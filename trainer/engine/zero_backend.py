@@ -86,14 +86,20 @@ class ZeroBackend:
         """Nothing to do: DeepSpeed's hooks release what a forward gathered."""
 
     def finish(self, learning_rate: float) -> Tensor:
-        """Clip and step; returns the norm before clipping. DeepSpeed skips a step whose norm is not finite."""
+        """Clip and step; see Backend for what is returned. DeepSpeed skips a step whose norm is not finite.
+
+        It reads the norm itself before it steps, and waits for the device to do so. All ranks have the same norm, which
+        is in the first one's part.
+        """
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         with _threads(self._threads):
             self._engine.step()
-        return torch.as_tensor(float(self._engine.get_global_grad_norm()), device=self._device)
+        norm = float(self._engine.get_global_grad_norm())
+        square = norm * norm if self._rank == 0 else 0.0
+        return torch.full((), square, dtype=torch.float64, device=self._device)
 
-    def update(self, norm: float) -> None:
+    def update(self, norm: Tensor, finite: Tensor) -> None:
         """Nothing to do: DeepSpeed has stepped in `finish`."""
 
     def shards(self) -> Iterator[Shard]:
