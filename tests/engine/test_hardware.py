@@ -34,6 +34,7 @@ class Gpu:
     free: int = 79 * GIB
     uuid: str = "11111111-2222"
     integrated: bool = False
+    name: str = "NVIDIA H100 80GB HBM3"
 
 
 @dataclass
@@ -52,7 +53,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     def properties(device: torch.device | int) -> SimpleNamespace:
         card = gpu(device)
-        return SimpleNamespace(total_memory=card.memory, uuid=card.uuid, is_integrated=card.integrated)
+        return SimpleNamespace(
+            total_memory=card.memory, uuid=card.uuid, is_integrated=card.integrated, name=card.name
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(shown.gpus))
