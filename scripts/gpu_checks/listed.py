@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpu_checks.check import Check
+from gpu_checks.of_rates import CHECKS_OF_RATES
 
 BITS = "tests/gpu/test_base_bits.py"
 CUDA = "tests/gpu/test_cuda.py"
@@ -226,6 +227,7 @@ CHECKS: tuple[Check, ...] = (
         )
         for size in ("large", "medium", "stereo-medium", "melody", "small")
     ),
+    *CHECKS_OF_RATES,
     Check(
         name="the step: beside a bare loop",
         claim="throughput of our step against transformers' decoder with fused AdamW alone",

@@ -82,6 +82,17 @@ def test_memory_is_that_of_the_ranks_own_gpu_whatever_is_free_of_it(machine: Mac
     assert [find_cluster(rank(own, 2)).gpu_memory_bytes for own in range(2)] == [80 * GIB, 40 * GIB]
 
 
+def test_the_name_is_that_of_the_ranks_own_gpu_and_the_network_is_asked_for_where_there_are_machines(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.engine.hardware.network_gbps", lambda: 400.0)
+    machine.gpus = [Gpu(), Gpu(name="NVIDIA L4")]
+    assert [find_cluster(rank(own, 2)).gpu_name for own in range(2)] == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]
+    assert find_cluster(rank(0, 2)).network_gbps is None
+    of_two = Launch(rank=0, local_rank=0, world_size=4, local_world_size=2)
+    assert find_cluster(of_two).network_gbps == 400
+
+
 def test_the_one_gpu_that_a_task_is_shown_is_its_own(machine: Machine) -> None:
     for own in range(4):
         assert own_device(rank(own, 4)) == torch.device("cuda", 0)

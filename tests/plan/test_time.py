@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.plan.test_plan import asked, batch, gpus, plan
+from tests.plan.test_plan import batch, gpus, plan
 from trainer.errors import ConfigError
 from trainer.flags.config import parse
 from trainer.plan.dry_run import cluster_of, cluster_of_listing, plan_of, with_link
@@ -285,7 +285,16 @@ def test_the_rate_of_the_network_acts_and_is_refused_where_it_would_not() -> Non
     assert with_link(config, of_machines(400)).network_gbps == 100  # typed, it is over what was found
 
 
-def test_the_batch_of_a_step_is_that_of_any_cluster() -> None:
-    """Rates choose how a step is computed, and never what is."""
+def test_rates_change_how_a_step_is_computed_and_never_what_is() -> None:
+    """A run with another --link_gbps is the same run: its checkpoints go on, and its steps have the same clips."""
+    from types import SimpleNamespace
+
+    from trainer.flags.config import Config
+    from trainer.model.source import open_model
+    from trainer.wiring import identity_of
+
     made = [plan(of_machines(gbps), "large", batch(4, 2)) for gbps in (SLOW, FAST)]
-    assert len({one.global_batch for one in made}) == 1 and asked().strategy == "auto"
+    assert made[0].strategy != made[1].strategy and made[0].global_batch == made[1].global_batch
+    data, source = SimpleNamespace(clips=1, digest="d"), open_model("debug")
+    told, untold = (Config(dataset_path="music", link_gbps=gbps) for gbps in (SLOW, None))
+    assert identity_of(told, source, data) == identity_of(untold, source, data)  # type: ignore[arg-type]
