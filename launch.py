@@ -204,14 +204,15 @@ def plan_together(
 ) -> Plan:
     """Lay the run out on the hardware that all processes have, and compare what they must have in common."""
     from trainer import wiring
-    from trainer.engine import check_free_memory, find_cluster
+    from trainer.engine import check_free_memory, find_cluster, say_link_rate
+    from trainer.plan.dry_run import with_link
     from trainer.plan.strategies import common_cluster
 
     step = 0 if parts.checkpoint is None else parts.checkpoint.step
     ranks.check_equal(checkpoint=step)
     found = find_cluster(launch, compiler=config.compile != "0")
     ranks.wait("looking at the hardware")
-    cluster = common_cluster(ranks.gather(found))
+    cluster = with_link(config, common_cluster(ranks.gather(found)))
     if cluster.unused_gpu:
         ranks.say(f"warning: this run is on the CPU. {cluster.unused_gpu}")
     plan = wiring.plan_of(config, typed, cluster, launch, parts.source, parts.checkpoint)
@@ -219,6 +220,7 @@ def plan_together(
     ranks.check_shared(output_dir=parts.folder.root, cache_dir=Path(config.cache_dir))
     ranks.say(plan.describe())
     check_free_memory(plan, device, ranks)
+    say_link_rate(cluster, device, ranks)
     if parts.new_word:
         ranks.say(parts.new_word)
     return plan

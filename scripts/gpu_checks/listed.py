@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpu_checks.check import Check
+from gpu_checks.of_rates import CHECKS_OF_RATES
 
 BITS = "tests/gpu/test_base_bits.py"
 CUDA = "tests/gpu/test_cuda.py"
@@ -258,6 +259,7 @@ CHECKS: tuple[Check, ...] = (
         )
         for size, clips in (("medium", 8), ("large", 4), ("small", 16))
     ),
+    *CHECKS_OF_RATES,
     Check(
         name="encoding",
         claim="seconds of sound per second into the cache, against EnCodec alone",

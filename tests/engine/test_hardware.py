@@ -34,6 +34,7 @@ class Gpu:
     free: int = 79 * GIB
     uuid: str = "11111111-2222"
     integrated: bool = False
+    name: str = "NVIDIA H100 80GB HBM3"
 
 
 @dataclass
@@ -52,7 +53,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     def properties(device: torch.device | int) -> SimpleNamespace:
         card = gpu(device)
-        return SimpleNamespace(total_memory=card.memory, uuid=card.uuid, is_integrated=card.integrated)
+        return SimpleNamespace(
+            total_memory=card.memory, uuid=card.uuid, is_integrated=card.integrated, name=card.name
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(shown.gpus))
@@ -77,6 +80,17 @@ def test_bf16_is_planned_only_where_the_ranks_own_gpu_computes_in_it(machine: Ma
 def test_memory_is_that_of_the_ranks_own_gpu_whatever_is_free_of_it(machine: Machine) -> None:
     machine.gpus = [Gpu(memory=80 * GIB), Gpu(memory=40 * GIB, free=GIB)]
     assert [find_cluster(rank(own, 2)).gpu_memory_bytes for own in range(2)] == [80 * GIB, 40 * GIB]
+
+
+def test_the_name_is_that_of_the_ranks_own_gpu_and_the_network_is_asked_for_where_there_are_machines(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.engine.hardware.network_gbps", lambda: 400.0)
+    machine.gpus = [Gpu(), Gpu(name="NVIDIA L4")]
+    assert [find_cluster(rank(own, 2)).gpu_name for own in range(2)] == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]
+    assert find_cluster(rank(0, 2)).network_gbps is None
+    of_two = Launch(rank=0, local_rank=0, world_size=4, local_world_size=2)
+    assert find_cluster(of_two).network_gbps == 400
 
 
 def test_the_one_gpu_that_a_task_is_shown_is_its_own(machine: Machine) -> None:

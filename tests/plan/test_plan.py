@@ -458,14 +458,14 @@ def test_a_refused_dry_run_says_why() -> None:
 
 
 def test_found_gpus_are_planned_for_unless_flags_imagine_others() -> None:
-    found = cluster_of_listing("81559, 9.0\n40960, 8.0\n")
+    found = cluster_of_listing("81559, 9.0, NVIDIA H100 80GB HBM3\n40960, 8.0, new card\n")
     assert found is not None
     assert (found.gpus_per_node, found.gpu_memory_bytes, found.supports_bf16) == (2, 40960 * 2**20, True)
-    turing = cluster_of_listing("16384, 7.5\n")
+    turing = cluster_of_listing("15360, 7.5, Tesla T4\n")
     assert turing is not None and not turing.supports_bf16
-    assert cluster_of_listing("") is None and cluster_of_listing("[N/A], 9.0\n") is None
+    assert cluster_of_listing("") is None and cluster_of_listing("[N/A], 9.0, NVIDIA H200\n") is None
     plain = Config(dataset_path="music", dry_run=True)
-    assert cluster_of(plain, found) == (found, "1 x 2 GPU(s) of 40.0 GiB, found here")
+    assert cluster_of(plain, found) == (found, "1 x 2 GPU(s) (new card) of 40.0 GiB, found here")
     imagined, words = cluster_of(replace(plain, gpus=4, nodes=3), found)
     assert (imagined.world_size, imagined.gpu_memory_bytes, imagined.host_memory_bytes) == (12, 40 * GIB, None)
     assert "imagined" in words

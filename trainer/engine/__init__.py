@@ -7,6 +7,7 @@ from trainer.engine.accelerator import build_accelerator, start_trackers
 from trainer.engine.engine import Engine, StepResult
 from trainer.engine.free_memory import check_free_memory
 from trainer.engine.hardware import find_cluster, own_device
+from trainer.engine.link_rate import say_link_rate
 from trainer.engine.meeting import meet
 from trainer.engine.ranks import Ranks
 
@@ -19,5 +20,6 @@ __all__ = [
     "find_cluster",
     "meet",
     "own_device",
+    "say_link_rate",
     "start_trackers",
 ]

@@ -17,7 +17,7 @@ from trainer.engine.backend import Backend
 from trainer.engine.compiled import compile_layers
 from trainer.engine.ema import Ema
 from trainer.engine.host_copy import HostCopy, on_device
-from trainer.engine.matmul_rate import matmul_rate
+from trainer.engine.matmul_rate import matmul_rate, rate_in_words
 from trainer.engine.ranks import Ranks
 from trainer.engine.sampling_model import Live, sampling_model
 from trainer.engine.settings import EngineSettings
@@ -96,6 +96,8 @@ class Engine:
             compile_layers(model, plan)
         self.ranks = ranks
         self.matmul_rate = matmul_rate(self.device, plan.mixed_precision)  # FLOPs per second, for MFU
+        if self.device.type == "cuda":
+            ranks.say(rate_in_words(self.matmul_rate, self.device, plan.mixed_precision))
         self._reseeds = settings.has_dropout
         self._seed = settings.model.seed
         backend = ZeroBackend if plan.strategy in ("zero2", "zero3") else TorchBackend

@@ -11,6 +11,7 @@ from trainer.engine.torch_build import why_gpus_are_unused
 from trainer.errors import ConfigError
 from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 from trainer.plan.launcher import START, Launch
+from trainer.plan.network import network_gbps
 from trainer.plan.strategies import BF16_CAPABILITY, Cluster
 
 
@@ -61,6 +62,8 @@ def find_cluster(launch: Launch, *, compiler: bool = False) -> Cluster:
         # torch.cuda.is_bf16_supported() also says True where bf16 is emulated, and looks at the current device.
         supports_bf16=cuda and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY,
         compiles=cuda and compiler and compiles(device),
+        gpu_name=torch.cuda.get_device_properties(device).name if cuda else "",
+        network_gbps=network_gbps() if cuda and launch.nodes > 1 else None,
         unused_gpu="" if cuda or launch.use_cpu else why_gpus_are_unused(),
     )
 

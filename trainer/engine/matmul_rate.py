@@ -7,6 +7,7 @@ import time
 import torch
 
 from trainer.engine.settings import COMPUTE_DTYPE
+from trainer.plan.rates import gpu_of
 
 # Rows and columns: large enough that the device runs at its full rate, small enough that measuring takes a moment.
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -24,6 +25,13 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     left, right = (torch.randn(side, side, device=device).to(COMPUTE_DTYPE[precision]) for _ in range(2))
     seconds = [_seconds(left, right) for _ in range(WARM_UPS + PRODUCTS)]
     return 2 * side**3 / min(seconds[WARM_UPS:])
+
+
+def rate_in_words(flops_per_second: float, device: torch.device, precision: str) -> str:
+    """What one large product reaches, beside what the datasheet says of this GPU where it is known."""
+    gpu = gpu_of(torch.cuda.get_device_properties(device).name)
+    of = "" if gpu is None else f", of {gpu.single if precision == 'no' else gpu.half:.4g} by the datasheet"
+    return f"one large product: {flops_per_second / 1e12:.3g} TFLOP/s measured{of}"
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:

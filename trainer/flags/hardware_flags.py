@@ -74,7 +74,10 @@ class HardwareFlags:
     ] = None
     gpu_name: Annotated[
         str | None,
-        hardware("With --dry_run 1: plan the time for GPUs of this name, such as H100 or RTX 4090; none: those found."),
+        hardware(
+            "With --dry_run 1: plan for GPUs of this name, such as H100 or RTX 4090: the time of a step and, without "
+            "--gpu_memory_gib, the memory; none: those found."
+        ),
     ] = None
     link_gbps: Annotated[
         float | None,

@@ -6,19 +6,21 @@ import importlib.util
 import subprocess
 from dataclasses import replace
 
-from trainer.errors import EXIT_DONE
+from trainer.errors import EXIT_DONE, ConfigError
 from trainer.flags.config import Config
 from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 from trainer.plan.launcher import Launch
 from trainer.plan.memory import GIB
+from trainer.plan.network import network_gbps
 from trainer.plan.plan import Plan, make_plan
+from trainer.plan.rates import gpu_of, named_gpu, slowest
 from trainer.plan.request import batch_flags, refuse_for_shape, request_of
 from trainer.plan.strategies import BF16_CAPABILITY, Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, Shape, shape_of, shape_to_train
 from trainer.spec.trainable import count
 
 IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and no flag describes one
-QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
+QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap,name", "--format=csv,noheader,nounits"]
 
 
 def dry_run(config: Config, typed: frozenset[str]) -> int:
@@ -53,11 +55,12 @@ def plan_of_shape(
     frame_rate_hz: float,
     resumed_global_batch: int | None = None,
 ) -> Plan:
-    """The plan on this cluster of a run that was launched so.
+    """The plan on this cluster of a run that was launched so, with the network of --link_gbps.
 
     Raises ConfigError or MemoryShortError where there is no such run.
     """
     refuse_for_shape(config, typed, shape)
+    cluster = with_link(config, cluster)
     deepspeed = _deepspeed_available(config)
     request = request_of(config, typed, launch, frame_rate_hz=frame_rate_hz, deepspeed_available=deepspeed)
     return make_plan(cluster, shape, batch_flags(config, typed), request, resumed_global_batch)
@@ -66,13 +69,15 @@ def plan_of_shape(
 def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
     """The cluster to plan for, and its size and origin in words.
 
-    Flags describe it (--gpus, --nodes, --gpu_memory_gib); what they leave out is as it was found here, or where nothing
-    was found, imagined.
+    Flags describe it (--gpus, --nodes, --gpu_memory_gib, --gpu_name); what they leave out is as it was found here, or
+    where nothing was found, imagined. GPUs of another memory than those here are others, of a name that is not known.
+
+    Raises ConfigError for a --gpu_name that is not known.
     """
     if config.device == "cpu":
         host = host_memory_bytes()
         return _this_cpu(host), f"the CPU of this machine, with {host / GIB:.1f} GiB"
-    imagined = (config.gpus, config.nodes, config.gpu_memory_gib) != (None, None, None)
+    imagined = (config.gpus, config.nodes, config.gpu_memory_gib, config.gpu_name) != (None,) * 4
     base = found or Cluster(
         nodes=1,
         gpus_per_node=1,
@@ -82,19 +87,47 @@ def cluster_of(config: Config, found: Cluster | None) -> tuple[Cluster, str]:
         supports_bf16=True,
         compiles=True,
     )
-    memory = base.gpu_memory_bytes if config.gpu_memory_gib is None else round(config.gpu_memory_gib * GIB)
+    if imagined:
+        base = _imagined_gpus(config, base)
     cluster = replace(
         base,
         nodes=config.nodes or 1,
         gpus_per_node=config.gpus or base.gpus_per_node,
-        gpu_memory_bytes=memory,
         host_memory_bytes=None if imagined else base.host_memory_bytes,
-        supports_bf16=imagined or base.supports_bf16,
     )
-    size = f"{cluster.nodes} x {cluster.gpus_per_node} GPU(s) of {(memory or 0) / GIB:.1f} GiB"
+    named = f" ({cluster.gpu_name})" if cluster.gpu_name else ""
+    gib = (cluster.gpu_memory_bytes or 0) / GIB
+    size = f"{cluster.nodes} x {cluster.gpus_per_node} GPU(s){named} of {gib:.1f} GiB"
     if imagined:
         return cluster, f"{size}, imagined"
     return cluster, f"{size}, {'found here' if found else 'imagined, as none was found here'}"
+
+
+def _imagined_gpus(config: Config, base: Cluster) -> Cluster:
+    """The cluster with the GPUs that the flags describe, in place of those of `base` where they are others."""
+    gpu = None if config.gpu_name is None else named_gpu(config.gpu_name)
+    if config.gpu_memory_gib is not None:
+        base = replace(base, gpu_memory_bytes=round(config.gpu_memory_gib * GIB))
+    elif gpu is not None:
+        base = replace(base, gpu_memory_bytes=gpu.memory_gib * GIB)
+    if gpu is not None:
+        return replace(base, gpu_name=gpu.name, network_gbps=None, supports_bf16=gpu.bf16)
+    others = config.gpu_memory_gib is not None
+    return replace(base, gpu_name="" if others else base.gpu_name, supports_bf16=others or base.supports_bf16)
+
+
+def with_link(config: Config, cluster: Cluster) -> Cluster:
+    """The cluster with the network that --link_gbps names. Raises ConfigError where there is none to be named."""
+    if config.link_gbps is None:
+        return cluster
+    flag = f"--link_gbps {config.link_gbps:g}"
+    if cluster.nodes == 1:
+        raise ConfigError(f"{flag} has no effect on one machine: it is the rate of its network to others. Remove it")
+    if cluster.device == "cpu":
+        raise ConfigError(f"{flag} has no effect on CPUs, for which no time is expected. Remove it")
+    if config.dry_run and gpu_of(cluster.gpu_name) is None:
+        raise ConfigError(f"{flag} has no effect without the GPU's name, since no time is expected: add --gpu_name")
+    return replace(cluster, network_gbps=config.link_gbps)
 
 
 def _this_cpu(host_bytes: int) -> Cluster:
@@ -118,10 +151,10 @@ def found_cluster() -> Cluster | None:
 
 
 def cluster_of_listing(listing: str) -> Cluster | None:
-    """The cluster in nvidia-smi's lines of memory in MiB and compute capability: "81559, 9.0"."""
-    rows = [line.split(",") for line in listing.splitlines() if line.strip()]
+    """The cluster in nvidia-smi's lines of memory in MiB, compute capability and name: "23034, 8.9, NVIDIA L4"."""
+    rows = [[cell.strip() for cell in line.split(",", 2)] for line in listing.splitlines() if line.strip()]
     try:
-        gpus = [(int(memory) * 2**20, tuple(map(int, capability.split(".")))) for memory, capability in rows]
+        gpus = [(int(memory) * 2**20, tuple(map(int, capability.split(".")))) for memory, capability, _ in rows]
     except ValueError:  # "[N/A]", where a driver cannot tell
         return None
     if not gpus:
@@ -134,6 +167,8 @@ def cluster_of_listing(listing: str) -> Cluster | None:
         host_memory_bytes=host_memory_bytes(),
         supports_bf16=min(capability for _, capability in gpus) >= BF16_CAPABILITY,
         compiles=True,  # torch, which could tell, is not imported
+        gpu_name=slowest(name for _, _, name in rows),
+        network_gbps=network_gbps(),
     )
 
 

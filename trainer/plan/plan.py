@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from trainer.errors import ConfigError, MemoryShortError
-from trainer.plan.allowed_layouts import EstimatedLayout, Job, allowed_layouts, fits, precision_of
+from trainer.plan.allowed_layouts import EstimatedLayout, Job, fits, precision_of
 from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy
 from trainer.plan.memory import GIB, Memory, expected_bytes
 from trainer.plan.refusal import LISTEN, refusal, refusal_of_samples
 from trainer.plan.request import BatchFlags, Request
 from trainer.plan.strategies import Cluster
-from trainer.plan.time import StepTime
+from trainer.plan.time import StepTime, step_time
+from trainer.plan.wanted_layouts import wanted_layouts
 from trainer.spec.shapes import Shape
 from trainer.spec.trainable import count
 
@@ -104,9 +105,16 @@ class Plan:
             " (processes x accumulation x micro-batch, fillers of weight 0 included)",
             f"expected memory of each process: {self.memory.total / GIB:.1f}{has} GiB",
             f"  {self.memory.describe()}",
+            *self._time_in_words(),
             f"--sample_every: {self.sampling_bytes / GIB:.1f}{has} GiB while making sounds: {self._samples_in_words()}",
         ]
         return "\n".join([*lines, *(f"  - {reason}" for reason in self.reasons)])
+
+    def _time_in_words(self) -> list[str]:
+        if self.time is not None:
+            return [f"expected time of a step: {self.time.describe()}"]
+        unknown = "expected time of a step: unknown, as the GPU's rates are; a dry run takes a name: --gpu_name H100"
+        return [unknown] if self.layout.on_gpu else []
 
     def _samples_in_words(self) -> str:
         if self.gpu_memory_bytes is None:
@@ -132,7 +140,7 @@ def make_plan(
     global_batch, batch_reason = _global_batch(cluster, batch, resumed_global_batch)
     _, precision_reason = precision_of(cluster, request.mixed_precision)
     job = Job(shape=shape, request=request, batch_size=batch.batch_size, global_batch=global_batch)
-    allowed = list(allowed_layouts(cluster, job))
+    allowed = wanted_layouts(cluster, job)
     taken = next((estimated for estimated in allowed if fits(cluster, estimated.memory)), None)
     if taken is None:
         if message := refusal_of_samples(cluster, job):
@@ -154,6 +162,7 @@ def make_plan(
             precision_reason,
         ),
         sampling_bytes=_sampling_bytes(shape, taken.layout, request),
+        time=step_time(shape, taken.layout, cluster),
     )
 
 
@@ -235,7 +244,7 @@ def _sound_reasons(cluster: Cluster, job: Job, taken: EstimatedLayout) -> Iterat
     if request.workload.samples is None:
         return
     silent = replace(request, workload=replace(request.workload, samples=None))
-    layouts = allowed_layouts(cluster, replace(job, request=silent))
+    layouts = wanted_layouts(cluster, replace(job, request=silent))
     layout = replace(next(one.layout for one in layouts if fits(cluster, one.memory)), workload=request.workload)
     if layout != taken.layout:
         needed = _sampling_bytes(job.shape, layout, request) / GIB

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trainer.errors import ConfigError
 from trainer.plan.layout import Precision, Strategy
+from trainer.plan.rates import slowest
 from trainer.plan.request import Request
 from trainer.spec.shapes import Shape
 
@@ -52,7 +53,8 @@ class Cluster:
 
 
 def common_cluster(found: Sequence[Cluster]) -> Cluster:
-    """What all processes have, of the hardware that each of them found: the least memory, and what works on every one.
+    """What all processes have, of the hardware that each of them found: the least memory, the slowest GPU and network,
+    and what works on every one.
 
     GPUs of one model differ by some bytes, and a machine may lack a compiler. All processes need one plan.
     """
@@ -62,11 +64,16 @@ def common_cluster(found: Sequence[Cluster]) -> Cluster:
         host_memory_bytes=_least([cluster.host_memory_bytes for cluster in found]),
         supports_bf16=all(cluster.supports_bf16 for cluster in found),
         compiles=all(cluster.compiles for cluster in found),
+        gpu_name=slowest(cluster.gpu_name for cluster in found),
+        network_gbps=_least([cluster.network_gbps for cluster in found]),
         unused_gpu=next((cluster.unused_gpu for cluster in found if cluster.unused_gpu), ""),
     )
 
 
-def _least(sizes: Sequence[int | None]) -> int | None:
+Number = TypeVar("Number", int, float)
+
+
+def _least(sizes: Sequence[Number | None]) -> Number | None:
     """The smallest of the sizes; None where one of them is unknown."""
     known = [size for size in sizes if size is not None]
     return min(known) if len(known) == len(sizes) else None

@@ -18,7 +18,9 @@ STEMS = "stems of melodies (--stems)"
 def identity_of(config: Config, source: Source, data: Dataset) -> dict[str, object]:
     """What must be the same for a checkpoint to be continued: the numbers depend on all of it.
 
-    Settings that are off have no entry, so that checkpoints from before they existed can be continued.
+    Settings that are off have no entry, so that checkpoints from before they existed can be continued. What only
+    decides how a step is computed has none either: GPUs, strategy, and the rates of links (--link_gbps) by which the
+    plan may take another strategy. Losses and norms are the same under each.
     """
     identity: dict[str, object] = {
         "dataset": f"{data.clips} clips, digest {data.digest}",
