@@ -196,7 +196,8 @@ def _states(shape: Shape, layout: Layout, counts: Counts) -> tuple[int, int, int
         case "zero3":
             return compute * share_of_weights, FLOAT32 * share, (FLOAT32 + MOMENTS) * share
         case "fsdp" | "hsdp":
-            return FLOAT32 * share_of_weights - saved // layout.shards, FLOAT32 * share, MOMENTS * share
+            gradients = FLOAT32 * (counts.trained if layout.reduces_once else share)
+            return FLOAT32 * share_of_weights - saved // layout.shards, gradients, MOMENTS * share
 
 
 def _kept_between_steps(layout: Layout, gradients: int) -> int:
@@ -249,14 +250,16 @@ def _buffers(shape: Shape, layout: Layout, counts: Counts) -> int:
                 cast = math.ceil(cast / shape.layers)  # casts are made again for each layer
             return (compute * cast if layout.autocast else 0) + _restored_base(shape, layout)
         case "zero2":
-            return _zero_buckets(layout) + _float32_sum(layout, counts)
+            whole = compute * counts.trained if layout.reduces_once else 0
+            return _zero_buckets(layout) + _float32_sum(layout, counts) + whole
         case "zero3":
             return _zero_buckets(layout) + compute * gathered_parameters(shape)
         case "fsdp" | "hsdp":
             # The gradients of the largest unit in the precision of the computation, and their float32 copy, which is
             # what is reduced.
             reduced = (compute + FLOAT32) * min(shape.largest_unit, counts.trained)
-            return compute * gathered_parameters(shape) + reduced
+            gathered = shape.parameters + counts.added if layout.gathers_once else gathered_parameters(shape)
+            return compute * gathered + reduced
 
 
 def _base_bytes(shape: Shape, layout: Layout) -> float:
