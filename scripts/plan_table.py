@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.errors import MemoryShortError
 from trainer.flags.config import Config
+from trainer.plan.allowed_layouts import MOST_CLIPS, ROOMY_SHARE
 from trainer.plan.launcher import Launch
 from trainer.plan.layout import CAPTION_TOKENS
 from trainer.plan.memory import GIB
@@ -30,18 +31,21 @@ RANK = 16
 
 INTRODUCTION = """# Plans
 
-What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, at most {batch_size} clips in a
-micro-batch, a global batch of {clips} clips per GPU, bf16 with float32 master weights. `python scripts/plan_table.py`
-writes this page; a test holds it to the code. For any other cluster, model or flags:
+What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, a global batch of {clips} clips
+for each GPU, bf16 with float32 master weights. A micro-batch has {batch_size} clips at most, as `--batch_size` says by
+default; where that flag is not given, as here, up to {most} if they fit in {share:.0f} % of the GPU's memory.
+`python scripts/plan_table.py` writes this page; a test holds it to the code. For any other cluster, model or flags:
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
 
 A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: the activations that cost
 little are recomputed (selective checkpointing), for which torch.compile must work. **c**: all activations are
-recomputed (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
-with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
-a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for each communicator of NCCL (on several GPUs) and 6 %
-for the allocator's losses included.
+recomputed (checkpointing). **g**: whole weights are gathered once a step and kept until its end; without, fsdp gathers
+them for every forward and backward pass. **r**: gradients are summed over GPUs once a step, and whole ones kept until
+then; without, zero2 and fsdp sum them after every micro-batch. **o**: the optimizer is in host memory, which must hold
+the GiB named. A dash: refused, with the least number of such GPUs that would do, and `offload` where
+`--offload_optimizer 1` would. The expectation is a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for
+each communicator of NCCL (on several GPUs) and 6 % for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU
@@ -78,7 +82,11 @@ def page() -> str:
     """The whole page, in Markdown."""
     config = Config(dataset_path="music")
     introduction = INTRODUCTION.format(
-        seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
+        seconds=config.segment_seconds,
+        batch_size=config.batch_size,
+        clips=config.batch_size * config.grad_acc,
+        most=MOST_CLIPS,
+        share=ROOMY_SHARE * 100,
     )
     sections = [section(KNOWN[name], config) for name in MODELS]
     return "\n".join([introduction, *sections, modes_of_training(config), other_kinds(config)])
@@ -156,6 +164,7 @@ def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
             ways.append("offload")
         return f"- ({' or '.join(ways)})" if ways else "-"
     marks = {False: "", True: " **c**", "selective": " **s**"}[plan.gradient_checkpointing]
+    marks += " **g**" * plan.layout.gathers_once + " **r**" * plan.layout.reduces_once
     marks += f" **o** {plan.memory.host / GIB:.0f} GiB" if plan.offload_optimizer else ""
     return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation}, {plan.memory.total / GIB:.1f}{marks}"
 

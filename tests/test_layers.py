@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
     *("flags.sample_flags", "flags.best_flags"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
+    *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "plan.sampling", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),

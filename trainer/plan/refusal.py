@@ -23,7 +23,7 @@ LISTEN = "python scripts/generate.py --model OUTPUT_DIR/checkpoints/step-N --pro
 
 def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
     """The message of a run of which no layout fits; `least` is the one that needs the least GPU memory."""
-    if fits_gpu(cluster, least.memory):
+    if fits_gpu(cluster, least):
         needed = least.memory.host * cluster.gpus_per_node / GIB
         lack = f"offloading needs {needed:.1f} GiB of host memory, and a node has {_gib(cluster.host_memory_bytes)}"
     elif cluster.device == "cpu":
@@ -54,7 +54,7 @@ def refusal_of_samples(cluster: Cluster, job: Job) -> str:
     if samples is None:
         return ""
     silent = allowed_layouts(cluster, replace(job, request=_with_samples(request, None)))
-    fitting = [estimated.layout for estimated in silent if fits(cluster, estimated.memory)]
+    fitting = [estimated.layout for estimated in silent if fits(cluster, estimated)]
     if not fitting:
         return ""
     with_sounds = [expected_bytes(job.shape, replace(layout, workload=request.workload)) for layout in fitting]
@@ -150,7 +150,7 @@ def _is_possible(cluster: Cluster, job: Job, request: Request) -> bool:
     """Whether there is a plan on this cluster for the same job with this request."""
     try:
         layouts = allowed_layouts(cluster, replace(job, request=request))
-        return any(fits(cluster, estimated.memory) for estimated in layouts)
+        return any(fits(cluster, estimated) for estimated in layouts)
     except ConfigError:
         return False
 
