@@ -8,11 +8,12 @@ between processes as seldom as memory allows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from trainer.errors import ConfigError
+from trainer.plan.communication import traffic
 from trainer.plan.exchange import exchanges
 from trainer.plan.layout import Checkpointing, Layout, Precision
 from trainer.plan.memory import Memory, expected_bytes
@@ -59,8 +60,8 @@ class EstimatedLayout:
 def allowed_layouts(cluster: Cluster, job: Job) -> Iterator[EstimatedLayout]:
     """Every layout that the flags allow, whether it fits or not, the most wanted first.
 
-    Of a layout that does not fit even where weights and gradients travel most often, which needs least memory, there is
-    only that.
+    Those that differ only in when weights and gradients travel are there if they fit, and if none does, the one of them
+    that needs the least memory.
 
     Raises ConfigError where the flags allow none on this cluster.
     """
@@ -88,29 +89,37 @@ def allowed_layouts(cluster: Cluster, job: Job) -> Iterator[EstimatedLayout]:
                 compiled=compiled,
             )
             share = 1.0 if micro_batch <= job.batch_size else ROOMY_SHARE
-            memory = expected_bytes(job.shape, plain)
-            least = EstimatedLayout(candidate=candidate, layout=plain, memory=memory, share=share)
-            if fits(cluster, least) and cluster.gpu_memory_bytes is not None:
-                yield from (with_exchange(job.shape, least, layout) for layout in exchanges(plain) if layout != plain)
-            yield least
+            ways = [
+                EstimatedLayout(
+                    candidate=candidate, layout=layout, memory=expected_bytes(job.shape, layout), share=share
+                )
+                for layout in exchanges(plain)
+            ]
+            yield from _by_bytes_sent(cluster, job.shape, ways)
 
 
-def tried_layouts(cluster: Cluster, job: Job) -> list[EstimatedLayout]:
-    """The allowed layouts up to the first that fits, which comes last; all of them where none does.
+def _by_bytes_sent(cluster: Cluster, shape: Shape, ways: Sequence[EstimatedLayout]) -> Sequence[EstimatedLayout]:
+    """Of layouts that differ in when weights and gradients travel, those that fit, from the fewest bytes sent to the
+    most; where none does, the one that needs the least memory.
 
-    Raises ConfigError where the flags allow none on this cluster.
+    ways  as `exchanges` gives them. Where memory is unknown the last is taken, which keeps nothing whole
     """
+    if cluster.gpu_memory_bytes is None:
+        return ways[-1:]
+    fitting = [one for one in ways if fits(cluster, one)]
+    if not fitting:
+        return [min(ways, key=lambda one: one.memory.total)]
+    return sorted(fitting, key=lambda one: traffic(shape, one.layout).by_gpu) if len(fitting) > 1 else fitting
+
+
+def tried_layouts(cluster: Cluster, layouts: Iterable[EstimatedLayout]) -> list[EstimatedLayout]:
+    """The layouts up to the first that fits, which comes last; all of them where none does."""
     tried = []
-    for estimated in allowed_layouts(cluster, job):
+    for estimated in layouts:
         tried.append(estimated)
         if fits(cluster, estimated):
             break
     return tried
-
-
-def with_exchange(shape: Shape, least: EstimatedLayout, layout: Layout) -> EstimatedLayout:
-    """The same with `layout`, which gathers weights or sums gradients more seldom."""
-    return replace(least, layout=layout, memory=expected_bytes(shape, layout))
 
 
 def largest_micro_batch(cluster: Cluster, job: Job) -> int:

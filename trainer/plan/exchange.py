@@ -10,13 +10,9 @@ from trainer.plan.layout import Layout
 
 
 def exchanges(layout: Layout) -> Iterator[Layout]:
-    """The layout in every way to gather and to sum that its strategy has, from the fewest bytes moved to the most.
+    """The layout in every way to gather weights and to sum gradients that its strategy has.
 
-    layout  with neither gathers_once nor reduces_once; it comes last, because it needs the least memory
-
-    Gathering once comes before summing once, because it never moves more: of N weights of c bytes (2 or 4) and in A
-    micro-batches, gathering once and summing each time moves c N + 4 A N bytes, the other 2 c A N + 4 N. What is frozen
-    is gathered too, and not summed.
+    layout  with neither gathers_once nor reduces_once; it comes last
     """
     sharded = layout.strategy in ("fsdp", "hsdp")
     may_gather = layout.world_size > 1 and sharded
@@ -28,7 +24,7 @@ def exchanges(layout: Layout) -> Iterator[Layout]:
 
 
 def plain(layout: Layout) -> Layout:
-    """The layout that gathers and sums most often, which needs the least memory."""
+    """The layout that gathers and sums most often, and keeps nothing whole for it."""
     return replace(layout, gathers_once=False, reduces_once=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from trainer.errors import ConfigError, MemoryShortError
-from trainer.plan.allowed_layouts import Job, fits, precision_of, tried_layouts
+from trainer.plan.allowed_layouts import Job, allowed_layouts, fits, precision_of, tried_layouts
 from trainer.plan.exchange import exchange_in_words
 from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy
 from trainer.plan.memory import GIB, Memory
@@ -144,7 +144,7 @@ def make_plan(
         batch_size_typed=batch.batch_size_typed,
         global_batch=global_batch,
     )
-    tried = tried_layouts(cluster, job)
+    tried = tried_layouts(cluster, allowed_layouts(cluster, job))
     taken = tried[-1]
     if not fits(cluster, taken):
         if message := refusal_of_samples(cluster, job):

@@ -10,9 +10,9 @@ from trainer.plan.allowed_layouts import (
     ROOMY_SHARE,
     EstimatedLayout,
     Job,
+    allowed_layouts,
     largest_micro_batch,
     tried_layouts,
-    with_exchange,
 )
 from trainer.plan.communication import traffic
 from trainer.plan.exchange import exchanges, plain
@@ -118,17 +118,20 @@ def _exchange_reasons(cluster: Cluster, shape: Shape, taken: EstimatedLayout) ->
         done += ["gradients are summed once a step"] * layout.reduces_once
         saved = traffic(shape, ways[-1]).by_gpu - traffic(shape, layout).by_gpu
         cost = taken.memory.total - expected_bytes(shape, ways[-1]).total
-        yield f"{' and '.join(done)}: {saved / 1e9:.1f} GB less for each GPU to send in a step, for {_gib(cost)} GiB of memory"
+        memory = f"for {_gib(cost)} GiB of memory" if cost >= 0.05 * GIB else "for no more memory"
+        yield f"{' and '.join(done)}: {saved / 1e9:.1f} GB less for each GPU to send in a step, {memory}"
+    weights, gradients = "weights are gathered for every forward and backward pass", "gradients are summed after every"
     for other, what, kept in (
-        (replace(layout, gathers_once=True), "weights are gathered for every forward and backward pass", "keeping them"),
-        (replace(layout, reduces_once=True), "gradients are summed after every micro-batch", "keeping whole ones"),
+        (replace(layout, gathers_once=True), weights, "keeping them"),
+        (replace(layout, reduces_once=True), f"{gradients} micro-batch", "keeping whole ones"),
     ):
         if other == layout or other not in ways:
             continue
         if cluster.gpu_memory_bytes is None:
             yield f"{what}: whether {kept} would fit is not known"
         else:
-            yield f"{what}, because {kept} would need {_of_limit(cluster, with_exchange(shape, taken, other))}"
+            needing = replace(taken, layout=other, memory=expected_bytes(shape, other))
+            yield f"{what}, because {kept} would need {_of_limit(cluster, needing)}"
 
 
 def _of_limit(cluster: Cluster, estimated: EstimatedLayout) -> str:
@@ -148,7 +151,7 @@ def _sound_reasons(cluster: Cluster, job: Job, taken: EstimatedLayout) -> Iterat
     if request.workload.samples is None:
         return
     silent = replace(request, workload=replace(request.workload, samples=None))
-    fitting = tried_layouts(cluster, replace(job, request=silent))[-1]
+    fitting = tried_layouts(cluster, allowed_layouts(cluster, replace(job, request=silent)))[-1]
     layout = replace(fitting.layout, workload=request.workload)
     if layout != taken.layout:
         needed = bytes_while_sampling(job.shape, layout, request) / GIB
