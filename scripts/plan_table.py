@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.errors import MemoryShortError
 from trainer.flags.config import Config
+from trainer.plan.allowed_layouts import MOST_CLIPS, ROOMY_SHARE, Job
 from trainer.plan.launcher import Launch
 from trainer.plan.layout import CAPTION_TOKENS
 from trainer.plan.memory import GIB
 from trainer.plan.plan import Plan, make_plan
-from trainer.plan.refusal import MOST_GPUS_SUGGESTED
-from trainer.plan.request import batch_flags, request_of
+from trainer.plan.refusal import MOST_GPUS_SUGGESTED, is_possible
+from trainer.plan.request import Request, batch_flags, request_of
 from trainer.plan.strategies import Cluster
 from trainer.spec.shapes import FRAME_RATE_HZ, KNOWN, PUBLISHED_NAMES, Shape
 
@@ -30,18 +30,21 @@ RANK = 16
 
 INTRODUCTION = """# Plans
 
-What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, at most {batch_size} clips in a
-micro-batch, a global batch of {clips} clips per GPU, bf16 with float32 master weights. `python scripts/plan_table.py`
-writes this page; a test holds it to the code. For any other cluster, model or flags:
+What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, a global batch of {clips} clips
+for each GPU, bf16 with float32 master weights. A micro-batch has {batch_size} clips at most, as `--batch_size` says by
+default; where that flag is not given, as here, up to {most} if they fit in {share:.0f} % of the GPU's memory.
+`python scripts/plan_table.py` writes this page; a test holds it to the code. For any other cluster, model or flags:
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40
 
 A cell reads: strategy, micro-batch x accumulation, expected GiB of each GPU. **s**: the activations that cost
 little are recomputed (selective checkpointing), for which torch.compile must work. **c**: all activations are
-recomputed (checkpointing). **o**: the optimizer is in host memory, which must hold the GiB named. A dash: refused,
-with the least number of such GPUs that would do, and `offload` where `--offload_optimizer 1` would. The expectation is
-a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for each communicator of NCCL (on several GPUs) and 6 %
-for the allocator's losses included.
+recomputed (checkpointing). **g**: whole weights are gathered once a step and kept until its end; without, fsdp gathers
+them for every forward and backward pass. **r**: gradients are summed over GPUs once a step, and whole ones kept until
+then; without, zero2 and fsdp sum them after every micro-batch. **o**: the optimizer is in host memory, which must hold
+the GiB named. A dash: refused, with the least number of such GPUs that would do, and `offload` where
+`--offload_optimizer 1` would. The expectation is a formula (`trainer/plan/memory.py`), with 1 GiB for CUDA, 1 GiB for
+each communicator of NCCL (on several GPUs) and 6 % for the allocator's losses included.
 """
 
 MODES = """## What fits one GPU
@@ -78,7 +81,11 @@ def page() -> str:
     """The whole page, in Markdown."""
     config = Config(dataset_path="music")
     introduction = INTRODUCTION.format(
-        seconds=config.segment_seconds, batch_size=config.batch_size, clips=config.batch_size * config.grad_acc
+        seconds=config.segment_seconds,
+        batch_size=config.batch_size,
+        clips=config.batch_size * config.grad_acc,
+        most=MOST_CLIPS,
+        share=ROOMY_SHARE * 100,
     )
     sections = [section(KNOWN[name], config) for name in MODELS]
     return "\n".join([introduction, *sections, modes_of_training(config), other_kinds(config)])
@@ -132,9 +139,9 @@ def other_kinds(config: Config) -> str:
 
 def least_gpu(shape: Shape, config: Config) -> str:
     """The smallest of ONE_GPU_GIB for which there is a plan with one GPU."""
-    plans = {gib: plan_of(shape, config, 1, gib) for gib in ONE_GPU_GIB}
-    gib, plan = next((gib, plan) for gib, plan in plans.items() if plan is not None)
-    return f"{gib} GiB{' **o**' if plan.offload_optimizer else ''}"
+    gib = next(gib for gib in ONE_GPU_GIB if is_planned(shape, config, 1, gib))
+    plan = plan_of(shape, config, 1, gib)
+    return f"{gib} GiB{' **o**' if plan and plan.offload_optimizer else ''}"
 
 
 def section(shape: Shape, config: Config) -> str:
@@ -150,19 +157,40 @@ def cell(shape: Shape, config: Config, gpus: int, gib: int) -> str:
     plan = plan_of(shape, config, gpus, gib)
     if plan is None:
         numbers = range(gpus + 1, MOST_GPUS_SUGGESTED + 1)
-        ways = [f"{more} GPUs" for more in numbers if plan_of(shape, config, more, gib)][:1]
+        enough = next((more for more in numbers if is_planned(shape, config, more, gib)), None)
+        ways = [f"{enough} GPUs"] if enough else []
         offloads = config.optimizer == "adamw"
-        if offloads and plan_of(shape, replace(config, offload_optimizer=True), gpus, gib):
+        if offloads and is_planned(shape, replace(config, offload_optimizer=True), gpus, gib):
             ways.append("offload")
         return f"- ({' or '.join(ways)})" if ways else "-"
     marks = {False: "", True: " **c**", "selective": " **s**"}[plan.gradient_checkpointing]
+    marks += " **g**" * plan.layout.gathers_once + " **r**" * plan.layout.reduces_once
     marks += f" **o** {plan.memory.host / GIB:.0f} GiB" if plan.offload_optimizer else ""
     return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation}, {plan.memory.total / GIB:.1f}{marks}"
 
 
 def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
     """The plan on one node of such GPUs; None where it is refused."""
-    cluster = Cluster(
+    if not is_planned(shape, config, gpus, gib):
+        return None
+    return make_plan(cluster_of(gpus, gib), shape, batch_flags(config, frozenset()), request_for(config))
+
+
+def is_planned(shape: Shape, config: Config, gpus: int, gib: int) -> bool:
+    """Whether there is a plan, found without wording a refusal."""
+    job = Job(
+        shape=shape,
+        request=request_for(config),
+        batch_size=config.batch_size,
+        batch_size_typed=False,
+        global_batch=config.batch_size * config.grad_acc * gpus,
+    )
+    return is_possible(cluster_of(gpus, gib), job, job.request)
+
+
+def cluster_of(gpus: int, gib: int) -> Cluster:
+    """One node of such GPUs."""
+    return Cluster(
         nodes=1,
         gpus_per_node=gpus,
         device="cuda",
@@ -171,11 +199,11 @@ def plan_of(shape: Shape, config: Config, gpus: int, gib: int) -> Plan | None:
         supports_bf16=True,
         compiles=True,
     )
-    request = request_of(config, frozenset(), Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=True)
-    try:
-        return make_plan(cluster, shape, batch_flags(config, frozenset()), request)
-    except MemoryShortError:
-        return None
+
+
+def request_for(config: Config) -> Request:
+    """What these flags ask for, none of them typed."""
+    return request_of(config, frozenset(), Launch(), frame_rate_hz=FRAME_RATE_HZ, deepspeed_available=True)
 
 
 if __name__ == "__main__":

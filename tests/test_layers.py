@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
     *("flags.sample_flags", "flags.best_flags"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
+    *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "plan.sampling", "plan.communication", "plan.rates", "plan.network", "plan.time"),
     *("plan.wanted_layouts", "preflight"),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from trainer.errors import ConfigError, MemoryShortError
-from trainer.plan.allowed_layouts import EstimatedLayout, Job, fits, precision_of
+from trainer.plan.allowed_layouts import Job, fits, precision_of, tried_layouts
+from trainer.plan.exchange import exchange_in_words
 from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy
-from trainer.plan.memory import GIB, Memory, expected_bytes
+from trainer.plan.memory import GIB, Memory
+from trainer.plan.reasons import bytes_while_sampling, filler_reasons, reasons_of
 from trainer.plan.refusal import LISTEN, refusal, refusal_of_samples
 from trainer.plan.request import BatchFlags, Request
 from trainer.plan.strategies import Cluster
 from trainer.plan.time import StepTime, step_time
 from trainer.plan.wanted_layouts import wanted_layouts
 from trainer.spec.shapes import Shape
-from trainer.spec.trainable import count
 
 # What a CPU trains in bearable time: `debug`, and models made for trying things out. `small` has four times as many.
 MOST_PARAMETERS_ON_A_CPU = 100_000_000
@@ -90,7 +90,8 @@ class Plan:
         layout = asdict(self.layout)
         workload = layout.pop("workload")
         own = {name: value for name, value in asdict(self).items() if name != "layout"}
-        return {**layout, **own, **workload, "samples_fit": self.samples_fit}
+        said = {"exchange": exchange_in_words(self.layout), "samples_fit": self.samples_fit}
+        return {**layout, **own, **workload, **said}
 
     def describe(self) -> str:
         """The plan as lines for the console."""
@@ -103,6 +104,7 @@ class Plan:
             f" activation checkpointing {recompute}{', compiled' * self.compiled}",
             f"global batch {self.global_batch} = {self.world_size} x {self.accumulation} x {self.micro_batch}"
             " (processes x accumulation x micro-batch, fillers of weight 0 included)",
+            *self._exchange_lines(),
             f"expected memory of each process: {self.memory.total / GIB:.1f}{has} GiB",
             f"  {self.memory.describe()}",
             *self._time_in_words(),
@@ -115,6 +117,10 @@ class Plan:
             return [f"expected time of a step: {self.time.describe()}"]
         unknown = "expected time of a step: unknown, as the GPU's rates are; a dry run takes a name: --gpu_name H100"
         return [unknown] if self.layout.on_gpu else []
+
+    def _exchange_lines(self) -> list[str]:
+        words = exchange_in_words(self.layout)
+        return [f"between processes: {words}"] if words else []
 
     def _samples_in_words(self) -> str:
         if self.gpu_memory_bytes is None:
@@ -139,13 +145,19 @@ def make_plan(
     _refuse_unasked_cpu(cluster, shape, request)
     global_batch, batch_reason = _global_batch(cluster, batch, resumed_global_batch)
     _, precision_reason = precision_of(cluster, request.mixed_precision)
-    job = Job(shape=shape, request=request, batch_size=batch.batch_size, global_batch=global_batch)
-    allowed = wanted_layouts(cluster, job)
-    taken = next((estimated for estimated in allowed if fits(cluster, estimated.memory)), None)
-    if taken is None:
+    job = Job(
+        shape=shape,
+        request=request,
+        batch_size=batch.batch_size,
+        batch_size_typed=batch.batch_size_typed,
+        global_batch=global_batch,
+    )
+    tried = tried_layouts(cluster, wanted_layouts(cluster, job))
+    taken = tried[-1]
+    if not fits(cluster, taken):
         if message := refusal_of_samples(cluster, job):
             raise ConfigError(message)
-        raise MemoryShortError(refusal(cluster, job, min(allowed, key=lambda estimated: estimated.memory.total)))
+        raise MemoryShortError(refusal(cluster, job, min(tried, key=lambda estimated: estimated.memory.total)))
     return Plan(
         layout=taken.layout,
         global_batch=global_batch,
@@ -153,24 +165,14 @@ def make_plan(
         gpu_memory_bytes=cluster.gpu_memory_bytes,
         reasons=(
             taken.candidate.reason,
-            *_compile_reasons(cluster, request, taken.layout),
-            *_memory_reasons(cluster, request, allowed[0], taken),
-            *_sound_reasons(cluster, job, taken),
-            *_selection_reasons(shape, request),
+            *reasons_of(cluster, job, tried),
             batch_reason,
-            *_filler_reasons(global_batch, taken.layout),
+            *filler_reasons(global_batch, taken.layout),
             precision_reason,
         ),
-        sampling_bytes=_sampling_bytes(shape, taken.layout, request),
+        sampling_bytes=bytes_while_sampling(shape, taken.layout, request),
         time=step_time(shape, taken.layout, cluster),
     )
-
-
-def _sampling_bytes(shape: Shape, layout: Layout, request: Request) -> int:
-    """What a process of this layout needs while it makes sounds, its reserve included."""
-    workload = replace(layout.workload, samples=request.samples)
-    memory = expected_bytes(shape, replace(layout, workload=workload))
-    return memory.samples + memory.reserve
 
 
 def _refuse_unasked_cpu(cluster: Cluster, shape: Shape, request: Request) -> None:
@@ -208,65 +210,3 @@ def _global_batch(cluster: Cluster, batch: BatchFlags, resumed: int | None) -> t
     return product, (
         f"global batch {product} = --batch_size {batch.batch_size} x --grad_acc {batch.grad_acc}{processes}"
     )
-
-
-def _compile_reasons(cluster: Cluster, request: Request, layout: Layout) -> Iterator[str]:
-    if layout.compiled:
-        yield f"layers are compiled from --compile {request.compile}: the first step takes up to a minute longer"
-    elif cluster.device == "cuda" and request.compile == "auto" and not cluster.compiles:
-        yield "layers are not compiled: torch.compile does not work here; steps take about a tenth longer"
-
-
-def _memory_reasons(
-    cluster: Cluster, request: Request, wanted: EstimatedLayout, taken: EstimatedLayout
-) -> Iterator[str]:
-    """What was changed because memory is short, and what the most wanted layout would have needed."""
-    if cluster.gpu_memory_bytes is None:
-        yield "nothing is refused for memory, because the device's is unknown"
-    elif wanted is not taken:
-        yield (
-            f"{wanted.layout.strategy} with micro-batch {wanted.layout.micro_batch}"
-            f"{'' if wanted.layout.gradient_checkpointing else ' and no checkpointing'} would take"
-            f" {wanted.memory.total / GIB:.1f} of {cluster.gpu_memory_bytes / GIB:.1f} GiB"
-        )
-    if taken.layout.micro_batch < wanted.layout.micro_batch:
-        yield f"micro-batch {taken.layout.micro_batch} because memory is short; the global batch stays"
-    if request.gradient_checkpointing:
-        yield "activation checkpointing from --gradient_checkpointing"
-    elif taken.layout.gradient_checkpointing:
-        longer = "some percent" if taken.layout.gradient_checkpointing == "selective" else "about a third"
-        yield f"activation checkpointing because memory is short: steps take {longer} longer"
-
-
-def _sound_reasons(cluster: Cluster, job: Job, taken: EstimatedLayout) -> Iterator[str]:
-    """What was changed because sounds would not fit beside the layout that the run would have without them."""
-    request = job.request
-    if request.workload.samples is None:
-        return
-    silent = replace(request, workload=replace(request.workload, samples=None))
-    layouts = wanted_layouts(cluster, replace(job, request=silent))
-    layout = replace(next(one.layout for one in layouts if fits(cluster, one.memory)), workload=request.workload)
-    if layout != taken.layout:
-        needed = _sampling_bytes(job.shape, layout, request) / GIB
-        yield (
-            f"{layout.strategy} with micro-batch {layout.micro_batch} would fit but for the sounds of --sample_every,"
-            f" for which it would need {needed:.1f} GiB"
-        )
-
-
-def _selection_reasons(shape: Shape, request: Request) -> Iterator[str]:
-    workload = request.workload
-    counts = count(shape, workload.selection)
-    if not workload.selection.everything:
-        yield (
-            f"trained is {workload.selection.describe()}: {counts.trained / 1e6:.4g} of"
-            f" {(shape.parameters + counts.added) / 1e6:.4g} M parameters"
-        )
-    if workload.base_bits is not None:
-        yield f"{counts.in_layers / 1e6:.4g} M frozen parameters in {workload.base_bits} bits from --base_bits"
-
-
-def _filler_reasons(global_batch: int, layout: Layout) -> Iterator[str]:
-    fillers = layout.world_size * layout.accumulation * layout.micro_batch - global_batch
-    if fillers:
-        yield f"{fillers} filler rows of weight 0 per step, because {global_batch} clips do not split evenly"

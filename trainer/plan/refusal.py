@@ -23,7 +23,7 @@ LISTEN = "python scripts/generate.py --model OUTPUT_DIR/checkpoints/step-N --pro
 
 def refusal(cluster: Cluster, job: Job, least: EstimatedLayout) -> str:
     """The message of a run of which no layout fits; `least` is the one that needs the least GPU memory."""
-    if fits_gpu(cluster, least.memory):
+    if fits_gpu(cluster, least):
         needed = least.memory.host * cluster.gpus_per_node / GIB
         lack = f"offloading needs {needed:.1f} GiB of host memory, and a node has {_gib(cluster.host_memory_bytes)}"
     elif cluster.device == "cpu":
@@ -54,7 +54,7 @@ def refusal_of_samples(cluster: Cluster, job: Job) -> str:
     if samples is None:
         return ""
     silent = allowed_layouts(cluster, replace(job, request=_with_samples(request, None)))
-    fitting = [estimated.layout for estimated in silent if fits(cluster, estimated.memory)]
+    fitting = [estimated.layout for estimated in silent if fits(cluster, estimated)]
     if not fitting:
         return ""
     with_sounds = [expected_bytes(job.shape, replace(layout, workload=request.workload)) for layout in fitting]
@@ -63,7 +63,7 @@ def refusal_of_samples(cluster: Cluster, job: Job) -> str:
     changes = [
         f"use --sample_seconds {seconds}, or leave"
         for seconds in shorter
-        if _is_possible(cluster, job, _with_samples(request, samples.lasting(seconds * FRAME_RATE_HZ)))
+        if is_possible(cluster, job, _with_samples(request, samples.lasting(seconds * FRAME_RATE_HZ)))
     ]
     return (
         f"--sample_every does not fit beside this run, which fits without it: while making sounds "
@@ -82,7 +82,7 @@ def _changes_of_flags(cluster: Cluster, job: Job) -> Iterator[str]:
     request, workload = job.request, job.request.workload
 
     def works(**changes: object) -> bool:
-        return _is_possible(cluster, job, replace(request, **changes))  # type: ignore[arg-type]
+        return is_possible(cluster, job, replace(request, **changes))  # type: ignore[arg-type]
 
     def works_with_workload(strategy: str = request.strategy, **changes: object) -> bool:
         return works(strategy=strategy, workload=replace(workload, **changes))  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def _more_gpus(cluster: Cluster, job: Job) -> Iterator[str]:
     request = job.request if job.request.strategy != "single" else replace(job.request, strategy="auto")
     for gpus in range(cluster.world_size + 1, MOST_GPUS_SUGGESTED + 1):
         more = replace(cluster, nodes=1, gpus_per_node=gpus, host_memory_bytes=None)
-        if _is_possible(more, job, request):
+        if is_possible(more, job, request):
             yield f"{gpus} such GPUs"
             break
 
@@ -128,7 +128,7 @@ def _fewer_processes(cluster: Cluster, job: Job) -> Iterator[str]:
     if cluster.gpus_per_node > 1 and cluster.host_memory_bytes is not None:
         share = bytes_of_a_process(cluster.host_memory_bytes, 1)
         request = replace(job.request, strategy="auto")
-        if _is_possible(replace(cluster, gpus_per_node=1, gpu_memory_bytes=share), job, request):
+        if is_possible(replace(cluster, gpus_per_node=1, gpu_memory_bytes=share), job, request):
             yield f"one process for each machine{'' if job.request.strategy == 'auto' else ', --strategy auto'}"
 
 
@@ -136,7 +136,7 @@ def _smaller_models(cluster: Cluster, job: Job) -> Iterator[str]:
     """The largest model with which there is a plan, of those that are smaller and of the same kind."""
     smaller = [s for s in KNOWN.values() if s.parameters < job.shape.parameters and _is_like(s, job.shape)]
     for shape in sorted(smaller, key=lambda shape: -shape.parameters):
-        if _is_possible(cluster, replace(job, shape=shape), job.request):
+        if is_possible(cluster, replace(job, shape=shape), job.request):
             yield f"--model_id {shape.name}"
             break
 
@@ -146,11 +146,11 @@ def _is_like(one: Shape, other: Shape) -> bool:
     return (one.melody, one.audio_channels) == (other.melody, other.audio_channels)
 
 
-def _is_possible(cluster: Cluster, job: Job, request: Request) -> bool:
+def is_possible(cluster: Cluster, job: Job, request: Request) -> bool:
     """Whether there is a plan on this cluster for the same job with this request."""
     try:
         layouts = allowed_layouts(cluster, replace(job, request=request))
-        return any(fits(cluster, estimated.memory) for estimated in layouts)
+        return any(fits(cluster, estimated) for estimated in layouts)
     except ConfigError:
         return False
 

@@ -42,6 +42,8 @@ class Request:
     ..._typed            whether the flag was typed: the plan may overrule a default where memory is short, and never
                          what was typed
     deepspeed_available  whether DeepSpeed is installed where the run will be
+    dropout              whether the model drops values at random (--dropout, --lora_dropout): then numbers depend on
+                         the micro-batch
     """
 
     workload: Workload
@@ -56,6 +58,7 @@ class Request:
     compile: Literal["auto", "0", "1"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deepspeed_available: bool = True
+    dropout: bool = False
 
 
 def batch_flags(config: Config, typed: frozenset[str]) -> BatchFlags:
@@ -116,6 +119,7 @@ def request_of(
         compile=config.compile,
         device="cpu" if launch.use_cpu else config.device,
         deepspeed_available=deepspeed_available,
+        dropout=config.dropout > 0 or config.lora_dropout > 0,
     )
 
 

@@ -26,11 +26,11 @@ def wanted_layouts(cluster: Cluster, job: Job) -> list[EstimatedLayout]:
     allowed = list(allowed_layouts(cluster, job))
     if job.request.strategy != "auto" or cluster.nodes == 1 or cluster.gpus_per_node == 1:
         return allowed
-    fsdp = next((estimated for estimated in allowed if fits(cluster, estimated.memory)), None)
+    fsdp = next((estimated for estimated in allowed if fits(cluster, estimated)), None)
     if fsdp is None or fsdp.layout.strategy != "fsdp":
         return allowed
     within = list(allowed_layouts(cluster, replace(job, request=replace(job.request, strategy="hsdp"))))
-    hsdp = next((estimated for estimated in within if fits(cluster, estimated.memory)), None)
+    hsdp = next((estimated for estimated in within if fits(cluster, estimated)), None)
     reason = "" if hsdp is None else _worth(cluster, job, fsdp, hsdp)
     if not reason:
         return allowed

@@ -222,6 +222,7 @@ def _plan(facts: Facts) -> list[tuple[str, str]]:
         ("clips per step", _counted(plan.get("global_batch"))),
         ("micro-batch", _counted(plan.get("micro_batch"))),
         ("accumulation", _counted(plan.get("accumulation"))),
+        ("between processes", str(plan.get("exchange", ""))),
         ("parameters", _counted(start.get("parameters"))),
         ("of them trained", _counted(start.get("trained_parameters"))),
     ]
