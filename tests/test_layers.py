@@ -40,7 +40,7 @@ WITHOUT_TORCH = (
     *("flags.sample_flags", "flags.best_flags"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
-    *("plan.unused_gpu", "plan.sampling", "preflight"),
+    *("plan.unused_gpu", "plan.sampling", "plan.communication", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.melody_files", "data.demucs_files"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.plans import plan_for
-from tests.ranks.cases import GLOBAL_BATCH, LENGTHS, SEGMENT
+from tests.ranks.cases import LENGTHS, SEGMENT
 from tests.synthetic import random_examples
+from trainer.data.batches import Batch
 from trainer.wiring import engine_settings
 
 # torch's operations by the kind of collective; which argument is the whole tensor, which the processes share. Python
@@ -37,22 +39,12 @@ TIMES = {"gather": 1, "scatter": 1, "allreduce": 2, "reduce": 1, "broadcast": 1}
 FEW_VALUES = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """Bytes that one process sent in a step, by kind of collective; those of a few values apart, as "few"."""
-
-    sent: Counter[str]
-
-    def of(self, *kinds: str) -> float:
-        return sum(self.sent[kind] for kind in kinds)
-
-
 class Collectives(TorchDispatchMode):
     """Inside the block, counts the tensors that this process gives to collectives."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent: Counter[str] = Counter()
+        self.sent: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         if operation.namespace == "c10d":
@@ -65,12 +57,10 @@ class Collectives(TorchDispatchMode):
         kind, whole = WHOLE_ARGUMENT[name]  # KeyError: a collective that the formulas do not know
         tensors = list(_flat(arguments[whole]))
         group = next(_group(argument) for argument in arguments if isinstance(argument, torch.ScriptObject))
-        if sum(tensor.numel() for tensor in tensors) <= FEW_VALUES:
-            kind, times = "few", TIMES[kind]
-        else:
-            times = TIMES[kind]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.sent[kind] += times * size * (group.size() - 1) / group.size()  # type: ignore[assignment]
+        sent = TIMES[kind] * size * (group.size() - 1) / group.size()
+        few = sum(tensor.numel() for tensor in tensors) <= FEW_VALUES
+        self.sent["few" if few else kind] += sent
 
 
 def _flat(tensors: Any) -> Iterable[Tensor]:
@@ -95,19 +85,24 @@ def sent_in_a_step(
     reduces_once: bool = False,
     zero: dict[str, Any] | None = None,
     flags: dict[str, Any] | None = None,
+    layers: int | None = None,
     **planned: Any,
-) -> Counted:
-    """What this rank sent in the last of some steps: in the first, ZeRO-3 only learns what it is to gather ahead.
+) -> dict[str, float]:
+    """Bytes that this rank sent in the last of some steps, by kind of collective; those of few values apart, as "few".
 
-    zero   settings of DeepSpeed's in place of the trainer's
-    flags  of the config
+    Of the last, since in the first one ZeRO-3 only learns what it is to gather ahead.
+
+    zero     settings of DeepSpeed's in place of the trainer's
+    flags    of the config
+    layers   of the decoder, in place of the debug model's
+    planned  of the plan, as plan_for takes it
     """
     import os
 
-    from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
     from trainer.engine import Engine, Ranks, accelerator, build_accelerator
     from trainer.flags.config import Config
-    from trainer.model.source import open_model
+    from trainer.model.debug_model import build_debug_model
+    from trainer.model.source import open_model, source_of
 
     if zero is not None:
         ours = accelerator.zero_config
@@ -117,41 +112,26 @@ def sent_in_a_step(
             return config | {"zero_optimization": config["zero_optimization"] | zero}
 
         accelerator.zero_config = changed
-    world_size = int(os.environ["WORLD_SIZE"])
     config = Config(dataset_path="unused", timeout_minutes=2.0, lr=1e-3, **(flags or {}))
-    new_tokens = config.selection.new_rows
-    examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=new_tokens, model=model)
-    order = Order(
-        seed=1,
-        epochs=9,
-        global_batch=GLOBAL_BATCH,
-        segment_frames=SEGMENT,
-        codebooks=examples.shape.codebooks,
-        channels=examples.shape.audio_channels,
-        caption_drop_rate=0.3,
-        melody_drop_rate=0.4 if examples.shape.melody else 0.0,
-        frames=examples.codes.frames,
-    )
-    micro = GLOBAL_BATCH // (world_size * accumulation)
-    plan = plan_for(
-        strategy,
-        world_size=world_size,
-        micro_batch=micro,
-        accumulation=accumulation,
-        selection=config.selection,
-        **planned,
-    )
-    plan = replace(plan, layout=replace(plan.layout, gathers_once=gathers_once, reduces_once=reduces_once))
+    source = open_model(model) if layers is None else source_of(build_debug_model(layers=layers), name=model)
+    plan = plan_for(strategy, world_size=int(os.environ["WORLD_SIZE"]), accumulation=accumulation, **planned)
+    workload = replace(plan.layout.workload, selection=config.selection)
+    layout = replace(plan.layout, workload=workload, gathers_once=gathers_once, reduces_once=reduces_once)
+    plan = replace(plan, layout=layout)
     built = build_accelerator(plan, engine_settings(config), Path("."))
     with Ranks(timeout_seconds=60) as ranks:
-        engine = Engine(built, ranks, open_model(model), plan, engine_settings(config))
+        engine = Engine(built, ranks, source, plan, engine_settings(config))
+        batches, cells = _batches(model, config.selection.new_rows, accumulation)
         for step in range(steps):
-            rows = rows_of_step(order, step)
-            shares = micro_batches(
-                rows, micro_batch=micro, accumulation=accumulation, world_size=world_size, rank=ranks.rank
-            )
-            cells = valid_cells(rows, order.codebooks, SEGMENT, order.channels)
-            batches = [examples.batch(share) for share in shares]
             with Collectives() as collectives:
                 engine.step(batches, cells, step=step, learning_rate=config.lr)
-        return Counted(sent=collectives.sent)
+        return dict(collectives.sent)
+
+
+def _batches(model: str, new_tokens: int, accumulation: int) -> tuple[list[Batch], np.ndarray]:
+    """Micro-batches of two clips, and what the engine is told of the step's valid cells: any number does."""
+    from trainer.data.order import Row
+
+    examples = random_examples(LENGTHS, segment_frames=SEGMENT, new_tokens=new_tokens, model=model)
+    rows = [Row(clip=clip, epoch=0, view=0, start=0, frames=5, drop_caption=False) for clip in range(2)]
+    return [examples.batch(rows)] * accumulation, np.full(examples.shape.codebooks, 100)

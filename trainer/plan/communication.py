@@ -7,25 +7,34 @@ all-reduce (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"; 
 nccl-tests, doc/PERFORMANCE.md). In a reduce or a broadcast, every GPU but one sends all of S. A GPU receives as much
 as it sends.
 
-Which collectives there are, by the sources of DeepSpeed 0.19.8, torch 2.13 and transformers 5.23:
+Which collectives there are, by the sources of DeepSpeed 0.19.8, torch 2.13 and accelerate 1.15:
 
-ddp     torch.nn.parallel.DistributedDataParallel all-reduces the float32 gradients, in buckets without padding, in the
-        backward pass of the step's last micro-batch (no_sync in those before: TorchBackend.accumulating).
-zero2   stage_1_and_2.py. average_tensor takes each bucket of gradients apart by the GPUs that own the pieces, and
-        allreduce_no_retain and allreduce_bucket send each piece to its owner: dist.reduce of float32
-        (communication_data_type in trainer/engine/accelerator.py), without padding. update_lp_params calls
-        dist.all_gather_into_tensor on the flat weights in the precision of the computation, after the step; they are
-        padded to a multiple of 2 x GPUs (nccl_start_alignment_factor).
-zero3   partition_parameters.py all-gathers each parameter, in the precision of the computation and padded to a multiple
-        of the GPUs, for each forward and each backward pass; what layers recompute as a whole in the backward pass is
-        gathered once more. stage3.py, __avg_scatter_grads: dist.reduce_scatter of float32, padded alike
-        (reduce_scatter_coalesced), after every micro-batch.
-fsdp    torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py. foreach_all_gather: the weights of one unit (a layer,
-        or all outside the layers) in the precision of the computation (param_dtype). foreach_reduce: reduce-scatter of
-        the gradients of a unit in float32 (reduce_dtype). Both with each tensor's first dimension padded to a multiple
-        of the GPUs (_get_dim0_padded_size in _fsdp_common.py).
+ddp     torch/nn/parallel/distributed.py and its Reducer in C++ all-reduce the float32 gradients, in buckets without
+        padding, in the backward pass of the step's last micro-batch (no_sync in those before).
+zero2   deepspeed/runtime/zero/stage_1_and_2.py. average_tensor takes each bucket of gradients apart by the GPUs that own
+        the pieces, and allreduce_no_retain and allreduce_bucket send each piece to its owner: dist.reduce, in float32
+        (communication_data_type in trainer/engine/accelerator.py), without padding. That is with
+        use_multi_rank_bucket_allreduce off; on, as it is by default, the whole bucket is all-reduced. After the step,
+        all_gather_dp_groups (deepspeed/runtime/utils.py) calls dist.all_gather_into_tensor on the flat weights in the
+        precision of the computation, padded to a multiple of 2 x GPUs (nccl_start_alignment_factor).
+zero3   deepspeed/runtime/zero/partition_parameters.py, all_gather_coalesced: each parameter in the precision of the
+        computation, padded to a multiple of the GPUs, once in the forward and once in the backward pass. Only what is
+        fetched ahead across the turn from forward to backward is gathered once, up to as many values as may be whole
+        at once (stage3_max_live_parameters; fetch_sub_module and __params_to_release in
+        partitioned_param_coordinator.py). stage3.py, __avg_scatter_grads, and reduce_scatter_coalesced: the gradients
+        in float32, padded alike, in every micro-batch.
+fsdp    torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py. foreach_all_gather: the weights of a unit (a layer, or
+        all outside the layers) in the precision of the computation (param_dtype). foreach_reduce: reduce-scatter of a
+        unit's gradients in float32 (reduce_dtype). Both with each tensor's first dimension padded to a multiple of the
+        GPUs (_get_dim0_padded_size in _fsdp_common.py). The unit outside the layers stays whole from a forward pass
+        to its backward pass, where layers are gathered again: accelerate/utils/fsdp_utils.py, fsdp2_prepare_model,
+        leaves the root to torch, which keeps it (FSDPState._lazy_init).
 hsdp    as fsdp among the GPUs of a machine; then foreach_reduce all-reduces each GPU's shard of the float32 gradients
-        among the machines, once a step.
+        among the machines, once a step (set_requires_all_reduce).
+
+Frozen weights are gathered as trained ones are, and have no gradients. Frozen layers at the bottom, below which nothing
+is trained, have no backward pass either and are gathered for the forward pass alone; but FSDP fetches one layer ahead
+(FSDPParamGroup._backward_prefetch), so that it gathers the uppermost of them for nothing.
 
 The few bytes by which the engine sums losses and norms, and DeepSpeed looks for overflows, are left out.
 tests/ranks/test_bytes_moved.py compares the formulas with what the libraries give to gloo.
@@ -33,6 +42,7 @@ tests/ranks/test_bytes_moved.py compares the formulas with what the libraries gi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,6 +61,9 @@ from trainer.spec.trainable import (
 )
 
 ZERO2_ALIGNMENT = 2  # values per GPU to whose multiple ZeRO-2 pads: nccl_start_alignment_factor
+# The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
+# trainer/engine/accelerator.py gives it to DeepSpeed as stage3_max_live_parameters.
+ZERO_LIVE_PARAMETERS = 200_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +124,10 @@ class Traffic:
 class Tensors:
     """Equal parameters of a model.
 
-    layer  of the decoder that they are in; None outside the layers
-    rows   first dimension of each
-    count  how many there are
+    layer    of the decoder that they are in; None outside the layers
+    rows     first dimension of each
+    columns  the product of the others
+    count    how many there are
     """
 
     layer: int | None
@@ -165,25 +179,41 @@ def _zero2(layout: Layout, trained: int) -> Traffic:
 
 
 def _zero3(layout: Layout, tensors: list[Tensors]) -> Traffic:
-    weights = layout.compute_bytes * sum(each.padded(layout.world_size) for each in tensors)
+    first = _first_with_gradients(layout.workload.selection)
+    weights = sum(each.padded(layout.world_size) for each in tensors)
+    again = sum(each.padded(layout.world_size) for each in tensors if each.layer is None or each.layer >= first)
+    again -= min(again, ZERO_LIVE_PARAMETERS)
     gradients = FLOAT32 * sum(each.padded(layout.world_size) for each in tensors if each.trained)
     return Traffic(
-        gathered=_ring(layout, 2 * layout.accumulation * weights),
+        gathered=_ring(layout, layout.accumulation * layout.compute_bytes * (weights + again)),
         reduced=_ring(layout, layout.accumulation * gradients),
     )
 
 
 def _fsdp(layout: Layout, tensors: list[Tensors]) -> Traffic:
-    weights = layout.compute_bytes * sum(each.padded_rows(layout.shards) for each in tensors)
+    first = _first_with_gradients(layout.workload.selection) - 1
+    weights = sum(each.padded_rows(layout.shards) for each in tensors)
+    again = sum(each.padded_rows(layout.shards) for each in tensors if each.layer is not None and each.layer >= first)
+    gathered = weights if layout.gathers_once else layout.accumulation * (weights + again)
     gradients = FLOAT32 * sum(each.padded_rows(layout.shards) for each in tensors if each.trained)
-    gathers = 1 if layout.gathers_once else 2 * layout.accumulation
     reductions = 1 if layout.reduces_once else layout.accumulation
     hybrid = layout.strategy == "hsdp" and layout.nodes > 1
     return Traffic(
-        gathered=_ring(layout, gathers * weights),
+        gathered=_ring(layout, layout.compute_bytes * gathered),
         reduced=_ring(layout, reductions * gradients),
         spread=_among_machines(layout, gradients // layout.shards) if hybrid else Sent(),
     )
+
+
+def _first_with_gradients(selection: Selection) -> int:
+    """The lowest layer through which gradients go: 0 but where nothing below, or beside it, is trained.
+
+    All layers attend to the projected text, or have it in front, so that a trained projection needs gradients from
+    layer 0 on; so do adapters and a new word.
+    """
+    if selection.lora or selection.new_rows or not {EMBEDDINGS, PROJECTION} <= set(selection.frozen_parts):
+        return 0
+    return next(layer for layer in itertools.count() if layer not in selection.frozen_layers)
 
 
 def _ring(layout: Layout, size: int, *, overlaps: bool = True) -> Sent:
