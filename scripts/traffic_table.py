@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.plan.communication import Sent, Traffic, traffic
 from trainer.plan.layout import Layout, Strategy, Workload
 from trainer.spec.shapes import KNOWN, Shape, segment_frames
+from trainer.spec.trainable import selection_of
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "communication.md"
 MODELS = ("small", "medium", "large")
@@ -38,16 +39,7 @@ equal the two before. Under hsdp each GPU sends its own shard, so that a machine
 
 ## What each strategy sends, and when
 
-| | what | when | precision | is anything computed meanwhile |
-|---|---|---|---|---|
-| `ddp` | gradients, reduced to all | in the backward pass of the step's last micro-batch | float32 | yes, the rest of that backward pass |
-| `zero2` | gradients, each share reduced to the GPU that owns it | in every backward pass; "reduced once": after the last | float32 | no |
-| | updated weights, from each owner to all | after the update | that of the computation | no |
-| `zero3` | weights, gathered parameter by parameter | in every forward and every backward pass | that of the computation | yes: some layers are gathered ahead |
-| | gradients, reduced by shares | in every backward pass | float32 | yes, the rest of that backward pass |
-| `fsdp` | weights, gathered layer by layer | in every forward and every backward pass; "gathered once": in the step's first forward pass | that of the computation | yes: the next layer is gathered ahead |
-| | gradients, reduced by shares | in every backward pass; "reduced once": in the step's last | float32 | yes, the rest of that backward pass |
-| `hsdp` | within a machine, as fsdp; then shards of the gradients, reduced to the same GPU of all machines | in the backward pass of the step's last micro-batch | float32 | yes, the rest of that backward pass |
+{strategies}
 
 - **What is not trained has no gradients**, and nothing of it is reduced or sent back. zero3 and fsdp gather it all the
   same, for their weights are shared out whether they are trained or not: one reason why adapters and a new word go by
@@ -66,33 +58,59 @@ fsdp gathered and reduced in every micro-batch, which it still does where memory
 between machines in every micro-batch. A dash: with one micro-batch there is nothing to be done once instead of twice.
 """
 
-Columns = dict[str, tuple[Strategy, dict[str, bool] | None]]
-# What stands above a column, with the strategy and the layout's fields; None: what the libraries do by default.
+BACKWARD, LAST = "in every backward pass", "in the backward pass of the step's last micro-batch"
+BOTH_PASSES = "in every forward and every backward pass"
+COMPUTED, MEANWHILE = "that of the computation", "yes, the rest of that backward pass"
+STRATEGIES = (
+    ("", "what", "when", "precision", "is anything computed meanwhile"),
+    ("---",) * 5,
+    ("`ddp`", "gradients, reduced to all GPUs", LAST, "float32", MEANWHILE),
+    (
+        *("`zero2`", "gradients, each share reduced to the GPU that owns it"),
+        *(f'{BACKWARD}; "reduced once": after the last', "float32", "no"),
+    ),
+    ("", "updated weights, from each owner to all", "after the update", COMPUTED, "no"),
+    ("`zero3`", "weights, gathered parameter by parameter", BOTH_PASSES, COMPUTED, "yes: they are gathered ahead"),
+    ("", "gradients, reduced by shares", BACKWARD, "float32", MEANWHILE),
+    (
+        *("`fsdp`", "weights, gathered layer by layer"),
+        *(f'{BOTH_PASSES}; "gathered once": in the step\'s first forward pass', COMPUTED),
+        "yes: the next layer is gathered ahead",
+    ),
+    ("", "gradients, reduced by shares", f'{BACKWARD}; "reduced once": in the step\'s last', "float32", MEANWHILE),
+    ("`hsdp`", "within a machine as fsdp, and besides", "", "", ""),
+    ("", "shards of gradients, reduced to all machines", LAST, "float32", MEANWHILE),
+)
+
+GATHERS, REDUCES = "gathers_once", "reduces_once"
+Columns = dict[str, tuple[Strategy, tuple[str, ...] | None]]
+# What stands above a column, with the strategy and which of the layout's fields are on; None: what the libraries do by
+# default.
 ON_ONE_MACHINE: Columns = {
-    "ddp": ("ddp", {}),
+    "ddp": ("ddp", ()),
     "zero2 before": ("zero2", None),
-    "zero2": ("zero2", {}),
-    "zero2, reduced once": ("zero2", {"reduces_once": True}),
-    "zero3": ("zero3", {}),
-    "fsdp": ("fsdp", {}),
-    "fsdp, gathered once": ("fsdp", {"gathers_once": True}),
-    "fsdp, both once": ("fsdp", {"gathers_once": True, "reduces_once": True}),
+    "zero2": ("zero2", ()),
+    "zero2, reduced once": ("zero2", (REDUCES,)),
+    "zero3": ("zero3", ()),
+    "fsdp": ("fsdp", ()),
+    "fsdp, gathered once": ("fsdp", (GATHERS,)),
+    "fsdp, both once": ("fsdp", (GATHERS, REDUCES)),
 }
 ON_TWO: Columns = ON_ONE_MACHINE | {
     "hsdp before": ("hsdp", None),
-    "hsdp": ("hsdp", {}),
-    "hsdp, gathered once": ("hsdp", {"gathers_once": True}),
-    "hsdp, both once": ("hsdp", {"gathers_once": True, "reduces_once": True}),
+    "hsdp": ("hsdp", ()),
+    "hsdp, gathered once": ("hsdp", (GATHERS,)),
+    "hsdp, both once": ("hsdp", (GATHERS, REDUCES)),
 }
 
 
 def page() -> str:
     """The whole page, in Markdown."""
-    from trainer.spec.trainable import selection_of
-
     lora = Workload(segment_frames=segment_frames(30), selection=selection_of(lora_rank=16))
     sent = traffic(KNOWN["large"], replace(layout_of("ddp", 8, 1), workload=lora)).by_gpu
-    return "\n".join([INTRODUCTION.format(lora=sent / MEGA), *(section(KNOWN[name]) for name in MODELS)])
+    strategies = "\n".join(f"| {' | '.join(row)} |" for row in STRATEGIES)
+    introduction = INTRODUCTION.format(lora=sent / MEGA, strategies=strategies)
+    return "\n".join([introduction, *(section(KNOWN[name]) for name in MODELS)])
 
 
 def section(shape: Shape) -> str:
@@ -132,9 +150,9 @@ def sent_by(shape: Shape, column: str, gpus: int, accumulation: int, nodes: int 
     layout = layout_of(strategy, gpus, accumulation, nodes)
     if fields is None:
         return by_the_libraries_defaults(shape, layout)
-    if "reduces_once" in fields and accumulation == 1:
+    if REDUCES in fields and accumulation == 1:
         return None
-    return traffic(shape, replace(layout, **fields))
+    return traffic(shape, replace(layout, gathers_once=GATHERS in fields, reduces_once=REDUCES in fields))
 
 
 def layout_of(strategy: Strategy, gpus: int, accumulation: int, nodes: int = 1) -> Layout:

@@ -86,6 +86,7 @@ FULL = [
     # What is not trained: frozen parts, all but adapters, all but a word; melody and stereo.
     *(Case(ranks=2, strategy=name, layers=5, flags=TOP_LAYER) for name in ("ddp", "zero3", "fsdp")),
     Case(ranks=2, strategy="zero2", layers=5, flags=TOP_LAYER, zero=TO_EACH_OWNER),
+    Case(ranks=4, strategy="zero2", flags=LORA, zero=TO_EACH_OWNER, planned=BF16),
     *(Case(ranks=4, strategy=name, flags=LORA, planned=BF16) for name in ("ddp", "zero3", "fsdp")),
     *(Case(ranks=2, strategy=name, flags={"tune_text": True}) for name in ("ddp", "fsdp")),
     *(Case(ranks=4, strategy=name, model="debug-stereo-melody", planned=BF16) for name in ("zero3", "fsdp")),

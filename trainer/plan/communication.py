@@ -1,4 +1,4 @@
-"""Bytes that the GPUs of a run send to each other in an optimizer step, as formulas of the model's shape and the layout.
+"""Bytes that the GPUs of a run send to each other in an optimizer step: formulas of the model's shape and the layout.
 
 What is counted are the tensors given to the collectives, times what a ring makes of them. One convention holds
 everywhere: the bytes that one GPU sends, on average over the GPUs of the group. For a tensor of S bytes, whole, and n
@@ -11,8 +11,8 @@ Which collectives there are, by the sources of DeepSpeed 0.19.8, torch 2.13 and 
 
 ddp     torch/nn/parallel/distributed.py and its Reducer in C++ all-reduce the float32 gradients, in buckets without
         padding, in the backward pass of the step's last micro-batch (no_sync in those before).
-zero2   deepspeed/runtime/zero/stage_1_and_2.py. average_tensor takes each bucket of gradients apart by the GPUs that own
-        the pieces, and allreduce_no_retain and allreduce_bucket send each piece to its owner: dist.reduce, in float32
+zero2   deepspeed/runtime/zero/stage_1_and_2.py. average_tensor takes each bucket of gradients apart by the GPUs that
+        own the pieces; allreduce_no_retain and allreduce_bucket send each piece to its owner: dist.reduce, in float32
         (communication_data_type in trainer/engine/accelerator.py), without padding. That is with
         use_multi_rank_bucket_allreduce off; on, as it is by default, the whole bucket is all-reduced. After the step,
         all_gather_dp_groups (deepspeed/runtime/utils.py) calls dist.all_gather_into_tensor on the flat weights in the
