@@ -41,7 +41,7 @@ WITHOUT_TORCH = (
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
-    *("plan.unused_gpu", "plan.sampling", "plan.communication", "plan.rates", "plan.network", "plan.time"),
+    *("plan.unused_gpu", "plan.sampling", "plan.rates", "plan.network", "plan.time"),
     *("plan.wanted_layouts", "preflight"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.melody_files", "data.demucs_files"),

@@ -30,13 +30,12 @@ from trainer.engine.meeting import BACKEND, meet
 from trainer.engine.settings import EngineSettings
 from trainer.errors import ConfigError
 from trainer.model.language_model import LanguageModel
+from trainer.plan.communication import ZERO_LIVE_PARAMETERS
 from trainer.plan.launcher import START, read_launch
 from trainer.plan.memory import ZERO_BUCKET_ELEMENTS
 from trainer.plan.plan import Plan
 from trainer.run.output_dir import OutputDir
 
-# The most parameters that ZeRO-3 may keep gathered: two layers of `large` (67 M each), its embeddings and heads.
-ZERO_LIVE_PARAMETERS = 200_000_000
 # What Accelerate calls the strategies that it might replace by another one.
 DISTRIBUTED_TYPE = {
     "zero2": DistributedType.DEEPSPEED,
