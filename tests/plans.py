@@ -32,6 +32,8 @@ def plan_for(
     eight_bit_moments: bool = False,
     base_bits: int | None = None,
     compiled: bool = False,
+    gathers_once: bool = False,
+    reduces_once: bool = False,
     selection: Selection = EVERYTHING,
     on_gpu: bool = False,
     samples: Samples | None = None,
@@ -57,6 +59,8 @@ def plan_for(
         gradient_checkpointing=checkpointing,
         offload_optimizer=offload,
         compiled=compiled,
+        gathers_once=gathers_once,
+        reduces_once=reduces_once,
     )
     memory = expected_bytes(KNOWN["debug"], layout)
     return Plan(layout=layout, global_batch=global_batch, memory=memory, gpu_memory_bytes=None, reasons=())

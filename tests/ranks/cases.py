@@ -51,6 +51,8 @@ def steps(
     offload: bool = False,
     checkpointing: Checkpointing = False,
     compiled: bool = False,
+    gathers_once: bool = False,
+    reduces_once: bool = False,
     mean_of_means: bool = False,
     flags: Mapping[str, Any] | None = None,
     epochs: int = 9,
@@ -111,6 +113,8 @@ def steps(
         ema=ema_decay is not None,
         eight_bit_moments=optimizer == "adamw8bit",
         compiled=compiled,
+        gathers_once=gathers_once,
+        reduces_once=reduces_once,
     )
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))
     losses, norms = [], []
