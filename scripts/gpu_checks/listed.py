@@ -211,10 +211,14 @@ CHECKS: tuple[Check, ...] = (
     _equal("hsdp 4 ranks bf16"),
     _equal("fsdp 4 ranks"),
     _equal("zero2 4 ranks", "deepspeed"),
+    _equal("zero2 2 ranks once", "deepspeed"),
+    _equal("zero2 2 ranks bf16 once", "deepspeed"),
+    _equal("zero2 2 ranks compiled once", "deepspeed"),
     _world("large fsdp on 8 ranks", 50),
     _world("large fsdp on 64 ranks", 50),
     _world("medium zero2 on 8 ranks", 50, "deepspeed"),
     _world("large hsdp on 16 ranks of 2 machines", 50),
+    _world("medium zero2 on 8 ranks once", 60, "deepspeed"),
     *(
         Check(
             name=f"the step: {size}",

@@ -35,9 +35,13 @@ class World:
     precision: Precision = "bf16"
     gradient_checkpointing: Checkpointing = False
     compiled: bool = False
+    gathers_once: bool = False
+    reduces_once: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} {self.strategy} on {self.ranks} ranks" + f" of {self.nodes} machines" * (self.nodes > 1)
+        once = " once" * self.reduces_once
+        machines = f" of {self.nodes} machines" * (self.nodes > 1)
+        return f"{self.model} {self.strategy} on {self.ranks} ranks{machines}{once}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,13 @@ def _engine(world: World) -> tuple[Any, Any, int]:
         gradient_checkpointing=world.gradient_checkpointing,
         compiled=world.compiled,
     )
-    layout = replace(work.layout(on_gpu=torch.cuda.is_available()), nodes=world.nodes, world_size=world.ranks)
+    layout = replace(
+        work.layout(on_gpu=torch.cuda.is_available()),
+        nodes=world.nodes,
+        world_size=world.ranks,
+        gathers_once=world.gathers_once,
+        reduces_once=world.reduces_once,
+    )
     plan = replace(
         work.plan(gpu_memory_bytes=None),
         layout=layout,

@@ -25,10 +25,11 @@ class Case:
     nodes: int = 1
     compiled: bool = False
     precision: str = "no"
+    once: bool = False  # whether weights are gathered, and gradients reduced, once for a step
 
     def __str__(self) -> str:
         layout = [f"{self.ranks} ranks", "compiled" * self.compiled, self.precision.replace("no", "")]
-        return " ".join(filter(None, [self.strategy, self.kind, *layout]))
+        return " ".join(filter(None, [self.strategy, self.kind, *layout, "once" * self.once]))
 
     @property
     def model(self) -> str:
@@ -56,6 +57,9 @@ CASES = [
     Case(strategy="hsdp", ranks=4, nodes=2, precision="bf16"),
     Case(strategy="fsdp", ranks=4),
     Case(strategy="zero2", ranks=4),
+    Case(strategy="zero2", once=True),
+    Case(strategy="zero2", precision="bf16", once=True),
+    Case(strategy="zero2", compiled=True, once=True),
 ]
 # On a CPU tests/ranks shows the same at length: here one case, so that the check itself is known to work.
 QUICK = ("fsdp 2 ranks",)
@@ -72,8 +76,9 @@ def one_process(model: str) -> Numbers:
 def test_ranks_that_share_a_card_give_the_numbers_of_one_process(case: Case) -> None:
     if case.strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
-    accumulation = 2 if case.ranks == 2 else 1
+    accumulation = 2 if case.ranks == 2 or case.once else 1
     layout = {"model": case.model, "nodes": case.nodes, "compiled": case.compiled, "precision": case.precision}
+    layout |= {"gathers_once": case.once, "reduces_once": case.once}
     found = run_ranks(case.ranks, steps, case.strategy, accumulation, count=STEPS, **layout)
     assert all(numbers.losses == found[0].losses and numbers.norms == found[0].norms for numbers in found)
     loss, norm = differences(found[0], one_process(case.model))

@@ -80,30 +80,6 @@ class ZeroBackend:
         are at the end of the last micro-batch."""
         return self._within_block(last) if self._reduces_once else nullcontext()
 
-    @contextmanager
-    def _within_block(self, last: bool) -> Iterator[None]:
-        """Part of DeepSpeed's block around all micro-batches of a step, whose end reduces what they have left whole."""
-        if self._block is None:
-            self._block = self._engine.coalesce_grad_reduction()
-            self._block.__enter__()
-        try:
-            yield
-        except BaseException:
-            # The block reduces after errors too, and would wait for ranks that met none. What has no gradient is not
-            # sent. Left open, it would reduce when Python clears away what is left, at the end of the process.
-            self._zero.zero_grad()
-            self._leave_block()
-            raise
-        if last:
-            self._leave_block()
-
-    def _leave_block(self) -> None:
-        block, self._block = self._block, None
-        assert block is not None
-        block.__exit__(None, None, None)
-        # It puts back what was said before it: without this line DeepSpeed would not step, and there were no norm.
-        self._engine.set_gradient_accumulation_boundary(True)
-
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add this micro-batch's gradients, reduced into the partitions.
 
@@ -193,6 +169,30 @@ class ZeroBackend:
     def optimizer_bytes(self) -> int:
         """Bytes of float32 masters and moments that this rank holds."""
         return sum(flat.numel() * flat.element_size() * (1 + len(MOMENTS)) for flat in self._flats())
+
+    @contextmanager
+    def _within_block(self, last: bool) -> Iterator[None]:
+        """Part of DeepSpeed's block around all micro-batches of a step, whose end reduces what they have left whole."""
+        if self._block is None:
+            self._block = self._engine.coalesce_grad_reduction()
+            self._block.__enter__()
+        try:
+            yield
+        except BaseException:
+            # The block reduces after errors too, and would wait for ranks that met none. What has no gradient is not
+            # sent. Left open, it would reduce when Python clears away what is left, at the end of the process.
+            self._zero.zero_grad()
+            self._leave_block()
+            raise
+        if last:
+            self._leave_block()
+
+    def _leave_block(self) -> None:
+        block, self._block = self._block, None
+        assert block is not None
+        block.__exit__(None, None, None)
+        # It puts back what was said before it: without this line DeepSpeed would not step, and have no norm.
+        self._engine.set_gradient_accumulation_boundary(True)
 
     def _flats(self) -> list[Tensor]:
         """This rank's flat float32 masters, one per group of parameters."""
