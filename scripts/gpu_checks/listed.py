@@ -217,6 +217,9 @@ CHECKS: tuple[Check, ...] = (
     _equal("fsdp 2 ranks bf16 once"),
     _equal("fsdp 2 ranks compiled once"),
     _equal("hsdp 4 ranks once"),
+    _equal("zero2 2 ranks once", "deepspeed"),
+    _equal("zero2 2 ranks bf16 once", "deepspeed"),
+    _equal("zero2 2 ranks compiled once", "deepspeed"),
     _world("large fsdp on 8 ranks", 50),
     _world("large fsdp on 64 ranks", 50),
     _world("medium zero2 on 8 ranks", 50, "deepspeed"),
@@ -237,6 +240,7 @@ CHECKS: tuple[Check, ...] = (
             *(("fsdp", 2, "no", False), ("fsdp", 2, "bf16", False)),
         )
     ),
+    _world("medium zero2 on 8 ranks once", 60, "deepspeed"),
     *(
         Check(
             name=f"the step: {size}",

@@ -39,7 +39,7 @@ class World:
     reduces_once: bool = False
 
     def __str__(self) -> str:
-        once = " once" * (self.gathers_once and self.reduces_once)
+        once = " once" * self.reduces_once
         machines = f" of {self.nodes} machines" * (self.nodes > 1)
         return f"{self.model} {self.strategy} on {self.ranks} ranks{machines}{once}"
 

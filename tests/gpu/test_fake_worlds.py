@@ -20,6 +20,7 @@ WORLDS = [
     World(model="large", strategy="hsdp", ranks=16, nodes=2, micro_batch=4, **LITTLE),  # type: ignore[arg-type]
     World(model="large", strategy="fsdp", ranks=8, micro_batch=4, **LITTLE, **ONCE),  # type: ignore[arg-type]
     World(model="large", strategy="hsdp", ranks=16, nodes=2, micro_batch=4, **LITTLE, **ONCE),  # type: ignore[arg-type]
+    World(model="medium", strategy="zero2", ranks=8, micro_batch=4, reduces_once=True, **LITTLE),  # type: ignore[arg-type]
 ]
 MOMENTS = 8  # bytes per parameter: two in float32
 

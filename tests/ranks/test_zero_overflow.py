@@ -35,12 +35,12 @@ def as_deepspeed_0_18() -> None:
     assert not DeepSpeedBF16Config().check_grad_overflow
 
 
-def changed_by_a_spoiled_step(strategy: str, precision: str) -> list[str]:
+def changed_by_a_spoiled_step(strategy: str, precision: str, reduces_once: bool = False) -> list[str]:
     """The names of this rank's weights and moments that a step with NaN gradients on one rank changed."""
     as_deepspeed_0_18()
     watch = Spoiled()
     with pytest.raises(NotFiniteError):
-        steps(strategy, 1, count=1, precision=precision, watch=watch)
+        steps(strategy, 1 + reduces_once, count=1, precision=precision, reduces_once=reduces_once, watch=watch)
     state = watch.engine.state()
     return [name for name, values in watch.before.items() if not torch.equal(state[name].values, values)]
 
@@ -49,3 +49,8 @@ def changed_by_a_spoiled_step(strategy: str, precision: str) -> list[str]:
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(strategy, precision):
     assert run_ranks(2, changed_by_a_spoiled_step, strategy, precision) == [[], []]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_nor_does_it_where_gradients_are_reduced_once_for_a_step(precision):
+    assert run_ranks(2, changed_by_a_spoiled_step, "zero2", precision, True) == [[], []]

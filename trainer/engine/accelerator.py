@@ -168,12 +168,17 @@ def zero_config(plan: Plan, max_grad_norm: float) -> dict[str, Any]:
     """DeepSpeed's configuration for a plan. Nothing in it is "auto", so that Accelerate fills in nothing."""
     zero: dict[str, Any] = {
         "stage": 2 if plan.strategy == "zero2" else 3,
-        "overlap_comm": not _on_cpu(),
+        "overlap_comm": plan.strategy == "zero3" and not _on_cpu(),
         "contiguous_gradients": True,
         "reduce_bucket_size": ZERO_BUCKET_ELEMENTS,
         "allgather_bucket_size": ZERO_BUCKET_ELEMENTS,
     }
-    if plan.strategy == "zero3":
+    if plan.strategy == "zero2":
+        # Each rank's part of a bucket is reduced to that rank alone. By default the whole bucket is all-reduced, which
+        # moves twice the bytes: DeepSpeed 0.19 has no reduce-scatter for stage 2, whatever `reduce_scatter` says. With
+        # overlap_comm it would wait for the device before each of these reductions (`allreduce_and_copy`).
+        zero["use_multi_rank_bucket_allreduce"] = False
+    else:
         # Every parameter is partitioned, however small (threshold 0), so that each rank owns one slice of each.
         # What is gathered is given back soon: by default up to 1e9 values stay, memory that the plan does not count.
         zero |= {

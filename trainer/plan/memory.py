@@ -27,7 +27,8 @@ EIGHT_BIT_MOMENTS = 2 * (1 + FLOAT32 / 256)
 FOUR_BITS = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
 
 # trainer/engine/accelerator.py gives this to DeepSpeed as reduce_bucket_size and allgather_bucket_size. There are two
-# buckets because of overlap_comm: one fills while the other is reduced.
+# buckets: under zero3 because of overlap_comm, one fills while the other is reduced; under zero2 the second is what
+# DeepSpeed copies together of the first for one destination, which may be all of it.
 ZERO_BUCKET_ELEMENTS = 50_000_000
 ZERO_BUCKETS = 2
 GATHERED_LAYERS = 2  # which full sharding holds whole at once: the layer at work, and the next, fetched ahead
@@ -64,7 +65,8 @@ class Memory:
                  --sample_every
     host         what offloading puts into host memory instead
     reused       what gradients take over from activations. With one micro-batch per step there are no gradients before
-                 the backward pass, and they grow while activations are freed: not all of both is there at once
+                 the backward pass, and they grow while activations are freed: not all of both is there at once. Where
+                 zero2 reduces once for a step, no activations are left when buckets and reduced gradients come
     """
 
     weights: int
@@ -124,6 +126,9 @@ def expected_bytes(shape: Shape, layout: Layout) -> Memory:
     buffers = _buffers(shape, layout, counts)
     activations = activations_of(shape, layout)
     reused = 0
+    if layout.strategy == "zero2" and layout.reduces_once:
+        reused = min(gradients + buffers, activations.peak)
+        gradients += FLOAT32 * counts.trained  # whole until they are reduced, in float32 under bf16 too
     # Not under ddp and ZeRO, whose gradients have buffers of their own; under FSDP it was not measured.
     if layout.strategy == "single" and layout.accumulation == 1:
         reused = min(gradients, buffers + activations.peak - activations.working)
@@ -283,15 +288,15 @@ def _restored_base(shape: Shape, layout: Layout) -> int:
 
 
 def _zero_buckets(layout: Layout) -> int:
-    """Bytes of DeepSpeed's buckets of gradients, and of the float32 copy of the one that is being reduced."""
+    """Bytes of DeepSpeed's buckets of gradients, and of the float32 copy of what is being reduced."""
     copy = FLOAT32 if layout.mixed_precision != "no" else 0
     return (ZERO_BUCKETS * layout.compute_bytes + copy) * ZERO_BUCKET_ELEMENTS
 
 
 def _float32_sum(layout: Layout, counts: Counts) -> int:
-    """Bytes of the second partition of gradients that ZeRO-2 has in float32, to which it adds each micro-batch's
-    (DeepSpeed 0.19, all_grad_tensors)."""
-    if layout.mixed_precision != "no" or layout.accumulation == 1:
+    """Bytes of the second partition of gradients that ZeRO-2 has in float32, to which it adds each micro-batch's, where
+    it reduces each (DeepSpeed 0.19, all_grad_tensors)."""
+    if layout.mixed_precision != "no" or layout.accumulation == 1 or layout.reduces_once:
         return 0
     return FLOAT32 * _share(counts.trained, layout)
 
