@@ -90,9 +90,6 @@ FULL = [
     *(Case(ranks=4, strategy=name, flags=LORA, planned=BF16) for name in ("ddp", "zero3", "fsdp")),
     *(Case(ranks=2, strategy=name, flags={"tune_text": True}) for name in ("ddp", "fsdp")),
     *(Case(ranks=4, strategy=name, model="debug-stereo-melody", planned=BF16) for name in ("zero3", "fsdp")),
-]
-# To be switched on where the engine obeys the plan's fields. A case that passes although it is marked fails the tests.
-COMING = [
     *(Case(ranks=ranks, strategy="zero2", accumulation=2, planned=BF16) for ranks in (2, 4)),
     *(Case(ranks=ranks, strategy="zero2", accumulation=2, once=("reduces_once",)) for ranks in (2, 4)),
     *(Case(ranks=2, strategy="fsdp", accumulation=2, once=(name,)) for name in BOTH),
@@ -101,7 +98,7 @@ COMING = [
     Case(ranks=4, strategy="hsdp", accumulation=2, planned=TWO_NODES),
     Case(ranks=4, strategy="hsdp", accumulation=2, once=BOTH, planned=TWO_NODES),
 ]
-NOT_YET = (pytest.mark.full, pytest.mark.xfail(reason="the engine does not obey this field of the plan", strict=True))
+# To be switched on where the engine obeys the plan's fields. A case that passes although it is marked fails the tests.
 
 
 @pytest.mark.parametrize(
@@ -109,7 +106,6 @@ NOT_YET = (pytest.mark.full, pytest.mark.xfail(reason="the engine does not obey 
     [
         *QUICK,
         *(pytest.param(case, marks=pytest.mark.full) for case in FULL),
-        *(pytest.param(case, marks=NOT_YET) for case in COMING),
     ],
     ids=str,
 )
