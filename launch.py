@@ -52,9 +52,10 @@ def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
         with interruptible():
             config, typed = parse(without_local_rank(argv, os.environ))
             if config.dry_run:
+                from trainer.outlook import of_dry_run
                 from trainer.plan.dry_run import dry_run
 
-                return dry_run(config, typed)
+                return dry_run(config, typed, of_dry_run(config))
             with time_limit(config.max_minutes, since=started):
                 return start(config, typed, console)
     except KeyboardInterrupt:
