@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "preflight": ("data", "plan", "flags", "spec"),
     "outlook": ("data", "plan", "flags", "spec"),
     "wiring": (
-        *("preflight", "outlook", "training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan"),
-        *("flags", "spec"),
+        *("preflight", "outlook", "training", "evaluation", "exports", "engine", "run", "report", "data", "model"),
+        *("plan", "flags", "spec"),
     ),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.

@@ -41,8 +41,8 @@ class Steps:
 def step_seconds(time: StepTime, share: float) -> float:
     """Seconds of a step that computes this share of what a full one does.
 
-    Forward and backward shrink with it. The update does not, since it is of weights, and neither does what is sent: what
-    was sent beside the computation, and no longer finds room there, is waited for.
+    Forward and backward shrink with it. The update does not, since it is of weights, and neither does what is sent:
+    what was sent beside the computation, and no longer finds room there, is waited for.
     """
     beside = time.communication - time.exposed
     return share * time.compute + time.update + time.exposed + max(0.0, 1 - share) * beside
@@ -145,8 +145,8 @@ class Disk:
     def still_needed(self, there: Mapping[str, int]) -> int:
         """The most that output_dir will take more than it does now.
 
-        there  bytes by name of what lies there: checkpoints, and each of `exports`. New files take the place of those of
-               the same name, and each is whole before its former one goes
+        there  bytes by name of what lies there: checkpoints, and each of `exports`. New files take the place of those
+               of the same name, and each is whole before its former one goes
         """
         held = max(0, self.checkpoints * self.checkpoint - there.get("checkpoints", 0))
         held += self.step_files * self.step_file + self.sounds
