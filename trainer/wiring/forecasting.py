@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trainer.spec.shapes import Shape
     from trainer.training.loop import Run
 
+PUBLISHED_ROWS = 32_128  # of the embedding of every T5 on the hub, for 32,100 tokens
 TEXTS_COUNTED = 256  # whose tokens are taken for those of all captions
 
 
@@ -93,19 +94,25 @@ def _measured_steps(config: Config, run: Run, start_step: int) -> Steps:
 
 
 def disk_of_run(config: Config, run: Run, source: Source, start_step: int) -> Disk:
-    """What a run puts onto disk, by the sizes of its own EnCodec and T5. run.json needs it without its validation."""
+    """What a run puts onto disk, by the sizes of its own EnCodec and T5."""
     steps = run.order.steps
     return disk_of(
         _own_shape(source, run.train.shape),
         run.plan.layout.workload,
         _cached(run, source),
         keep_best=config.keep_best,
-        own_text_encoder=source.config.text_encoder._name_or_path != text_encoder_name(source.config),
+        own_text_encoder=_has_own_text_encoder(source),
         step_files=0 if config.save_step is None else steps // config.save_step - start_step // config.save_step,
         sounds=sounds_bytes(
             config, run.train.shape, 0 if run.prompts is None else len(run.prompts.prompts), steps - start_step
         ),
     )
+
+
+def _has_own_text_encoder(source: Source) -> bool:
+    """Whether T5 is exported into audiocraft/ too, by what is known without loading its tokenizer."""
+    text_encoder = source.config.text_encoder
+    return text_encoder._name_or_path != text_encoder_name(source.config) or text_encoder.vocab_size != PUBLISHED_ROWS
 
 
 def _own_shape(source: Source, shape: Shape) -> Shape:
