@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.music import write_clips
 from benchmarks.parts import Settings
 from benchmarks.random_models import write_model
@@ -20,6 +22,9 @@ SLICES = (2, 4, 8)  # layers, where --layers names no number
 LENGTHS = (1.0, 0.8, 0.5, 0.3)  # of clips, as shares of the segment: a real folder's are not all as long as it
 CLIPS_EACH, EPOCHS = 4, 3
 EXPORTS, CACHED = ("lm_final.pt", "huggingface", "audiocraft"), ("codes", "text")
+
+# Without it, what has more than 100 million parameters is refused where there is no GPU.
+ON_CPU = () if torch.cuda.is_available() else ("--device", "cpu")
 
 
 def forecast(settings: Settings) -> list[Row]:
@@ -37,7 +42,7 @@ def _of_slice(work: Work) -> Iterator[Row]:
         for number, share in enumerate(LENGTHS):
             write_clips(folder / "data" / str(number), CLIPS_EACH, share * work.frames / 50)
         model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
-        lines, _ = launch(folder, "run", [*flags_of(work, model), "--epochs", str(EPOCHS)])
+        lines, _ = launch(folder, "run", [*flags_of(work, model), "--epochs", str(EPOCHS), *ON_CPU])
         told = json.loads((folder / "run/run.json").read_text())["forecast"]
         clips = CLIPS_EACH * len(LENGTHS)
         whole = lines[-1]["time"] - (told["end"] - told["seconds_left"])
