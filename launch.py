@@ -52,9 +52,10 @@ def exit_code_of_run(argv: Sequence[str], console: Console) -> int:
         with interruptible():
             config, typed = parse(without_local_rank(argv, os.environ))
             if config.dry_run:
+                from trainer.outlook import of_dry_run
                 from trainer.plan.dry_run import dry_run
 
-                return dry_run(config, typed)
+                return dry_run(config, typed, of_dry_run(config))
             with time_limit(config.max_minutes, since=started):
                 return start(config, typed, console)
     except KeyboardInterrupt:
@@ -280,6 +281,7 @@ def prepare(
     if ranks.is_first:
         start_step = 0 if parts.checkpoint is None else parts.checkpoint.step
         wiring.record_start(config, run, parts.source, parts.folder, start_step)
+        print(wiring.expected_in_words(config, run, parts.source, parts.folder, start_step))
     return run, judge
 
 
@@ -297,12 +299,14 @@ def train(
     settings, folder, checkpoint = wiring.engine_settings(config), parts.folder, parts.checkpoint
     wiring.put_aside(folder, checkpoint, ranks)
     engine = Engine(accelerator, ranks, parts.source, run.plan, settings)
-    engine.rehearse(loop.worst_case(run), run.plan.accumulation, loop.most_places(run))
+    measured = engine.rehearse(loop.worst_case(run), run.plan.accumulation, loop.most_places(run))
+    start_step = 0 if checkpoint is None else checkpoint.step
     if checkpoint is not None:
         engine.load(checkpoint)
     if ranks.is_first:
         wiring.mend(judge, folder)
-    start_step = 0 if checkpoint is None else checkpoint.step
+        wiring.record_forecast(config, run, parts.source, folder, measured, start_step)
+        print(wiring.measured_in_words(config, run, measured, start_step))
     told = wiring.tell_how_to_listen(config, run.plan)
     saver = Saver(
         folder.checkpoints, rank=ranks.rank, world_size=ranks.world_size, best=folder.best, on_complete=told

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import data_sets, encoding, parts, reading, report, scanning, steps, suites, whole_runs
+from benchmarks import data_sets, encoding, forecasts, parts, reading, report, scanning, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -36,6 +36,7 @@ CASES = {
     "flat": parts.flat,
     "prepared": data_sets.prepared,
     "cached": data_sets.cached,
+    "forecast": forecasts.forecast,
 }
 
 

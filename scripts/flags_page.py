@@ -47,6 +47,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "stereo_melody.md": ("stereo", "stereo_init", "melody_rate", "stems"),
     "large.md": ("strategy", "timeout_minutes"),
     "plans.md": ("dry_run",),
+    "time.md": ("gpu_name", "link_gbps"),
     "benchmarks.md": ("compile",),
     "memory.md#on-a-cpu": ("device",),
 }

@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": ("data", "exports", "model", "run", "plan", "spec"),
     "training": ("engine", "data", "run", "plan", "model"),
     "preflight": ("data", "plan", "flags", "spec"),
+    "outlook": ("data", "plan", "flags", "spec"),
     "wiring": (
-        *("preflight", "training", "evaluation", "exports", "engine", "run", "report", "data", "model", "plan"),
-        *("flags", "spec"),
+        *("preflight", "outlook", "training", "evaluation", "exports", "engine", "run", "report", "data", "model"),
+        *("plan", "flags", "spec"),
     ),
 }
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
@@ -41,14 +42,14 @@ WITHOUT_TORCH = (
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
-    *("plan.unused_gpu", "plan.sampling", "plan.rates", "plan.network", "plan.time"),
-    *("plan.wanted_layouts", "preflight"),
+    *("plan.unused_gpu", "plan.sampling", "plan.rates", "plan.network", "plan.time", "plan.forecast", "plan.disk"),
+    *("plan.wanted_layouts", "preflight", "outlook"),
     *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
     *("data.melody_files", "data.demucs_files"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.sample_prompts", "data.places", "data.table_file", "data.table_scan", "data.split_files"),
     *("data.hub_dataset", "data.hub_parts", "data.stand_ins", "spec.dataset_path"),
-    *("data.fingerprint", "data.inventory", "data.garbage_collection"),
+    *("data.fingerprint", "data.inventory", "data.garbage_collection", "data.outline"),
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
     *("report.plots", "report.excerpts", "report.template", "report.curves", "report.players", "report.reporter"),
     *("report.run_facts", "report.run_metrics", "report.run_samples", "report.run_sounds", "report.run_words"),
@@ -68,7 +69,7 @@ WITH_RANKS = ("trainer.engine", "launch")
 # Below launch.py and the scripts, the only modules that know the flags as a whole: they make each room's settings.
 KNOW_THE_FLAGS = (
     *("trainer.flags", "trainer.plan.request", "trainer.plan.dry_run"),
-    *("trainer.preflight", "trainer.wiring"),
+    *("trainer.preflight", "trainer.outlook", "trainer.wiring"),
 )
 RANK_LIBRARIES = ("accelerate", "deepspeed", "torch.distributed")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60

@@ -77,7 +77,7 @@ def scale(settings: Settings) -> list[Row]:
         write_clips(folder / "data", 8, work.frames / 50)
         model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
         for processes in settings.processes:
-            flags = [*_flags_of(work, model), "--max_steps", str(settings.rounds + 2)]
+            flags = [*flags_of(work, model), "--max_steps", str(settings.rounds + 2)]
             lines, _ = launch(folder, f"run{processes}", flags, processes=processes)
             rate = statistics.median(line["frames_per_second"] for line in lines[1:])
             rows.append(
@@ -108,7 +108,7 @@ def run(settings: Settings) -> list[Row]:
             write_clips(folder / "data", 8, work.frames / 50)
             model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
             before = _step_rate(work, settings.rounds)
-            flags = [*_flags_of(work, model), "--max_steps", str(4 * settings.rounds + 1)]
+            flags = [*flags_of(work, model), "--max_steps", str(4 * settings.rounds + 1)]
             lines, _ = launch(folder, "run", flags)
             after = _step_rate(work, settings.rounds)
         spans = [later["time"] - earlier["time"] for earlier, later in itertools.pairwise(lines)]
@@ -137,7 +137,7 @@ def epochs(settings: Settings) -> list[Row]:
         folder = Path(name)
         write_clips(folder / "data", settings.clips, settings.seconds)
         model = write_model(folder / "model", work.model, work.layers, real_encoders=True)
-        flags = [*_flags_of(work, model), "--epochs", str(EPOCHS), "--segment_seconds", str(settings.seconds)]
+        flags = [*flags_of(work, model), "--epochs", str(EPOCHS), "--segment_seconds", str(settings.seconds)]
         seconds = {}
         for views in (1, 4):
             lines, started = launch(folder, f"run{views}", [*flags, "--code_views", str(views)])
@@ -164,7 +164,7 @@ def epochs(settings: Settings) -> list[Row]:
     return rows
 
 
-def _flags_of(work: Work, model: Path) -> list[str]:
+def flags_of(work: Work, model: Path) -> list[str]:
     return [
         *("--model_id", str(model), "--batch_size", str(work.micro_batch), "--grad_acc", str(work.accumulation)),
         *("--segment_seconds", str(work.frames / 50), "--mixed_precision", work.precision),

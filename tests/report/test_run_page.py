@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import calendar
 import io
 import json
 import os
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -45,6 +47,15 @@ def page_of(run: Path, page_folder: Path | None = None, **options: Any) -> Page:
     return Page(page_of_run(RunReader(run), page_folder or run, DEFAULTS, **options))
 
 
+def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
+    reader = RunReader(made_run(tmp_path / "run"))
+    facts = reader.read(alive=True)
+    assert facts.expected_end == pytest.approx(facts.written + 80)
+    [end] = re.findall(r"expected end</dt><dd>([\d: -]+) UTC", page_of(tmp_path / "run", alive=True).text)
+    minutes = calendar.timegm(time.strptime(end, "%Y-%m-%d %H:%M")) / 60
+    assert 0 <= facts.expected_end / 60 - minutes < 2
+
+
 def inside(page: Page) -> list[bytes]:
     return [base64.b64decode(one["mp3"]) for one in page.data["sounds"] if "mp3" in one]
 
@@ -71,6 +82,7 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert float(page.figures["best"]) == min(validated.values()) == validated[40]
     assert [40, "best"] in page.data["charts"][0]["marks"]
     assert "left, at the present pace</dt><dd>80 s" in page.text  # 40 steps of 2 s
+    assert "expected end" not in page.text  # nobody knows that it runs
     assert {chart["title"].split(",")[0] for chart in page.data["charts"]} == {
         "Loss", "Loss of each codebook", "Learning rate", "Gradient norm", "Frames per second",
         "Model FLOPs utilisation (MFU)",

@@ -103,6 +103,16 @@ def test_large_data_sets_are_measured(tmp_path, capsys, monkeypatch):
     assert [row["clips"] for row in rows if row["case"] == "cached"] == [200] * 3
 
 
+@pytest.mark.full
+def test_what_a_run_foretells_stands_beside_what_it_takes(tmp_path, capsys):
+    rows = benchmark(tmp_path, capsys, "--cases", "forecast", "--layers", "1", "--frames", "50", "--micro_batch", "4")
+    found = {row["what"]: row for row in rows}
+    assert len(rows) == 6 and all(row["predicted"] > 0 and row["measured"] > 0 for row in rows)
+    for what in ("MB of a checkpoint", "MB of the exports"):
+        assert found[what]["predicted_of_measured"] == pytest.approx(1, rel=0.02)
+    assert found["seconds of the run"]["predicted"] == pytest.approx(12 * found["seconds of a step"]["predicted"])
+
+
 def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -331,3 +331,21 @@ def test_a_report_counts_the_whole_runs_frames_and_this_ranks_flops():
     assert read["padding_share"] == pytest.approx(1 - rows[0].frames / own[0].padded_frames)
     meter.add(rows, own, 0.25)
     assert meter.read(1e9)["frames_per_second"] == pytest.approx(sum(row.frames for row in rows) / 0.25)
+
+
+def test_the_seconds_that_are_left_are_those_of_the_steps_since_the_last_report():
+    run = run_of(clips=[20, 30], steps=2, global_batch=2, micro_batch=1)
+    rows = rows_of_step(run.order, 0)
+    own, meter = [run.train.batch(rows[:1])], _Meter()
+    for seconds in (0.5, 1.0):
+        meter.add(rows, own, seconds)
+    assert meter.read(1e9, steps_left=10)["seconds_left"] == pytest.approx(7.5)
+    meter.add(rows, own, 0.25)
+    assert meter.read(1e9, steps_left=4)["seconds_left"] == pytest.approx(1.0)
+
+
+def test_every_report_says_how_long_the_rest_takes_and_the_last_one_that_nothing_is_left(tmp_path):
+    run = run_of(steps=5, log_steps=2)
+    values = trained(run, engine_of(run), tmp_path).values
+    assert [one["step"] for one in values] == [2, 4, 5]
+    assert values[0]["seconds_left"] > 0 and values[1]["seconds_left"] > 0 and values[2]["seconds_left"] == 0

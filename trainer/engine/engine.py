@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.data.batches import Batch
+from trainer.engine import rehearsal
 from trainer.engine.backend import Backend
 from trainer.engine.compiled import compile_layers
 from trainer.engine.ema import Ema
@@ -32,6 +33,7 @@ from trainer.model.source import Source
 from trainer.model.trained_model import build_trained_model
 from trainer.model.weights import Weights
 from trainer.plan.plan import Plan
+from trainer.plan.time import StepTime
 from trainer.run.checkpoint import EMA, WEIGHT, Checkpoint, FlatSlice
 
 # How often a step that overflowed under fp16 is computed again. Its loss scale starts at 65536 and is halved at each
@@ -88,7 +90,7 @@ class Engine:
         trained = build_trained_model(source, settings.model)
         model, self._read_start = trained.model, _reader(trained.start)
         self._model, self._source, self._selection = model, source, settings.model.selection
-        self._precision = plan.mixed_precision
+        self._precision, self._compiled, self._scaler = plan.mixed_precision, plan.compiled, accelerator.scaler
         if plan.gradient_checkpointing is True:
             model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.device = accelerator.device
@@ -140,10 +142,14 @@ class Engine:
                 " --batch_size with --global_batch as it is, --gradient_checkpointing 1, or shorter --segment_seconds"
             ) from error
 
-    def rehearse(self, batch: Batch, accumulation: int, places: int = 0) -> None:
+    def rehearse(self, batch: Batch, accumulation: int, places: int = 0) -> StepTime:
         """Run a step on `batch` and undo it, so that a lack of memory ends the run before any work is lost.
 
         places  the most of a row of the run: of its melody, its text and its codes in a melody model, else of its codes
+
+        Returns how long a full step takes on this rank: `accumulation` micro-batches like this one, and the update. For
+        that the step is run a second time, since the first one compiles and warms up; where it was slow without
+        compiling, its own time has to do.
 
         A learning rate of 0 leaves the weights as they are (AdamW's decay is multiplied by it too), and the moments are
         set back to zero. Two micro-batches suffice: from the second on, gradients and activations are held at once.
@@ -154,12 +160,16 @@ class Engine:
             positions.make_weights(places, positions.embedding_dim)
             self._share_positions(self._model)
         cells = np.full(batch.labels_BKT.shape[1], max(1, batch.labels_BKT.numel()))
-        self.step([batch] * min(2, accumulation), cells, step=0, learning_rate=0.0)
-        self.ranks.steps_begun = 0
-        self.backend.reset_moments(0)
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            self.ranks.say(f"one step of the largest micro-batch took {peak:.1f} GiB of device memory")
+
+        def once() -> StepTime:
+            batches = rehearsal.TimedBatches(batch, accumulation, self.device)
+            self.step(batches, cells, step=0, learning_rate=0.0)
+            time = batches.time()
+            self.ranks.steps_begun = 0
+            self.backend.reset_moments(0)
+            return time
+
+        return rehearsal.measured(once, self.ranks, self.device, self._scaler, compiled=self._compiled)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:

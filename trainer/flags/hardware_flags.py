@@ -60,7 +60,11 @@ class HardwareFlags:
         ),
     ] = 10.0
     dry_run: Annotated[
-        bool, hardware("Print the plan for this run and stop; no GPU is touched and the dataset is not read.")
+        bool,
+        hardware(
+            "Print the plan for this run, the time and the disk that it will take, and stop; no GPU is touched, and of "
+            "the dataset only names and some headers are read."
+        ),
     ] = False
     gpus: Annotated[
         int | None, hardware("With --dry_run 1: plan for this many GPUs per machine; none: those found.", least=1)

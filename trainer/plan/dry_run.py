@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 
 from trainer.errors import EXIT_DONE, ConfigError
@@ -23,8 +24,12 @@ IMAGINED_GPU_GIB = 24  # of the one GPU that is imagined where none is found and
 QUERY = ["nvidia-smi", "--query-gpu=memory.total,compute_cap,name", "--format=csv,noheader,nounits"]
 
 
-def dry_run(config: Config, typed: frozenset[str]) -> int:
+def dry_run(
+    config: Config, typed: frozenset[str], outlook: Callable[[Plan, Shape], str] | None = None
+) -> int:
     """Print the plan of the run that these flags ask for; returns the exit code.
+
+    outlook  what else is said of the plan, for this model
 
     Raises ConfigError or MemoryShortError where there is no such run.
     """
@@ -35,6 +40,8 @@ def dry_run(config: Config, typed: frozenset[str]) -> int:
     count_in_words = f"{trained / 1e6:.1f} M" if trained > 1e5 else str(trained)
     print(f"{shape.name}: {count_in_words} parameters to train, on {origin}")
     print(plan.describe())
+    if outlook is not None:
+        print(outlook(plan, shape))
     return EXIT_DONE
 
 

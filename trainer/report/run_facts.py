@@ -118,6 +118,12 @@ class Facts:
         ran = (pauses > 0) & (pauses < PAUSE_SECONDS) & (done > 0)
         return float(pauses[ran].sum() / done[ran].sum() * (self.steps - self.step)) if ran.any() else None
 
+    @property
+    def expected_end(self) -> float | None:
+        """When a run that goes on will have made its steps, in seconds since 1970."""
+        left = self.seconds_left
+        return None if left is None or self.state != RUNNING else self.written + left
+
 
 class RunReader:
     """Reads a run again and again; what does not change is read once."""

@@ -238,5 +238,8 @@ def _counted(value: object) -> str:
 
 
 def _formats(facts: Facts) -> dict[str, Any]:
-    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts.written))
-    return {"duration": duration, "written_text": written}
+    return {"duration": duration, "moment": _moment, "written_text": _moment(facts.written)}
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -109,7 +109,7 @@ def train(
 
             # Log.
             if _every(intervals.log_steps, step) or step == steps:
-                tracker.log(_report(run, engine, result, meter.read(engine.matmul_rate), step))
+                tracker.log(_report(run, engine, result, meter.read(engine.matmul_rate, steps - step), step))
 
             # Validate.
             if run.validation is not None and (_every(intervals.validation_steps, step) or step == steps):
@@ -202,20 +202,22 @@ class _Meter:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._seconds, self._frames = 0.0, 0
+        self._seconds, self._frames, self._steps = 0.0, 0, 0
         self._own_frames = self._own_padded = self._own_flops = 0
 
     def add(self, rows: Sequence[Row], batches: Sequence[Batch], seconds: float) -> None:
         """Count a step of `rows` on all ranks, of which this rank computed `batches`."""
         self._seconds += seconds
+        self._steps += 1
         self._frames += sum(row.frames for row in rows)
         self._own_frames += sum(batch.frames for batch in batches)
         self._own_padded += sum(batch.padded_frames for batch in batches)
         self._own_flops += sum(batch.flops for batch in batches)
 
-    def read(self, matmul_rate: float) -> dict[str, float]:
+    def read(self, matmul_rate: float, steps_left: int = 0) -> dict[str, float]:
         """Values for the report; then start anew.
 
+        seconds_left is what the steps that are left would take like those since the last report.
         frames_per_second is of the whole run; mfu (model FLOPs per second, as a fraction of `matmul_rate`) and
         padding_share (fraction of computed frames that are padding) are of this rank.
         """
@@ -223,6 +225,7 @@ class _Meter:
             "frames_per_second": self._frames / self._seconds,
             "mfu": self._own_flops / self._seconds / matmul_rate,
             "padding_share": 1 - self._own_frames / self._own_padded,
+            "seconds_left": self._seconds / self._steps * steps_left,
         }
         self._start_anew()
         return values

@@ -7,6 +7,7 @@ whole.
 from trainer.wiring.best import complete_in_words, ending_of, judge_of, keep_best_in_words, mend, step_to_export
 from trainer.wiring.data import caption_settings, data_settings, fetched_data, find_hub_datasets, treatment
 from trainer.wiring.exporting import export
+from trainer.wiring.forecasting import expected_in_words, measured_in_words, record_forecast
 from trainer.wiring.hub import DOWNLOAD_SECONDS, fetch_datasets, find_on_hub
 from trainer.wiring.identity import identity_of, identity_of_captions
 from trainer.wiring.planning import plan_of, refuse_before_fetching
@@ -33,6 +34,7 @@ __all__ = [
     "ema_in_words",
     "ending_of",
     "engine_settings",
+    "expected_in_words",
     "export",
     "fetch_datasets",
     "fetched_data",
@@ -42,12 +44,14 @@ __all__ = [
     "identity_of_captions",
     "judge_of",
     "keep_best_in_words",
+    "measured_in_words",
     "melodies_in_words",
     "mend",
     "model_settings",
     "order_of",
     "plan_of",
     "put_aside",
+    "record_forecast",
     "record_start",
     "refuse_before_fetching",
     "refuse_sampling",
