@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import data_sets, encoding, parts, reading, report, scanning, steps, suites, whole_runs
+from benchmarks import data_sets, encoding, padding, parts, reading, report, scanning, steps, suites, whole_runs
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -34,6 +34,7 @@ CASES = {
     "start": whole_runs.start,
     "growth": parts.growth,
     "flat": parts.flat,
+    "padding": padding.padding,
     "prepared": data_sets.prepared,
     "cached": data_sets.cached,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def all_of(frames: list[int], cut: Cut) -> list[list[list[Row]]]:
 
 
 def cost(batch: list[Row], cut: Cut) -> int:
-    """By hand: rows x (the longest's frames and the tail of the delays, as far as the segment has room, and the text)."""
+    """By hand: rows x (frames of the longest, the delays' tail as far as the segment has room, and the text)."""
     return len(batch) * (min(max(row.frames for row in batch) + 3, 50) + cut.row_places)
 
 
@@ -52,7 +52,7 @@ def by_trying_all(places: list[int], count: int, bound: int) -> tuple[int, int] 
     found = []
     for inner in combinations(range(1, len(places)), count - 1):
         ends = [0, *inner, len(places)]
-        sizes = [(end - start) * places[start] for start, end in zip(ends, ends[1:])]  # noqa: B905
+        sizes = [(end - start) * places[start] for start, end in pairwise(ends)]
         if max(sizes) <= bound:
             found.append((sum(sizes), max(sizes)))
     return min(found, default=None)
@@ -72,7 +72,7 @@ def test_no_cut_has_fewer_places_or_of_equally_many_a_smaller_largest_micro_batc
                 fewest_places(np.array(places), count, bound)
             continue
         ends = [*fewest_places(np.array(places), count, bound), rows]
-        sizes = [(end - start) * places[start] for start, end in zip(ends, ends[1:])]  # noqa: B905
+        sizes = [(end - start) * places[start] for start, end in pairwise(ends)]
         assert (sum(sizes), max(sizes)) == expected and ends[0] == 0 and len(ends) == count + 1
         least = smallest_bound(np.array(places), count)
         assert by_trying_all(places, count, least) and not by_trying_all(places, count, least - 1)
@@ -102,7 +102,7 @@ def test_many_rows_are_cut_as_a_slow_obvious_version_cuts_them():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_row_comes_once_on_one_rank_and_all_ranks_have_as_many_micro_batches_as_slices_would_be(layout):
     random, cut = np.random.default_rng(2), cut_of(*layout)
-    for _ in range(60):
+    for _ in range(20):
         frames = drawn_frames(random, layout)
         shares = all_of(frames, cut)
         wanted = filled_micro_batches(len(frames), micro_batch=cut.micro_batch, world_size=cut.world_size)
@@ -120,14 +120,14 @@ def test_no_micro_batch_has_more_places_than_the_rehearsed_one_whatever_a_row_co
     random, cut = np.random.default_rng(3), cut_of(*layout, row_places=row_places)
     assert cut.most_places == layout[1] * (50 + row_places)
     more_rows = 0
-    for _ in range(25):
+    for _ in range(20):
         for share in all_of(drawn_frames(random, layout), cut):
             for batch in share:
                 assert cost(batch, cut) <= cut.most_places
                 steps = cost(batch, cut) - len(batch) * row_places
                 assert all(steps + len(batch) * fewer <= layout[1] * (50 + fewer) for fewer in range(row_places))
                 more_rows += len(batch) > layout[1]
-    assert more_rows or layout[1:] == (1, 3) or layout == (1, 8, 1) or row_places == 300
+    assert more_rows or layout not in [(1, 4, 2), (8, 4, 2)] or row_places == 300
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -136,7 +136,7 @@ def test_a_step_takes_no_longer_than_with_equal_slices(layout):
     Slices of equally many rows, where they fill their micro-batches."""
     random, cut, gained = np.random.default_rng(4), cut_of(*layout), 0
     world_size, micro_batch, accumulation = layout
-    for _ in range(60):
+    for _ in range(20):
         frames = random.integers(2, random.choice([4, 20, 51]), world_size * micro_batch * accumulation).tolist()
         found = sum(max(cost(batch, cut) for batch in at_once) for at_once in zip(*all_of(frames, cut), strict=True))
         rows = rows_of(frames)
@@ -160,7 +160,7 @@ def test_equal_rows_are_cut_into_equal_micro_batches():
 
 
 def test_long_rows_are_few_and_short_rows_many():
-    """A row costs its frames, 3 steps of the delays' tail and 7 places: 2 x 50 + 6 x 12 = 172, 4 x 50 + 4 x 12 = 248."""
+    """A row costs its frames, 3 steps of tail and 7 places: 2 x 50 + 6 x 12 = 172 places; 4 x 50 + 4 x 12 = 248."""
     found = micro_batches(rows_of([40, 38, 2, 2, 2, 2, 2, 2]), cut_of(1, 4, 2), 0)
     assert [len(batch) for batch in found] == [2, 6]
 
@@ -179,7 +179,8 @@ def test_more_rows_than_are_cut_at_once_are_cut_in_parts_and_each_comes_once():
     frames, cut = random.integers(2, 50, 4600).tolist(), cut_of(3, 16, 500)
     shares = all_of(frames, cut)
     assert [len(share) for share in shares] == [-(-4600 // 48)] * 3
-    assert Counter(row for share in shares for batch in share for row in batch if row.weight) == Counter(rows_of(frames))
+    counted = Counter(row for share in shares for batch in share for row in batch if row.weight)
+    assert counted == Counter(rows_of(frames))
 
 
 def test_more_rows_than_the_layout_holds_are_refused():

@@ -36,6 +36,10 @@ def reference() -> Numbers:
 )
 def test_every_split_gives_the_numbers_of_one_process(strategy, world_size, accumulation, reference):
     found = undisturbed(strategy, world_size, accumulation)
+    of_steps = [[count for numbers in found for count in numbers.row_counts[step]] for step in range(10)]
+    assert all(sum(counts) == 8 and len(counts) == world_size * accumulation for counts in of_steps)
+    # Two micro-batches of these clips have unequally many rows; pairs and single rows stay what they are.
+    assert any(len(set(counts)) > 1 for counts in of_steps) == (world_size * accumulation == 2)
     assert len(reference.losses) == 11 and reference.losses[-1] != reference.losses[0]
     assert all(numbers.losses == found[0].losses for numbers in found)
     loss, norm = differences(found[0], reference)

@@ -123,9 +123,7 @@ def filled_micro_batches(rows: int, *, micro_batch: int, world_size: int) -> int
 
 def _groups(rows: Sequence[Row], cut: Cut) -> list[list[Row]]:
     """The micro-batches of all ranks, largest first."""
-    count = cut.world_size * filled_micro_batches(
-        len(rows), micro_batch=cut.micro_batch, world_size=cut.world_size
-    )
+    count = cut.world_size * filled_micro_batches(len(rows), micro_batch=cut.micro_batch, world_size=cut.world_size)
     padded = [*rows, *[replace(rows[-1], weight=0)] * (count - len(rows))]
     places = cut.places(padded)
     starts = _starts(places, count, cut)
