@@ -60,6 +60,7 @@ def steps(
     optimizer: Any = "adamw",
     watch: Callable[[Any], None] | None = None,
     captions: Sequence[str | None] | None = None,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
@@ -72,6 +73,7 @@ def steps(
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     watch  called with the engine before the first step and after each
     captions  of the clips, in place of short ones
+    lengths  of the clips, in frames
     """
     import os
 
@@ -87,7 +89,7 @@ def steps(
     values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}
     config = Config(dataset_path="unused", timeout_minutes=2.0, **values)
     examples = random_examples(
-        LENGTHS, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
+        lengths, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
     )
     order = Order(
         seed=1,

@@ -21,7 +21,8 @@ from trainer.spec.trainable import EVERYTHING, Selection
 if TYPE_CHECKING:
     from trainer.data.cache import CachedCodes
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Melodies(Protocol):
