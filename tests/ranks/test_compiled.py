@@ -73,8 +73,8 @@ def test_ten_ragged_steps_need_one_graph_and_have_the_numbers_of_an_eager_proces
 
 @pytest.mark.full
 def test_unequal_micro_batches_need_a_graph_for_one_row_and_for_several_and_not_for_each_number_of_rows() -> None:
-    """Four micro-batches of 8 rows in each of ten steps. The kinds are at most eight: one row or several, one text token
-    or several, with and without a mask; lengths and numbers of rows add none."""
+    """Four micro-batches of 8 rows in each of ten steps. The kinds are at most eight: one row or several, one text
+    token or several, with and without a mask; lengths and numbers of rows add none."""
     [found] = run_ranks(1, steps, "single", 4, count=CAPTIONED, lengths=UNEVEN, compiled=True)
     shapes = {count for counts in found.row_counts for count in counts}
     assert 1 in shapes and len(shapes) >= 3
