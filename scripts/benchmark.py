@@ -13,7 +13,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import data_sets, encoding, forecasts, parts, reading, report, scanning, steps, suites, whole_runs
+from benchmarks import (
+    data_sets,
+    encoding,
+    forecasts,
+    padding,
+    parts,
+    reading,
+    report,
+    scanning,
+    steps,
+    suites,
+    whole_runs,
+)
 from benchmarks.report import Row
 from benchmarks.work import Work
 
@@ -34,6 +46,7 @@ CASES = {
     "start": whole_runs.start,
     "growth": parts.growth,
     "flat": parts.flat,
+    "padding": padding.padding,
     "prepared": data_sets.prepared,
     "cached": data_sets.cached,
     "forecast": forecasts.forecast,

@@ -14,7 +14,8 @@ from tests.plans import plan_for
 from tests.runs import EXAMPLES, ROOT, environ
 from tests.synthetic import random_examples
 from trainer.data import outline
-from trainer.data.order import Order, micro_batches, rows_of_step
+from trainer.data.cut import cut_for, micro_batches
+from trainer.data.order import Order, rows_of_step
 from trainer.flags.config import parse
 from trainer.outlook import average_step, full_step, of_dry_run, sounds_bytes
 from trainer.spec.flops import clip_flops
@@ -41,11 +42,12 @@ def test_an_average_step_costs_what_its_real_batches_compute_with_their_padding(
     order = order_of(lengths)
     strategy = "single" if world_size == 1 else "ddp"
     layout = plan_for(strategy, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation).layout
+    cut = cut_for(
+        order, micro_batch=micro_batch, accumulation=accumulation, world_size=world_size, row_places=5
+    )  # as many as the text has tokens
     computed = 0
     for step in range(order.steps):
-        shares = micro_batches(
-            rows_of_step(order, step), micro_batch=micro_batch, accumulation=accumulation, world_size=world_size, rank=0
-        )
+        shares = micro_batches(rows_of_step(order, step), cut, rank=0)
         for rows, _, frames in (examples.batch(share).inputs_BKT.shape for share in shares):
             computed += rows * clip_flops(DEBUG, frames, 5)
     assert average_step(order, layout, DEBUG, 5, 0) == pytest.approx(computed / order.steps)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer.data.order import Order, micro_batches, rows_of_step
+from trainer.data.cut import Cut, cut_for, micro_batches
+from trainer.data.order import Order, rows_of_step
 from trainer.data.outline import Outline, outline_of
 from trainer.flags.config import Config
+from trainer.plan.activations import row_places
 from trainer.plan.disk import place_of, told
 from trainer.plan.forecast import Clips, Disk, Steps, disk_of, seconds_in_words, time_in_words
 from trainer.plan.layout import Layout
@@ -34,7 +36,14 @@ def average_step(order: Order, layout: Layout, shape: Shape, tokens: int, start_
     left = order.steps - start_step
     wanted = min(left, max(LEAST_STEPS, ROWS_SAMPLED // order.global_batch))
     steps = sorted({start_step + round(place) for place in np.linspace(0, left - 1, wanted)})
-    return sum(_step_flops(order, layout, shape, tokens, step) for step in steps) / len(steps)
+    cut = cut_for(
+        order,
+        micro_batch=layout.micro_batch,
+        accumulation=layout.accumulation,
+        world_size=layout.world_size,
+        row_places=row_places(shape, layout, tokens),
+    )
+    return sum(_step_flops(order, cut, layout, shape, tokens, step) for step in steps) / len(steps)
 
 
 def full_step(layout: Layout, shape: Shape, frames: int, tokens: int) -> float:
@@ -43,14 +52,10 @@ def full_step(layout: Layout, shape: Shape, frames: int, tokens: int) -> float:
     return rows * clip_flops(shape, frames, tokens, layout.workload.selection)
 
 
-def _step_flops(order: Order, layout: Layout, shape: Shape, tokens: int, step: int) -> float:
-    # The first process has the longest rows of those that are computed at the same time, and the others wait for it.
-    cut = micro_batches(
-        rows_of_step(order, step),
-        micro_batch=layout.micro_batch, accumulation=layout.accumulation, world_size=layout.world_size, rank=0,
-    )  # fmt: skip
+def _step_flops(order: Order, cut: Cut, layout: Layout, shape: Shape, tokens: int, step: int) -> float:
+    # The first process has the largest of the micro-batches that are computed at the same time, and the others wait.
     total = 0
-    for rows in cut:
+    for rows in micro_batches(rows_of_step(order, step), cut, rank=0):
         longest = max(row.frames for row in rows)
         frames = min(longest + shape.largest_delay, order.segment_frames)
         total += len(rows) * clip_flops(shape, frames, tokens, layout.workload.selection)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trainer.data.order import Order, draw, micro_batches, permutation, rows_of_step, valid_cells
+from trainer.data.order import Order, draw, permutation, rows_of_step, valid_cells
 
 LENGTHS = [5, 40, 41, 200, 17, 40, 90]
 
@@ -47,21 +47,6 @@ def test_the_same_clips_form_a_prefix_of_the_stream():
     small, large = order_of(global_batch=2), order_of(global_batch=4)
     pairs = {(row.epoch, row.clip) for step in (0, 1) for row in rows_of_step(small, step)}
     assert pairs == {(row.epoch, row.clip) for row in rows_of_step(large, 0)}
-
-
-@pytest.mark.parametrize("world_size,micro_batch,accumulation", [(1, 8, 1), (1, 3, 3), (2, 2, 2), (4, 1, 2), (3, 3, 1)])
-def test_shares_of_all_ranks_cover_a_step_exactly_once(world_size, micro_batch, accumulation):
-    rows = rows_of_step(order_of(global_batch=7), 1)
-    shares = [
-        batch
-        for rank in range(world_size)
-        for batch in micro_batches(
-            rows, micro_batch=micro_batch, accumulation=accumulation, world_size=world_size, rank=rank
-        )
-    ]
-    assert all(len(batch) == micro_batch for batch in shares)
-    counted = [row for batch in shares for row in batch if row.weight]
-    assert Counter(counted) == Counter(rows)
 
 
 def test_crops_stay_inside_the_clip_and_reach_both_ends():
@@ -108,12 +93,6 @@ def test_valid_cells_are_those_that_labels_have():
             for step in range(40):
                 expected[k] += 0 <= step - k < row.frames
     assert valid_cells(rows, 4, 40).tolist() == expected
-
-
-def test_more_rows_than_the_layout_holds_are_refused():
-    rows = rows_of_step(order_of(global_batch=7), 0)
-    with pytest.raises(ValueError, match="do not fit"):
-        micro_batches(rows, micro_batch=2, accumulation=3, world_size=1, rank=0)
 
 
 def test_by_duration_an_epoch_has_as_many_crops_of_a_clip_as_segments_fit_into_every_view():

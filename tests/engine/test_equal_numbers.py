@@ -13,7 +13,8 @@ from tests.plans import engine_for, plan_for
 from tests.rounding import LOSS, NORM
 from tests.synthetic import random_examples
 from trainer.data.captions import texts_of
-from trainer.data.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.data.cut import cut_for, micro_batches
+from trainer.data.order import Order, Row, rows_of_step, valid_cells
 from trainer.flags.config import Config
 from trainer.model.language_model import load_language_model
 from trainer.model.loss import step_loss
@@ -98,7 +99,8 @@ def ten_steps(
     results = []
     for step in range(10):
         rows = rows_of_step(order, step)
-        shares = micro_batches(rows, micro_batch=micro_batch, accumulation=accumulation, world_size=1, rank=0)
+        cut = cut_for(order, micro_batch=micro_batch, accumulation=accumulation, world_size=1, row_places=6)
+        shares = micro_batches(rows, cut, 0)
         cells = valid_cells(rows, 4, SEGMENT)
         results.append(engine.step([examples.batch(share) for share in shares], cells, step=step, learning_rate=1e-3))
     return np.array([r.loss for r in results]), np.array([r.grad_norm for r in results])

@@ -9,7 +9,8 @@ import torch
 
 from tests.plans import engine_for, plan_for
 from tests.synthetic import random_examples
-from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
+from trainer.data.cut import cut_for, micro_batches
+from trainer.data.order import Order, rows_of_step, valid_cells
 from trainer.engine import Ranks, rehearsal
 from trainer.engine.rehearsal import TimedBatches, measured
 from trainer.flags.config import Config
@@ -42,9 +43,10 @@ def five_steps(passes: int, **flags) -> tuple[list[float], dict[str, torch.Tenso
         engine.rehearse(LARGEST, plan.accumulation)
     assert counted == [passes]
     losses = []
+    cut = cut_for(order, micro_batch=2, accumulation=2, world_size=1, row_places=5)
     for number in range(order.steps):
         rows = rows_of_step(order, number)
-        shares = micro_batches(rows, micro_batch=2, accumulation=2, world_size=1, rank=0)
+        shares = micro_batches(rows, cut, rank=0)
         batches = [EXAMPLES.batch(share) for share in shares]
         losses.append(step(batches, valid_cells(rows, 4, SEGMENT), step=number, learning_rate=1e-2).loss)
     return losses, {name: piece.values.clone() for name, piece in engine.state().items()}

@@ -25,7 +25,8 @@ GLOBAL_BATCH = 8
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
     """Losses and gradient norms of the steps, bytes that this rank held, which of its frozen parameters moved, how many
-    graphs it compiled, and how many tensors its optimizer steps on that are more than memory of this rank."""
+    graphs it compiled, how many tensors its optimizer steps on that are more than memory of this rank, and how many
+    rows each of its micro-batches had in each step."""
 
     losses: list[float]
     norms: list[float]
@@ -36,6 +37,7 @@ class Numbers:
     moved: Sequence[str] = ()
     graphs: int = 0
     dtensors: int = 0
+    row_counts: Sequence[Sequence[int]] = ()
 
 
 def steps(
@@ -60,6 +62,7 @@ def steps(
     optimizer: Any = "adamw",
     watch: Callable[[Any], None] | None = None,
     captions: Sequence[str | None] | None = None,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Numbers:
     """`count` steps of a run of 11 on ragged clips, some without captions; the eleventh has a single clip.
 
@@ -72,11 +75,13 @@ def steps(
     mean_of_means  the mistake that global counts avoid: each micro-batch divides by its own cells
     watch  called with the engine before the first step and after each
     captions  of the clips, in place of short ones
+    lengths  of the clips, in frames
     """
     import os
 
     from tests.plans import plan_for
-    from trainer.data.order import Order, micro_batches, rows_of_step, valid_cells
+    from trainer.data.cut import cut_for, micro_batches
+    from trainer.data.order import Order, rows_of_step, valid_cells
     from trainer.engine import Engine, Ranks, build_accelerator
     from trainer.flags.config import Config
     from trainer.model.source import open_model
@@ -86,7 +91,7 @@ def steps(
     values = {"lr": 1e-3, "weight_decay": 0.01, "ema_decay": ema_decay, "optimizer": optimizer, **(flags or {})}
     config = Config(dataset_path="unused", timeout_minutes=2.0, **values)
     examples = random_examples(
-        LENGTHS, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
+        lengths, captions, segment_frames=SEGMENT, new_tokens=config.selection.new_rows, model=model
     )
     order = Order(
         seed=1,
@@ -116,8 +121,9 @@ def steps(
         gathers_once=gathers_once,
         reduces_once=reduces_once,
     )
+    cut = cut_for(order, micro_batch=micro, accumulation=accumulation, world_size=world_size, row_places=6)
     accelerator = build_accelerator(plan, engine_settings(config), Path("."))
-    losses, norms = [], []
+    losses, norms, counts = [], [], []
     with Ranks(timeout_seconds=150 if compiled else 60) as ranks:  # compiling may take a minute on busy cores
         engine = Engine(accelerator, ranks, open_model(model), plan, engine_settings(config))
         checkpoint = newest(Path(folder)) if folder else None
@@ -132,9 +138,8 @@ def steps(
         saver = Saver(Path(folder), rank=ranks.rank, world_size=world_size) if folder else None
         for step in range(start, min(start + count, order.steps)):
             rows = rows_of_step(order, step)
-            shares = micro_batches(
-                rows, micro_batch=micro, accumulation=accumulation, world_size=world_size, rank=ranks.rank
-            )
+            shares = micro_batches(rows, cut, ranks.rank)
+            counts.append([len(share) for share in shares])
             cells = valid_cells(rows, *of_model)
             batches = [examples.batch(share) for share in shares]
             if mean_of_means:
@@ -158,6 +163,7 @@ def steps(
             moved=[name for name, now in _frozen_values(engine.backend).items() if not torch.equal(now, frozen[name])],
             graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
             dtensors=_dtensors_of(engine.backend),
+            row_counts=counts,
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from tests import rounding
 from tests.ranks.cases import Numbers, differences, part_of, steps, undisturbed
 from tests.ranks.harness import run_ranks
+from trainer.engine.compiled import MOST_GRAPHS
 from trainer.plan.layout import Checkpointing
 from trainer.spec.shapes import KNOWN
 
@@ -28,6 +29,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "a word": {"tune_text": True, "placeholder_vectors": 4, "lr": 0.5},
 }
 COUNT = 11
+UNEVEN = (40, 39, 20, 5, 6, 4, 5, 7, 6)  # frames of few long clips and many short ones
 CAPTIONED = 10  # steps before the last, whose single clip has no caption: of a word its gradient is 0
 # Fused kernels add in another order, and leave out or add roundings between operations.
 LOSS, NORM = 3 * rounding.LOSS, 3 * rounding.NORM
@@ -68,6 +70,16 @@ def test_ten_ragged_steps_need_one_graph_and_have_the_numbers_of_an_eager_proces
     """The eleventh step of the matrix below, of a single clip, needs a second, whose compiling takes as long again."""
     [found] = assert_the_same("single", "selective", count=CAPTIONED)
     assert found.graphs == 1
+
+
+@pytest.mark.full
+def test_unequal_micro_batches_need_a_graph_for_one_row_and_for_several_and_not_for_each_number_of_rows() -> None:
+    """Four micro-batches of 8 rows in each of ten steps. The kinds are at most eight: one row or several, one text
+    token or several, with and without a mask; lengths and numbers of rows add none."""
+    [found] = run_ranks(1, steps, "single", 4, count=CAPTIONED, lengths=UNEVEN, compiled=True)
+    shapes = {count for counts in found.row_counts for count in counts}
+    assert 1 in shapes and len(shapes) >= 3
+    assert found.graphs <= 8 < MOST_GRAPHS
 
 
 @pytest.mark.full

@@ -15,6 +15,9 @@ from tests.rounding import LOSS, NORM
 
 pytestmark = pytest.mark.numbers
 STRATEGIES = ("single", "ddp", "zero2", "zero3", "fsdp")
+# Few long clips and many short ones, so that micro-batches have few rows and many.
+UNEVEN = (40, 39, 5, 6, 4, 5, 7, 6, 5)
+UNEVEN_CASES = (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2))
 QUICK = {("ddp", 2, 2), ("zero2", 2, 1), ("zero2", 2, 2), ("fsdp", 2, 1), ("fsdp", 4, 2), ("zero3", 2, 1)}
 WHOLE = [
     (strategy, world_size, accumulation)
@@ -36,9 +39,30 @@ def reference() -> Numbers:
 )
 def test_every_split_gives_the_numbers_of_one_process(strategy, world_size, accumulation, reference):
     found = undisturbed(strategy, world_size, accumulation)
+    of_steps = [[count for numbers in found for count in numbers.row_counts[step]] for step in range(10)]
+    assert all(sum(counts) == 8 and len(counts) == world_size * accumulation for counts in of_steps)
     assert len(reference.losses) == 11 and reference.losses[-1] != reference.losses[0]
     assert all(numbers.losses == found[0].losses for numbers in found)
     loss, norm = differences(found[0], reference)
+    assert loss <= LOSS and norm <= NORM
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Numbers:
+    return run_ranks(1, steps, "single", 1, count=6, lengths=UNEVEN)[0]
+
+
+@pytest.mark.parametrize(
+    "strategy,world_size",
+    [("fsdp", 2), *(pytest.param(*case, marks=pytest.mark.full) for case in UNEVEN_CASES)],
+)
+def test_micro_batches_of_unequally_many_rows_give_them_too(strategy, world_size, uneven):
+    found = run_ranks(world_size, steps, strategy, 2, count=6, lengths=UNEVEN)
+    of_steps = [[count for numbers in found for count in numbers.row_counts[step]] for step in range(6)]
+    assert all(sum(counts) == 8 for counts in of_steps)
+    assert any(max(counts) >= 2 * min(counts) for counts in of_steps), "nothing was cut unequally"
+    assert uneven.row_counts == [[8]] * 6
+    loss, norm = differences(found[0], uneven)
     assert loss <= LOSS and norm <= NORM
 
 

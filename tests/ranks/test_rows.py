@@ -14,7 +14,8 @@ from tests.ranks.harness import launch_rank, run_ranks
 from tests.runs import FEW, few_clips
 from trainer.data.arrow_store import KEY, PART
 from trainer.data.cache import code_store, open_codes
-from trainer.data.order import Order, Row, micro_batches, rows_of_step
+from trainer.data.cut import cut_for, micro_batches
+from trainer.data.order import Order, Row, rows_of_step
 
 EPOCHS, STEPS, MICRO_BATCH, ACCUMULATION = 3, 6, 1, 2
 FLAGS: tuple[str, ...] = ("--dataset", "data", "--model_id", "debug", "--code_views", "2", "--segment_seconds", "2")
@@ -92,12 +93,11 @@ def test_each_file_is_decoded_by_one_rank(ranks):
 def shares_of(order: Order, rank: int) -> list[Row]:
     """A rank's rows of the whole run, one after another."""
     assert order.steps == STEPS
+    cut = cut_for(order, micro_batch=MICRO_BATCH, accumulation=ACCUMULATION, world_size=2, row_places=1)
     return [
         row
         for step in range(order.steps)
-        for batch in micro_batches(
-            rows_of_step(order, step), micro_batch=MICRO_BATCH, accumulation=ACCUMULATION, world_size=2, rank=rank
-        )
+        for batch in micro_batches(rows_of_step(order, step), cut, rank)
         for row in batch
     ]
 

@@ -16,7 +16,8 @@ from tests.plans import engine_for, plan_for
 from tests.rounding import assert_same_training
 from tests.synthetic import HEADER, random_examples
 from trainer import wiring
-from trainer.data.order import Order, Row, micro_batches, rows_of_step, valid_cells
+from trainer.data.cut import micro_batches
+from trainer.data.order import Order, Row, rows_of_step, valid_cells
 from trainer.engine import Engine
 from trainer.errors import NotFiniteError
 from trainer.flags.config import Config
@@ -258,14 +259,15 @@ def test_a_step_with_few_rows_computes_no_batch_of_fillers_alone(tmp_path):
     engine, computed = engine_of(run), []
     engine.backend.model.register_forward_hook(lambda module, inputs, output: computed.append(len(inputs[0])))
     trained(run, engine, tmp_path)
-    assert computed == [2, 2]
+    assert sorted(computed) == [1, 2]
     assert newest(tmp_path).step == 1
 
 
 def test_shares_of_short_steps_are_equally_many_on_every_rank():
     run = run_of(global_batch=12)
     rows = rows_of_step(run.order, 0)[:5]
-    shares = [micro_batches(rows, micro_batch=2, accumulation=3, world_size=2, rank=rank) for rank in range(2)]
+    cut = replace(run.cut, micro_batch=2, accumulation=3, world_size=2)
+    shares = [micro_batches(rows, cut, rank) for rank in range(2)]
     assert [len(share) for share in shares] == [2, 2]
     counted = [row for share in shares for batch in share for row in batch if row.weight]
     assert sorted(row.clip for row in counted) == sorted(row.clip for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from trainer.spec.trainable import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from trainer.data.cache import CachedCodes
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Melodies(Protocol):
@@ -218,14 +221,12 @@ class Examples:
         return text, mask, attention
 
 
-def prefetched(
-    micro_batches: Iterable[Sequence[Row]], make: Callable[[Sequence[Row]], Batch], ahead: int = 2
-) -> Iterator[Batch]:
-    """What `make` makes of the rows of each micro-batch, in order, by a thread, up to `ahead` before they are used."""
+def prefetched(items: Iterable[Item], make: Callable[[Item], Made], ahead: int = 2) -> Iterator[Made]:
+    """What `make` makes of each item, in order, by a thread, up to `ahead` before they are used."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = []
-        for rows in micro_batches:
-            pending.append(pool.submit(make, rows))
+        for item in items:
+            pending.append(pool.submit(make, item))
             if len(pending) > ahead:
                 yield pending.pop(0).result()
         while pending:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -99,7 +99,8 @@ class Row:
     drop_melody   whether it is trained without its melody, as a null condition too; always with `drop_caption`
     text          which of the clip's texts it is trained with, from 0
     crop          which of the clip's crops of this epoch it is, from 0
-    weight        1; or 0 for a filler, which completes a micro-batch and adds nothing to loss and gradient
+    weight        1; or 0 for a filler, which stands in a micro-batch that has no row, and adds nothing to loss and
+                  gradient
     """
 
     clip: int
@@ -117,8 +118,9 @@ class Row:
 def rows_of_step(order: Order, step: int) -> list[Row]:
     """Rows of optimizer step `step` (0-based), longest first, the same on every rank; fillers excluded.
 
-    A step may span two epochs, and the last step may be short. Rows are sorted by length so that a micro-batch has
-    rows of similar length and little padding; apart from rounding, the loss of a step does not depend on it.
+    A step may span two epochs, and the last step may be short. Rows are sorted by length so that a micro-batch can
+    have rows of similar length and little padding (trainer/data/cut.py); apart from rounding, the loss of a step does
+    not depend on it.
     """
     first = step * order.global_batch
     crops = order.crops_per_epoch
@@ -188,30 +190,6 @@ def _draws_no_melody(order: Order, epoch: int, clip: int, crop: int) -> bool:
 def _number(crop: int) -> tuple[int, ...]:
     """What a crop's number adds to the entropy: nothing for crop 0, which is drawn as a clip's only one."""
     return (crop,) if crop else ()
-
-
-def micro_batches(
-    rows: Sequence[Row], *, micro_batch: int, accumulation: int, world_size: int, rank: int
-) -> list[list[Row]]:
-    """This rank's share of a step: at most `accumulation` micro-batches of `micro_batch` rows each.
-
-    The micro-batches that all ranks compute at the same time are neighbours in `rows`, and so of similar length, so
-    that ranks wait little for each other. Where rows are missing, the last row stands again with weight 0. All ranks
-    have equally many micro-batches, see `filled_micro_batches`. Raises ValueError where the rows do not fit.
-    """
-    capacity = micro_batch * accumulation * world_size
-    if not 0 < len(rows) <= capacity:
-        raise ValueError(f"{len(rows)} rows do not fit {accumulation} x {world_size} micro-batches of {micro_batch}")
-    used = filled_micro_batches(len(rows), micro_batch=micro_batch, world_size=world_size)
-    filler = replace(rows[-1], weight=0)
-    padded = [*rows, *[filler] * (used * micro_batch * world_size - len(rows))]
-    starts = [(index * world_size + rank) * micro_batch for index in range(used)]
-    return [padded[start : start + micro_batch] for start in starts]
-
-
-def filled_micro_batches(rows: int, *, micro_batch: int, world_size: int) -> int:
-    """How many micro-batches every rank has in a step of so many rows: no more than needed to hold them all."""
-    return math.ceil(rows / (micro_batch * world_size))
 
 
 def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int, channels: int = 1) -> np.ndarray:

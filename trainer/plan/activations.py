@@ -9,7 +9,7 @@ all others that of the computation (Layout.residual_bytes and compute_bytes).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.plan.layout import FLOAT32, Layout
 from trainer.spec.shapes import Shape
@@ -107,6 +107,20 @@ def caption_bytes(shape: Shape, layout: Layout) -> int:
         return 0
     tokens = layout.workload.caption_tokens
     return FLOAT32 * T5_LAYERS * tokens * (T5_VALUES * shape.text_width + T5_HEADS * tokens)
+
+
+def row_places(shape: Shape, layout: Layout, tokens: int) -> int:
+    """How many places a row costs at most besides its frames, whose text has so many tokens.
+
+    In a melody model they are places. In cross-attention a token has keys and values in every layer, two values of the
+    width, and two more where autocast casts what they are made of; a place has 13 values and more, or, where layers are
+    computed again, the layer's input in every layer. So a token costs at most a place. What a T5 in the loop keeps for
+    the text is rounded up to places.
+    """
+    workload = replace(layout.workload, caption_tokens=tokens)
+    in_loop = caption_bytes(shape, replace(layout, workload=workload))
+    kept, _ = place_bytes(shape, layout)
+    return max(tokens, shape.prefix_places(tokens)) - (-in_loop // kept)
 
 
 def _layer_bytes(shape: Shape, layout: Layout, residuals: int, values: int, ffn_values: int) -> int:

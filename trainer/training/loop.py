@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cached_property
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from trainer.data.batches import Batch, Examples, prefetched
-from trainer.data.order import Order, Row, filled_micro_batches, micro_batches, rows_of_step, valid_cells
+from trainer.data.cut import Cut, cut_for, filled_micro_batches, micro_batches
+from trainer.data.order import Order, Row
 from trainer.data.prompt_states import SamplePrompts
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
 from trainer.model.delay_pattern import inputs_and_labels, steps_of
+from trainer.plan.activations import row_places
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import Checkpoint, RunHeader, Saver
 from trainer.run.metrics import Tracker, Value
@@ -24,6 +26,7 @@ from trainer.run.signals import StopRequest
 from trainer.run.standing import Standing
 from trainer.training.judge import Judge
 from trainer.training.schedule import Schedule, learning_rate
+from trainer.training.step_work import StepWork, work_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,21 @@ class Run:
     on_save_step: Callable[[Checkpoint], None]
     prompts: SamplePrompts | None = None
 
+    @cached_property
+    def most_tokens(self) -> int:
+        """Of a text of the training clips."""
+        return _most_tokens(self.train)
+
+    @cached_property
+    def most_validation_tokens(self) -> int:
+        """Of a text of the validation clips; 0 where none are."""
+        return 0 if self.validation is None else _most_tokens(self.validation)
+
+    @cached_property
+    def cut(self) -> Cut:
+        """How the rows of its steps are cut into micro-batches."""
+        return _cut_of(self.plan, self.order, self.train, self.most_tokens)
+
 
 def _nobody(step: int) -> bool:
     raise AssertionError(f"samples of step {step} are due, and nobody makes them")
@@ -86,7 +104,7 @@ def train(
     """
     steps, intervals, judge = run.order.steps, run.intervals, judge or Judge(_standing(run))
     step, stopping, last_save = start_step, False, time.monotonic()
-    meter, work = _Meter(), _work(run, engine.ranks.rank, start_step)
+    meter, work = _Meter(), work_of(run.order, run.cut, run.train, engine.ranks.rank, start_step)
     _save_if_kept(run, engine, saver, judge, step)
     with _progress_bar(steps, start_step, shown=engine.ranks.is_first) as bar:
         while step < steps and not stopping and not judge.ends_run:
@@ -133,14 +151,7 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
     assert run.validation is not None
     rows = [middle_crop(run.validation, clip) for clip in range(len(run.validation.captions))]
     rows.sort(key=lambda row: -row.frames)
-    accumulation = -(-len(rows) // (run.plan.micro_batch * run.plan.world_size))
-    own = micro_batches(
-        rows,
-        micro_batch=run.plan.micro_batch,
-        accumulation=accumulation,
-        world_size=run.plan.world_size,
-        rank=engine.ranks.rank,
-    )
+    own = micro_batches(rows, _validation_cut(run, rows), engine.ranks.rank)
     sums_K, cells_K = engine.evaluate(prefetched(own, run.validation.batch))
     losses = (sums_K / np.maximum(cells_K, 1)).tolist()
     return {"step": step, "validation_loss": float(np.mean(losses)), "validation_loss_per_codebook": losses}
@@ -149,11 +160,13 @@ def validate(run: Run, engine: Engine, step: int) -> dict[str, Value]:
 def worst_case(run: Run) -> Batch:
     """The micro-batch that needs most memory: every clip as long as the longest, with the caption of most tokens.
 
+    A micro-batch of shorter clips may have more of them, and never more places (trainer/data/cut.py).
+
     Its codes and texts are zeros, because memory does not depend on the values. For Engine.rehearse.
     """
     examples, segment = run.train, run.order.segment_frames
     frames = steps_of(int(run.order.frames.max()), examples.shape.largest_delay, segment)
-    tokens = _most_tokens(examples)
+    tokens = run.most_tokens
     rows, codebooks = run.plan.micro_batch, run.order.codebooks
     codes = torch.zeros(rows, codebooks, frames, dtype=torch.int64)
     inputs, labels = inputs_and_labels(codes, examples.special_token, examples.shape.audio_channels)
@@ -173,11 +186,33 @@ def most_places(run: Run) -> int:
     """The most places that a row of training or validation has: of its codes, and in a melody model of what is in front
     of them. For Engine.rehearse."""
     shape, segment = run.train.shape, run.order.segment_frames
-    tokens, frames = _most_tokens(run.train), int(run.order.frames.max())
+    tokens, frames = max(run.most_tokens, run.most_validation_tokens), int(run.order.frames.max())
     if run.validation is not None:
-        tokens = max(tokens, _most_tokens(run.validation))
         frames = max(frames, int(run.validation.codes.frames.max()))
     return shape.prefix_places(tokens) + steps_of(frames, shape.largest_delay, segment)
+
+
+def _cut_of(plan: Plan, order: Order, examples: Examples, tokens: int) -> Cut:
+    return cut_for(
+        order,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        world_size=plan.world_size,
+        row_places=row_places(examples.shape, plan.layout, tokens),
+    )
+
+
+def _validation_cut(run: Run, rows: Sequence[Row]) -> Cut:
+    """That of the training, but with as many micro-batches as validation needs, and with the most of its own clips and
+    captions where those have more: without a backward pass they take less memory than the rehearsed ones."""
+    assert run.validation is not None
+    cut, tokens = run.cut, max(run.most_tokens, run.most_validation_tokens)
+    return replace(
+        cut,
+        accumulation=filled_micro_batches(len(rows), micro_batch=cut.micro_batch, world_size=cut.world_size),
+        row_places=row_places(run.train.shape, run.plan.layout, tokens),
+        most_steps=max(cut.most_steps, steps_of(rows[0].frames, cut.largest_delay, cut.segment_frames)),
+    )
 
 
 def _most_tokens(examples: Examples) -> int:
@@ -229,37 +264,6 @@ class _Meter:
         }
         self._start_anew()
         return values
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StepWork:
-    """One optimizer step, counted from 0: its rows on all ranks, and the micro-batches of them that are this rank's."""
-
-    step: int
-    rows: Sequence[Row]
-    batches: Sequence[Batch]
-
-
-def _work(run: Run, rank: int, start_step: int) -> Iterator[_StepWork]:
-    """The steps from `start_step` to the end of the order; their micro-batches are made ahead by a thread."""
-    # The micro-batches of a whole step, and one more, are ready before they are asked for.
-    batches = prefetched(_rows_by_micro_batch(run, rank, start_step), run.train.batch, ahead=run.plan.accumulation + 1)
-    for step in range(start_step, run.order.steps):
-        rows = rows_of_step(run.order, step)
-        own = filled_micro_batches(len(rows), micro_batch=run.plan.micro_batch, world_size=run.plan.world_size)
-        yield _StepWork(step=step, rows=rows, batches=list(islice(batches, own)))
-
-
-def _rows_by_micro_batch(run: Run, rank: int, start_step: int) -> Iterator[Sequence[Row]]:
-    """The rows of each of this rank's micro-batches, from `start_step` to the end of the order."""
-    for step in range(start_step, run.order.steps):
-        yield from micro_batches(
-            rows_of_step(run.order, step),
-            micro_batch=run.plan.micro_batch,
-            accumulation=run.plan.accumulation,
-            world_size=run.plan.world_size,
-            rank=rank,
-        )
 
 
 def _standing(run: Run) -> Standing | None:
@@ -322,13 +326,12 @@ def _wait_for_save(engine: Engine, saver: Saver) -> None:
 
 
 def _step(
-    run: Run, engine: Engine, saver: Saver, judge: Judge, work: _StepWork, requests: tuple[bool, ...]
+    run: Run, engine: Engine, saver: Saver, judge: Judge, work: StepWork, requests: tuple[bool, ...]
 ) -> StepResult:
     """One optimizer step; where it is not finite, save the state before it and name its clips."""
-    cells_K = valid_cells(work.rows, run.order.codebooks, run.order.segment_frames, run.order.channels)
     rate = learning_rate(run.schedule, work.step)
     try:
-        return engine.step(work.batches, cells_K, step=work.step, learning_rate=rate, requests=requests)
+        return engine.step(work.batches, work.cells_K, step=work.step, learning_rate=rate, requests=requests)
     except NotFiniteError as error:
         _save(run, engine, saver, judge, work.step)
         saver.wait()
