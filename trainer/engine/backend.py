@@ -18,9 +18,9 @@ from trainer.run.checkpoint import Checkpoint, FlatSlice
 class Backend(Protocol):
     """A wrapped, sharded model and its optimizer.
 
-    An optimizer step is: for each micro-batch a forward and `backward` inside `accumulating`, then `finish`, then
-    `update`. Every method is called on all ranks at the same point of the run, because most contain collectives under
-    some strategy.
+    An optimizer step is: inside `around_micro_batches`, for each micro-batch a forward and `backward` inside
+    `accumulating`; then `finish`, then `update`. Every method is called on all ranks at the same point of the run,
+    because most contain collectives under some strategy.
     """
 
     model: nn.Module  # to be called as LanguageModel.forward
@@ -28,6 +28,9 @@ class Backend(Protocol):
     @property
     def scales_losses(self) -> bool:
         """Whether fp16 scales the losses, so that a gradient may overflow and the step must be computed again."""
+
+    def around_micro_batches(self) -> AbstractContextManager[None]:
+        """The context of all micro-batches of a step. An error that leaves it sends nothing to the other ranks."""
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """The context of one micro-batch's forward and backward. `last`: whether it is the step's last one."""

@@ -331,13 +331,14 @@ class Engine:
     def _backward(self, batches: Sequence[Batch], cells_K: Tensor, step: int) -> Tensor:
         """Compute the gradients of the step's loss; returns this rank's summed cross entropies, (K,) float32, nats."""
         total = torch.zeros(len(cells_K), device=self.device)
-        for index, batch in enumerate(batches):
-            self._reseed(step, index)
-            last = index == len(batches) - 1
-            with self.backend.accumulating(last):
-                sums = self._summed_losses(batch.to(self.device))
-                self.backend.backward(step_loss(sums, cells_K), last=last)
-            total += sums.detach()
+        with self.backend.around_micro_batches():
+            for index, batch in enumerate(batches):
+                self._reseed(step, index)
+                last = index == len(batches) - 1
+                with self.backend.accumulating(last):
+                    sums = self._summed_losses(batch.to(self.device))
+                    self.backend.backward(step_loss(sums, cells_K), last=last)
+                total += sums.detach()
         return total
 
     def _sum_over_ranks(self, losses_K: Tensor, asked_R: Tensor, part_of_square: Tensor) -> Tensor:

@@ -101,6 +101,10 @@ class TorchBackend:
         """Add this micro-batch's gradients; `accumulating` has decided whether they are reduced over the ranks here."""
         self._accelerator.backward(loss * self._loss_scale)
 
+    def around_micro_batches(self) -> AbstractContextManager[None]:
+        """Nothing to do: `accumulating` says of each micro-batch what is to be reduced."""
+        return nullcontext()
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """DDP reduces gradients over the ranks at the step's last micro-batch only, which saves traffic.
 

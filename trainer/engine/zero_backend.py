@@ -41,7 +41,6 @@ class ZeroBackend:
         self._loss_scale = float(plan.world_size)
         self._threads = _threads_of_step(plan)
         self._reduces_once = plan.layout.reduces_once
-        self._block: AbstractContextManager[None] | None = None
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         materialize(model, accelerator.device if self._stage == 2 else torch.device("cpu"))
         table = model.decoder.model.decoder.embed_positions.weights
@@ -75,10 +74,28 @@ class ZeroBackend:
                 **{kind: torch.zeros_like(flat) for kind in MOMENTS},
             }
 
+    @contextmanager
+    def around_micro_batches(self) -> Iterator[None]:
+        """Where gradients are reduced once for a step, DeepSpeed's block, whose end reduces what they have left whole.
+
+        It reduces after errors too, and would wait for ranks that met none, so that this one would not say why it ends.
+        What has no gradient is not sent.
+        """
+        if not self._reduces_once:
+            yield
+            return
+        with self._engine.coalesce_grad_reduction():
+            try:
+                yield
+            except BaseException:
+                self._zero.zero_grad()
+                raise
+        # The block puts back what was said before it: without this line DeepSpeed would not step, and have no norm.
+        self._engine.set_gradient_accumulation_boundary(True)
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """`backward` tells DeepSpeed which micro-batch is the last. Where gradients are reduced once for a step, they
-        are at the end of the last micro-batch."""
-        return self._within_block(last) if self._reduces_once else nullcontext()
+        """Nothing to do: `backward` tells DeepSpeed which micro-batch is the last."""
+        return nullcontext()
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add this micro-batch's gradients, reduced into the partitions.
@@ -175,30 +192,6 @@ class ZeroBackend:
     def optimizer_bytes(self) -> int:
         """Bytes of float32 masters and moments that this rank holds."""
         return sum(flat.numel() * flat.element_size() * (1 + len(MOMENTS)) for flat in self._flats())
-
-    @contextmanager
-    def _within_block(self, last: bool) -> Iterator[None]:
-        """Part of DeepSpeed's block around all micro-batches of a step, whose end reduces what they have left whole."""
-        if self._block is None:
-            self._block = self._engine.coalesce_grad_reduction()
-            self._block.__enter__()
-        try:
-            yield
-        except BaseException:
-            # The block reduces after errors too, and would wait for ranks that met none. What has no gradient is not
-            # sent. Left open, it would reduce when Python clears away what is left, at the end of the process.
-            self._zero.zero_grad()
-            self._leave_block()
-            raise
-        if last:
-            self._leave_block()
-
-    def _leave_block(self) -> None:
-        block, self._block = self._block, None
-        assert block is not None
-        block.__exit__(None, None, None)
-        # It puts back what was said before it: without this line DeepSpeed would not step, and have no norm.
-        self._engine.set_gradient_accumulation_boundary(True)
 
     def _flats(self) -> list[Tensor]:
         """This rank's flat float32 masters, one per group of parameters."""
