@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.data.cut import Cut, cut_for, micro_batches
-from trainer.data.order import Order, rows_of_step
+from trainer.data.order import Order, rows_of_step, steps_of
 from trainer.data.outline import Outline, outline_of
 from trainer.flags.config import Config
 from trainer.plan.activations import row_places
@@ -57,7 +57,7 @@ def _step_flops(order: Order, cut: Cut, layout: Layout, shape: Shape, tokens: in
     total = 0
     for rows in micro_batches(rows_of_step(order, step), cut, rank=0):
         longest = max(row.frames for row in rows)
-        frames = min(longest + shape.largest_delay, order.segment_frames)
+        frames = steps_of(longest, shape.largest_delay, order.segment_frames)
         total += len(rows) * clip_flops(shape, frames, tokens, layout.workload.selection)
     return total
 

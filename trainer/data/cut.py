@@ -29,8 +29,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.data.order import Order, Row
-from trainer.model.delay_pattern import steps_of
+from trainer.data.order import Order, Row, steps_of
 
 MOST_ROWS = 4096  # More are cut in parts of about so many, because time and memory grow with rows x groups.
 # Of several ranks: which bounds on the largest micro-batch are tried, as eighths of the way from the smallest that is
