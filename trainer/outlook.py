@@ -17,6 +17,7 @@ from trainer.plan.disk import place_of, told
 from trainer.plan.forecast import Clips, Disk, Steps, disk_of, seconds_in_words, time_in_words
 from trainer.plan.layout import Layout
 from trainer.plan.plan import Plan
+from trainer.plan.time import USUAL_TEXT_TOKENS
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import DEBUG_NAMES, FRAME_RATE_HZ, Shape
 
@@ -80,9 +81,8 @@ def _of_folder(config: Config, plan: Plan, shape: Shape, found: Outline) -> str:
     sounds = max(1, round(found.sounds * len(lengths) / len(found.seconds)))
     order = _order_of(config, plan, shape, lengths, max(1, round(sounds * (1 - config.validation_share))))
     tokens = 0 if config.no_label else round(found.caption_tokens)
-    share = average_step(order, layout, shape, tokens, 0) / full_step(
-        layout, shape, order.segment_frames, layout.workload.caption_tokens
-    )
+    full = full_step(layout, shape, order.segment_frames, USUAL_TEXT_TOKENS)  # as the plan's time is counted
+    share = average_step(order, layout, shape, tokens, 0) / full
     seconds = sounds * sum(lengths) / len(lengths)
     clips = _clips(config, sounds, seconds, tokens)
     disk = _disk(config, plan, shape, clips, order.steps)
