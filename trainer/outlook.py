@@ -118,8 +118,8 @@ def _unless_known(plan: Plan) -> str:
     if plan.time is not None:
         return ""
     if not plan.layout.on_gpu:
-        return " (how long a step takes on a CPU, a run measures before the first)"
-    return " (how long a step takes is known for some GPUs, see --gpu_name; a run measures it before the first)"
+        return " (how long a step takes on a CPU, a run measures before the first step)"
+    return " (how long a step takes is known for some GPUs, see --gpu_name; a run measures it before the first step)"
 
 
 def _order_of(config: Config, plan: Plan, shape: Shape, lengths: list[float], clips: int) -> Order:

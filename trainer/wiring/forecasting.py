@@ -42,7 +42,7 @@ def expected_in_words(config: Config, run: Run, source: Source, folder: OutputDi
     disk = disk_of_run(config, run, source, start_step)
     output, cache = place_of(str(folder.root), NAMES_IN_OUTPUT), place_of(config.cache_dir, NAMES_IN_CACHE)
     words = time_in_words(run.plan.time, steps_of_run(config, run, start_step, full))
-    measured = "" if run.plan.time is not None else " (how long a step takes is measured before the first)"
+    measured = "" if run.plan.time is not None else " (how long a step takes is measured before the first step)"
     return "\n".join([f"expected{measured}: {words}", *told(disk, output, cache, cached=True)])
 
 
