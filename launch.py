@@ -267,7 +267,7 @@ def prepare(
     if config.ema_decay is not None:
         ranks.say(wiring.ema_in_words(config.ema_decay, order))
     if config.keep_best:
-        ranks.say(wiring.keep_best_in_words(plan, parts.source))
+        ranks.say(wiring.KEEPS_BEST)
     if ranks.is_first:
         parts.folder.write_json("config.json", config.to_dict())
         parts.folder.write_json("plan.json", plan.to_dict())

@@ -44,7 +44,7 @@ WITHOUT_TORCH = (
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),
     *("plan.unused_gpu", "plan.sampling", "plan.rates", "plan.network", "plan.time", "plan.forecast", "plan.disk"),
     *("plan.wanted_layouts", "preflight", "outlook"),
-    *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order"),
+    *("data.audio", "data.wav_header", "data.audio_facts", "data.captions", "data.manifest", "data.order", "data.cut"),
     *("data.melody_files", "data.demucs_files"),
     *("data.fates", "data.folder_walk", "data.caption_files", "data.text_content", "data.clip_table"),
     *("data.sample_prompts", "data.places", "data.table_file", "data.table_scan", "data.split_files"),

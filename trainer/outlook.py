@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.data.cut import Cut, cut_for, micro_batches
-from trainer.data.order import Order, rows_of_step
+from trainer.data.order import Order, rows_of_step, steps_of
 from trainer.data.outline import Outline, outline_of
 from trainer.flags.config import Config
 from trainer.plan.activations import row_places
@@ -17,6 +17,7 @@ from trainer.plan.disk import place_of, told
 from trainer.plan.forecast import Clips, Disk, Steps, disk_of, seconds_in_words, time_in_words
 from trainer.plan.layout import Layout
 from trainer.plan.plan import Plan
+from trainer.plan.time import USUAL_TEXT_TOKENS
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import DEBUG_NAMES, FRAME_RATE_HZ, Shape
 
@@ -57,7 +58,7 @@ def _step_flops(order: Order, cut: Cut, layout: Layout, shape: Shape, tokens: in
     total = 0
     for rows in micro_batches(rows_of_step(order, step), cut, rank=0):
         longest = max(row.frames for row in rows)
-        frames = min(longest + shape.largest_delay, order.segment_frames)
+        frames = steps_of(longest, shape.largest_delay, order.segment_frames)
         total += len(rows) * clip_flops(shape, frames, tokens, layout.workload.selection)
     return total
 
@@ -80,9 +81,8 @@ def _of_folder(config: Config, plan: Plan, shape: Shape, found: Outline) -> str:
     sounds = max(1, round(found.sounds * len(lengths) / len(found.seconds)))
     order = _order_of(config, plan, shape, lengths, max(1, round(sounds * (1 - config.validation_share))))
     tokens = 0 if config.no_label else round(found.caption_tokens)
-    share = average_step(order, layout, shape, tokens, 0) / full_step(
-        layout, shape, order.segment_frames, layout.workload.caption_tokens
-    )
+    full = full_step(layout, shape, order.segment_frames, USUAL_TEXT_TOKENS)  # as the plan's time is counted
+    share = average_step(order, layout, shape, tokens, 0) / full
     seconds = sounds * sum(lengths) / len(lengths)
     clips = _clips(config, sounds, seconds, tokens)
     disk = _disk(config, plan, shape, clips, order.steps)
@@ -118,8 +118,8 @@ def _unless_known(plan: Plan) -> str:
     if plan.time is not None:
         return ""
     if not plan.layout.on_gpu:
-        return " (how long a step takes on a CPU, a run measures before the first)"
-    return " (how long a step takes is known for some GPUs, see --gpu_name; a run measures it before the first)"
+        return " (how long a step takes on a CPU, a run measures before the first step)"
+    return " (how long a step takes is known for some GPUs, see --gpu_name; a run measures it before the first step)"
 
 
 def _order_of(config: Config, plan: Plan, shape: Shape, lengths: list[float], clips: int) -> Order:

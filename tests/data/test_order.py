@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trainer.data.order import Order, draw, permutation, rows_of_step, valid_cells
+from trainer.data.order import Order, draw, permutation, rows_of_step, steps_of, valid_cells
 
 LENGTHS = [5, 40, 41, 200, 17, 40, 90]
 
@@ -136,3 +136,7 @@ def test_by_duration_the_ends_of_a_long_clip_are_trained_on_too():
     assert counts.sum() == 600 * 3 * 40
     # Three uniform crops would have the first frame in 3 / 91 of all epochs, and so in 20 of them.
     assert counts.min() > counts.mean() / 3 and counts.max() < 2 * counts.mean()
+
+
+def test_a_short_clip_gets_room_for_its_diagonal_tail_and_a_full_one_does_not():
+    assert [steps_of(frames, 3, 40) for frames in (5, 37, 38, 40)] == [8, 40, 40, 40]

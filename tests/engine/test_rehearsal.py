@@ -23,14 +23,14 @@ LARGEST = EXAMPLES.batch([row for row in rows_of_step(
           frames=EXAMPLES.codes.frames), 0)][:2])  # fmt: skip
 
 
-def five_steps(passes: int, **flags) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and state of a run of five steps of four clips after a rehearsal of so many passes."""
+def three_steps(passes: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and state of three steps of four clips, with dropout and EMA, after a rehearsal of so many passes."""
     order = Order(
-        seed=1, epochs=5, global_batch=4, segment_frames=SEGMENT, codebooks=4, caption_drop_rate=0.3,
+        seed=1, epochs=3, global_batch=4, segment_frames=SEGMENT, codebooks=4, caption_drop_rate=0.3,
         frames=EXAMPLES.codes.frames,
     )  # fmt: skip
-    plan = plan_for(micro_batch=2, accumulation=2, global_batch=4, ema="ema_decay" in flags)
-    engine = engine_for(plan, Config(dataset_path="unused", lr=1e-2, **flags))
+    plan = plan_for(micro_batch=2, accumulation=2, global_batch=4, ema=True)
+    engine = engine_for(plan, Config(dataset_path="unused", lr=1e-2, ema_decay=0.9, dropout=0.1))
     counted = [0]
     step = engine.step
 
@@ -52,11 +52,10 @@ def five_steps(passes: int, **flags) -> tuple[list[float], dict[str, torch.Tenso
     return losses, {name: piece.values.clone() for name, piece in engine.state().items()}
 
 
-@pytest.mark.parametrize("flags", [{}, {"ema_decay": 0.9, "dropout": 0.1}])
-def test_losses_weights_and_moments_are_the_same_bits_after_one_two_and_no_passes(flags, monkeypatch):
-    twice = five_steps(2, **flags)
+def test_losses_weights_moments_and_averages_are_the_same_bits_after_one_two_and_no_passes(monkeypatch):
+    twice = three_steps(2)
     monkeypatch.setattr(rehearsal, "SLOW_SECONDS", -1.0)
-    for losses, state in (five_steps(1, **flags), five_steps(0, **flags)):
+    for losses, state in (three_steps(1), three_steps(0)):
         assert losses == twice[0] and state.keys() == twice[1].keys()
         for name, values in state.items():
             assert torch.equal(values, twice[1][name]), name

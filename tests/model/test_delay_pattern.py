@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.model.delay_pattern import IGNORED, delay, inputs_and_labels, steps_of
+from trainer.model.delay_pattern import IGNORED, delay, inputs_and_labels
 
 
 def test_each_step_predicts_one_diagonal():
@@ -30,7 +30,3 @@ def test_padded_frames_are_read_as_special_and_never_predicted():
 def test_clips_shorter_than_the_delays_keep_their_first_codebooks():
     delayed = delay(torch.zeros(1, 4, 2, dtype=torch.int64), fill=7)
     assert delayed[0].tolist() == [[0, 0], [7, 0], [7, 7], [7, 7]]
-
-
-def test_a_short_clip_gets_room_for_its_diagonal_tail_and_a_full_one_does_not():
-    assert [steps_of(frames, 3, 40) for frames in (5, 37, 38, 40)] == [8, 40, 40, 40]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,13 @@ def test_shorter_clips_save_what_is_computed_and_neither_the_update_nor_what_is_
     assert step_seconds(TIME, 0.0) == pytest.approx(0.05 + 0.3)
     for less, more in itertools.pairwise((0.0, 0.2, 0.5, 0.9, 1.0)):
         assert step_seconds(TIME, less) < step_seconds(TIME, more)
+
+
+def test_shorter_clips_save_nothing_of_what_the_host_needs() -> None:
+    time = replace(TIME, communication=0, exposed=0, least_compute=0.3)
+    assert [step_seconds(time, share) for share in (1.0, 0.75, 0.5, 0.1)] == pytest.approx([0.45, 0.35, 0.35, 0.35])
+    # A step that was measured as faster than that shows that the host needs less.
+    assert step_seconds(replace(time, compute=0.2), 0.5) == pytest.approx(0.25)
 
 
 def test_the_line_says_step_epoch_and_what_is_left() -> None:

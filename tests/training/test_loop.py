@@ -152,6 +152,18 @@ def test_validation_is_the_loss_of_middle_crops_without_dropout_and_leaves_train
     assert all(module.training for module in engine.backend.model.modules())
 
 
+def test_validation_computes_no_micro_batch_of_more_places_than_the_rehearsed_one():
+    run = run_of(micro_batch=4, validation=random_examples([30, 20, 4, 4, 4, 4, 4, 4], segment_frames=SEGMENT))
+    engine, shapes = engine_of(run), []
+    engine.backend.model.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape))
+    validate(run, engine, 0)
+    rehearsed = worst_case(run)
+    tokens = rehearsed.text_mask_BS.shape[1]
+    rows, _, steps = rehearsed.inputs_BKT.shape
+    assert sum(shape[0] for shape in shapes) == 8 and max(shape[0] for shape in shapes) > 4
+    assert all(shape[0] * (shape[2] + tokens) <= rows * (steps + tokens) for shape in shapes)
+
+
 def test_steps_go_on_beside_a_slow_save_and_its_successor_comes_a_step_after_it(tmp_path):
     """A checkpoint is due after every step; the one of step 3 is being exported until step 5 has been reported."""
     run, reported, awaited = run_of(steps=8, save_step=3, checkpoint_minutes=0.0), threading.Event(), []

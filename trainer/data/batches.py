@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.melody_places import melody_places
-from trainer.data.order import Row
-from trainer.model.delay_pattern import inputs_and_labels, steps_of
+from trainer.data.order import Row, steps_of
+from trainer.model.delay_pattern import inputs_and_labels
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import MELODY_PLACES, Shape
 from trainer.spec.trainable import EVERYTHING, Selection

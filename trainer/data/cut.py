@@ -3,8 +3,8 @@
 The rows of a micro-batch are padded to its longest one. So rows are sorted by length, and a micro-batch is a run of
 neighbours: of long rows few, of short ones many.
 
-The unit are places: what a layer computes of a row. They are its decoder steps, and a number that is the same for
-every row, which bounds what the row's text and melody cost (`row_places` in trainer/plan/activations.py).
+Lengths are counted in places. A row's are its decoder steps and a number that is the same for every row, which bounds
+what the row's text and melody cost (`row_places` in trainer/plan/activations.py).
 
 **Memory.** A micro-batch has at most as many places, rows x places of its longest, as the rehearsed one, in which
 every row is the longest of the run. That bounds its bytes by those of the rehearsed one, because all of them are
@@ -17,8 +17,9 @@ linear in places or less (trainer/plan/activations.py):
 - Keys and values of the text in cross-attention are two or four values of the width for each layer and token, fewer
   than the 13 and more that a place has; states of the text fewer than a place has in all layers. So a token counts as
   a place. A T5 in the loop costs more: as many places more as its bytes come to.
-- A mask that a row has for itself, as in melody models, has p x p cells of p places: n p <= m P and p <= P give
-  n p p <= m P P.
+- The text's mask in cross-attention has a cell for each step and token, and so grows with the steps, as logits do. Rows
+  of melody models need none. Scores, where no fused kernel computes attention, are p x p for p places: n p <= m P and
+  p <= P give n p p <= m P P.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.data.order import Order, Row
-from trainer.model.delay_pattern import steps_of
+from trainer.data.order import Order, Row, steps_of
 
 MOST_ROWS = 4096  # More are cut in parts of about so many, because time and memory grow with rows x groups.
 # Of several ranks: which bounds on the largest micro-batch are tried, as eighths of the way from the smallest that is

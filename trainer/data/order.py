@@ -204,6 +204,15 @@ def valid_cells(rows: Sequence[Row], codebooks: int, segment_frames: int, channe
     return np.minimum(frames[:, None], np.maximum(limits, 0)[None]).sum(axis=0)
 
 
+def steps_of(frames: int, largest_delay: int, segment_frames: int) -> int:
+    """Decoder steps that a clip of `frames` frames needs.
+
+    The delays add a tail of `largest_delay` steps, as far as the segment has room. Without it the last codes of the
+    later codebooks would not be trained, and a clip's ending with them.
+    """
+    return min(frames + largest_delay, segment_frames)
+
+
 def _random_integers(*entropy: int, count: int) -> np.ndarray:
     """(count,) uint64, uniform in [0, 2^64), a function of `entropy` alone.
 

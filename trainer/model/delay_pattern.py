@@ -46,12 +46,3 @@ def inputs_and_labels(codes_BKT: Tensor, special: int, channels: int = 1) -> tup
     delayed = delay(codes_BKT, special, channels)
     inputs = torch.cat([torch.full_like(delayed[..., :1], special), delayed[..., :-1]], dim=-1)
     return inputs, delayed.masked_fill(delayed == special, IGNORED)
-
-
-def steps_of(frames: int, largest_delay: int, segment_frames: int) -> int:
-    """Decoder steps that a clip of `frames` frames needs.
-
-    The delays add a tail of `largest_delay` steps, as far as the segment has room. Without it the last codes of the
-    later codebooks would not be trained, and a clip's ending with them.
-    """
-    return min(frames + largest_delay, segment_frames)

@@ -80,8 +80,8 @@ def _shortage(disk: Disk, output: Place, cache: Place | None) -> str:
     if cache is not None and cache.device == output.device and of_cache:
         needs = [(of_output + of_cache, output, "--output_dir or --cache_dir")]
     short = [
-        f"{bytes_in_words(needed)} will be needed in {place.folder}, whose disk has {bytes_in_words(place.free)} free:"
-        f" make room, or give another {flag}"
+        f"up to {bytes_in_words(needed)} will be needed in {place.folder}, whose disk has {bytes_in_words(place.free)}"
+        f" free: make room, or give another {flag}"
         for needed, place, flag in needs
         if place.free is not None and needed > place.free
     ]

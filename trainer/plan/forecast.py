@@ -41,11 +41,13 @@ class Steps:
 def step_seconds(time: StepTime, share: float) -> float:
     """Seconds of a step that computes this share of what a full one does.
 
-    Forward and backward shrink with it. The update does not, since it is of weights, and neither does what is sent:
+    Forward and backward shrink with it, down to what the host needs for them. The update does not, since it is of
+    weights, and neither does what is sent:
     what was sent beside the computation, and no longer finds room there, is waited for.
     """
     beside = time.communication - time.exposed
-    return share * time.compute + time.update + time.exposed + max(0.0, 1 - share) * beside
+    compute = max(share * time.compute, min(time.least_compute, time.compute))
+    return compute + time.update + time.exposed + max(0.0, 1 - share) * beside
 
 
 def time_in_words(time: StepTime | None, steps: Steps) -> str:

@@ -49,6 +49,7 @@ class StepTime:
     communication  of all collectives
     exposed        the part of `communication` that nothing is computed beside
     source         of the rates, in words: measured ones with their date, others as assumed
+    least_compute  the part of `compute` that also the shortest clips take: the host needs it to issue the passes
     """
 
     compute: float
@@ -56,6 +57,7 @@ class StepTime:
     communication: float
     exposed: float
     source: str
+    least_compute: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -93,6 +95,7 @@ def step_time(
         communication=communication,
         exposed=exposed,
         source=_source(layout, cluster, gpu),
+        least_compute=layout.accumulation * _host_seconds(shape, layout),
     )
 
 
@@ -120,8 +123,13 @@ def _micro_batch_seconds(shape: Shape, layout: Layout, gpu: Gpu, frames: int, te
     of_clips = layout.micro_batch * again
     memory = of_clips * between + _weight_bytes(shape, layout)
     products = of_clips * flops / gpu.flops_per_second(layout.mixed_precision)
-    host = HOST_SECONDS_OF_A_LAYER * shape.layers * again
-    return max(products + memory / _memory_rate(gpu), host)
+    return max(products + memory / _memory_rate(gpu), _host_seconds(shape, layout))
+
+
+def _host_seconds(shape: Shape, layout: Layout) -> float:
+    """What the host needs to issue the forward and backward pass of a micro-batch."""
+    again = RECOMPUTED if layout.gradient_checkpointing is True else 1.0
+    return HOST_SECONDS_OF_A_LAYER * shape.layers * again
 
 
 def _weight_bytes(shape: Shape, layout: Layout) -> float:

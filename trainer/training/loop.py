@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from trainer.data.batches import Batch, Examples, prefetched
 from trainer.data.cut import Cut, cut_for, filled_micro_batches, micro_batches
-from trainer.data.order import Order, Row
+from trainer.data.order import Order, Row, steps_of
 from trainer.data.prompt_states import SamplePrompts
 from trainer.engine import Engine, StepResult
 from trainer.errors import NotFiniteError
-from trainer.model.delay_pattern import inputs_and_labels, steps_of
+from trainer.model.delay_pattern import inputs_and_labels
 from trainer.plan.activations import row_places
 from trainer.plan.plan import Plan
 from trainer.run.checkpoint import Checkpoint, RunHeader, Saver

@@ -4,7 +4,7 @@ Besides this room only trainer/preflight.py, trainer/plan/request.py and trainer
 whole.
 """
 
-from trainer.wiring.best import complete_in_words, ending_of, judge_of, keep_best_in_words, mend, step_to_export
+from trainer.wiring.best import KEEPS_BEST, complete_in_words, ending_of, judge_of, mend, step_to_export
 from trainer.wiring.data import caption_settings, data_settings, fetched_data, find_hub_datasets, treatment
 from trainer.wiring.exporting import export
 from trainer.wiring.forecasting import expected_in_words, measured_in_words, record_forecast
@@ -27,6 +27,7 @@ from trainer.wiring.training import (
 
 __all__ = [
     "DOWNLOAD_SECONDS",
+    "KEEPS_BEST",
     "caption_settings",
     "complete_in_words",
     "crops_in_words",
@@ -43,7 +44,6 @@ __all__ = [
     "identity_of",
     "identity_of_captions",
     "judge_of",
-    "keep_best_in_words",
     "measured_in_words",
     "melodies_in_words",
     "mend",

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from trainer.evaluation import samples
-from trainer.plan.memory import checkpoint_bytes
 from trainer.run.best import mend_best
-from trainer.run.checkpoint import KEPT, Checkpoint, rotate
+from trainer.run.checkpoint import Checkpoint, rotate
 from trainer.run.checkpoint_folders import folder_name, is_complete
 from trainer.run.standing import Standing, Validation
 from trainer.training.judge import Judge
@@ -21,11 +20,9 @@ if TYPE_CHECKING:
     from trainer.data.order import Order
     from trainer.engine import Ranks
     from trainer.flags.config import Config
-    from trainer.model.source import Source
-    from trainer.plan.plan import Plan
     from trainer.run.output_dir import OutputDir
 
-MOST_CHECKPOINTS = KEPT + 2  # on disk at once: the newest, the best, and the one that is being written
+KEEPS_BEST = "the step of the lowest validation loss is kept besides the newest two checkpoints (--keep_best 1)"
 
 
 def judge_of(
@@ -88,14 +85,6 @@ def _continued(
         )
     return now, remarks
 
-
-def keep_best_in_words(plan: Plan, source: Source) -> str:
-    """What --keep_best does, and the room that it needs on the disk."""
-    gigabytes = MOST_CHECKPOINTS * checkpoint_bytes(source.shape, plan.layout.workload) / 1e9
-    return (
-        "the step of the lowest validation loss is kept besides the newest two (--keep_best 1): with one more while it"
-        f" is written, {MOST_CHECKPOINTS} checkpoints take up to {gigabytes:.3g} GB of the disk"
-    )
 
 
 def mend(judge: Judge, folder: OutputDir) -> None:

@@ -16,6 +16,7 @@ from trainer.model.source import CODEC, TEXT_ENCODER
 from trainer.outlook import NAMES_IN_CACHE, NAMES_IN_OUTPUT, average_step, full_step, sounds_bytes
 from trainer.plan.disk import place_of, told
 from trainer.plan.forecast import Clips, Steps, disk_of, seconds_in_words, step_seconds, time_in_words
+from trainer.plan.time import USUAL_TEXT_TOKENS
 from trainer.report.run_facts import START
 from trainer.training.loop import worst_case
 
@@ -37,18 +38,18 @@ TEXTS_COUNTED = 256  # whose tokens are taken for those of all captions
 def expected_in_words(config: Config, run: Run, source: Source, folder: OutputDir, start_step: int) -> str:
     """What a run is expected to take from `start_step` on, and the disk that it needs, as lines; before it trains."""
     layout, shape = run.plan.layout, run.train.shape
-    full = full_step(layout, shape, layout.workload.segment_frames, layout.workload.caption_tokens)
+    full = full_step(layout, shape, layout.workload.segment_frames, USUAL_TEXT_TOKENS)
     disk = disk_of_run(config, run, source, start_step)
     output, cache = place_of(str(folder.root), NAMES_IN_OUTPUT), place_of(config.cache_dir, NAMES_IN_CACHE)
     words = time_in_words(run.plan.time, steps_of_run(config, run, start_step, full))
-    measured = "" if run.plan.time is not None else " (how long a step takes is measured before the first)"
+    measured = "" if run.plan.time is not None else " (how long a step takes is measured before the first step)"
     return "\n".join([f"expected{measured}: {words}", *told(disk, output, cache, cached=True)])
 
 
 def measured_in_words(config: Config, run: Run, time: StepTime, start_step: int) -> str:
     """What a run takes from `start_step` on by what a full step took in the rehearsal, beside what was expected."""
     expected = "" if run.plan.time is None else f" (expected {seconds_in_words(run.plan.time.seconds)})"
-    words = time_in_words(time, _measured_steps(config, run, start_step))
+    words = time_in_words(_not_below_the_host(time, run), _measured_steps(config, run, start_step))
     return f"measured: {seconds_in_words(time.seconds)} for a full step{expected}; on average {words}"
 
 
@@ -57,7 +58,7 @@ def record_forecast(
 ) -> None:
     """Add to run.json what was expected and measured before this start's first step."""
     steps = _measured_steps(config, run, start_step)
-    each = step_seconds(measured, steps.share)
+    each = step_seconds(_not_below_the_host(measured, run), steps.share)
     disk = disk_of_run(config, run, source, start_step)
     folder.write_json(START, folder.read_json(START) | {"forecast": {
         "full_step_seconds_expected": None if run.plan.time is None else run.plan.time.seconds,
@@ -91,6 +92,11 @@ def _measured_steps(config: Config, run: Run, start_step: int) -> Steps:
     largest: Batch = worst_case(run)
     frames, tokens = largest.inputs_BKT.shape[2], largest.text_mask_BS.shape[1]
     return steps_of_run(config, run, start_step, full_step(run.plan.layout, run.train.shape, frames, tokens))
+
+
+def _not_below_the_host(measured: StepTime, run: Run) -> StepTime:
+    """With what the host needs for a step of short clips, where the GPU is one for which that is known."""
+    return measured if run.plan.time is None else replace(measured, least_compute=run.plan.time.least_compute)
 
 
 def disk_of_run(config: Config, run: Run, source: Source, start_step: int) -> Disk:
