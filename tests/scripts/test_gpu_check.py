@@ -47,6 +47,7 @@ def test_every_check_names_a_test_that_exists_and_every_test_of_a_gpu_is_listed(
     }
     of_a_cpu = {
         "tests/gpu/test_fake_worlds.py::test_a_rank_of_a_small_models_world_holds_its_share",
+        "tests/gpu/test_told_time.py::test_on_a_cpu_the_rehearsal_alone_tells_a_time",
         "tests/gpu/test_waiting.py::test_the_same_is_read_once_on_a_cpu",
     }
     assert listed == written - of_a_cpu
