@@ -10,8 +10,8 @@ CHECKS_OF_RATES: tuple[Check, ...] = (
         name="rates: links",
         claim="ranks that share the card measure the same rate, say it once, and free the memory",
         test=f"{RATES}::test_ranks_measure_the_same_rate_of_their_links_say_it_once_and_free_the_memory",
-        usual_seconds=40,
-        alone=True,
+        usual_seconds=45,
+        gib=5,
     ),
     Check(
         name="rates: one large product",

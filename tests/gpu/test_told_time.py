@@ -1,4 +1,4 @@
-"""What the rehearsed step tells of a full one, and what the plan does, beside real steps; of a GPU alone it is bounded."""
+"""A full step's time by its rehearsal and by the plan, beside real steps. Bounded on a GPU alone."""
 
 from __future__ import annotations
 
