@@ -44,9 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Run what is asked for; 0 if all that ran passed, 1 if not, 2 where nothing can run."""
     arguments = _parser().parse_args(argv)
     try:
-        checks = [check for check in CHECKS if not arguments.only or any(word in check.name for word in arguments.only)]
-        if not checks:
-            raise ConfigError(f"--only {' '.join(arguments.only)}: no check has such a name; --dry_run lists them")
+        checks = _chosen(arguments.only)
         earlier = record.joined(*(record.read(folder) for folder in {ROOT / "docs", arguments.results}))
         if arguments.dry_run:
             _list(checks, earlier)
@@ -55,6 +53,20 @@ def main(argv: Sequence[str]) -> int:
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _chosen(words: Sequence[str]) -> list[Check]:
+    """The checks that `words` name, in the order of the words; all in their own order where there are none.
+
+    Raises ConfigError where a word names none.
+    """
+    chosen = {} if words else {check.name: check for check in CHECKS}
+    for word in words:
+        found = [check for check in CHECKS if check.name == word] or [check for check in CHECKS if word in check.name]
+        if not found:
+            raise ConfigError(f"--only {word!r}: no check has such a name; --dry_run lists them")
+        chosen |= {check.name: check for check in found if check.name not in chosen}
+    return list(chosen.values())
 
 
 def _run(checks: Sequence[Check], earlier: Sequence[Result], arguments: argparse.Namespace) -> int:
@@ -155,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5, help="no check is running after so many minutes")
     parser.add_argument("--results", type=Path, default=ROOT / "docs", help="folder of gpu_checks.json and .md")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="checks whose name contains one of these")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=(
+        "these checks, in this order: one by its name, or all whose names contain the word"
+    ))  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also those that have passed on this code")
     parser.add_argument("--at_once", type=int, help="most checks beside each other; a quarter of the cores, 4 at most")
     parser.add_argument("--dry_run", action="store_true", help="list the checks and what is known of them")

@@ -12,6 +12,7 @@ from benchmarks.report import Row
 from benchmarks.turns import Timing, take_turns
 from benchmarks.work import Work
 from trainer.plan.memory import expected_bytes
+from trainer.plan.rates import gpu_of
 
 CONTESTANTS = ("step", "bare", "seq2seq", "audiocraft")
 
@@ -40,6 +41,7 @@ def _row(name: str, work: Work, timing: Timing, bare: Timing | None, expected: i
     if timing.failure is not None:
         return row | {"failure": timing.failure}
     seconds = statistics.median(timing.seconds)
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     row |= {
         "seconds": seconds,
         "frames_per_second": work.clips * work.frames / seconds,
@@ -48,6 +50,7 @@ def _row(name: str, work: Work, timing: Timing, bare: Timing | None, expected: i
         "mfu": statistics.median(
             work.flops / own / rate for own, rate in zip(timing.seconds, timing.matmul_rates, strict=True)
         ),
+        "of_datasheet": of_datasheet(work, seconds, card),
         "first_seconds": timing.first_seconds,
         "peak_gib": timing.peak_bytes / 2**30,
     }
@@ -58,6 +61,16 @@ def _row(name: str, work: Work, timing: Timing, bare: Timing | None, expected: i
         ratios = [floor / own for floor, own in zip(bare.seconds, timing.seconds, strict=True)]
         row |= {"throughput_of_bare": statistics.median(ratios), "throughput_of_bare_best": _best(bare, timing)}
     return row
+
+
+def of_datasheet(work: Work, seconds: float, card: str) -> float | None:
+    """The step's FLOPs per second as a share of what the datasheet says of this card; None for one that is not known.
+
+    This is the unit in which others report MFU. The column `mfu` is a share of what the card's own large product
+    reached right before each step.
+    """
+    gpu = gpu_of(card)
+    return None if gpu is None else work.flops / seconds / gpu.datasheet_flops_per_second(work.precision)
 
 
 def _best(bare: Timing, timing: Timing) -> float:

@@ -16,7 +16,7 @@ class Check:
     name           what lists and tables call it; results are remembered by it
     claim          what a pass shows, in words
     test           pytest's name of it: file::function[parameters]
-    usual_seconds  on an H100, with what starting the process takes; after three times that and a minute it is ended
+    usual_seconds  on an H100 or H200, with what starting the process takes; three times that and a minute end it
     gib            device memory that it needs; checks run beside each other while their sum fits
     alone          whether other checks would disturb it, because it measures time
     needs          packages without which it is left out

@@ -59,11 +59,11 @@ CASES = [
     Case(strategy="zero2", ranks=4),
     Case(strategy="fsdp", once=True),
     Case(strategy="fsdp", precision="bf16", once=True),
-    Case(strategy="fsdp", compiled=True, once=True),
+    Case(strategy="fsdp", compiled=True, precision="bf16", once=True),
     Case(strategy="hsdp", ranks=4, nodes=2, once=True),
     Case(strategy="zero2", once=True),
     Case(strategy="zero2", precision="bf16", once=True),
-    Case(strategy="zero2", compiled=True, once=True),
+    Case(strategy="zero2", compiled=True, precision="bf16", once=True),
 ]
 # On a CPU tests/ranks shows the same at length: here one case, so that the check itself is known to work.
 QUICK = ("fsdp 2 ranks",)

@@ -48,7 +48,7 @@ MEASURED_H200: list[tuple[str, bool, Checkpointing, int, float]] = [
     ("stereo-medium", True, "selective", 16, 42_772),
 ]
 MEASURED = [(H100, *row) for row in MEASURED_H100] + [(H200, *row) for row in MEASURED_H200]
-WITHIN = 0.2  # the aim; the farthest is small in eager layers with 8 clips, 13 % too short
+WITHIN = 0.2  # the aim; the farthest is small in eager layers with 8 clips, 13 % too short
 
 
 def layout(strategy: Strategy = "single", nodes: int = 1, gpus_per_node: int = 1, **changes: object) -> Layout:

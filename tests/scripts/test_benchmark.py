@@ -11,6 +11,8 @@ import pytest
 import soundfile
 import torch
 from benchmarks import data_sets, encode_each_epoch
+from benchmarks.steps import of_datasheet
+from benchmarks.work import Work
 
 from scripts import benchmark as script
 from tests.runs import environ
@@ -63,6 +65,14 @@ def test_steps_of_ours_and_of_a_peer_are_measured_side_by_side(peer, tmp_path, c
         assert row["peak_gib"] > 0
     assert rows[peer].get("throughput_of_bare") == (1 if peer == "bare" else None)
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
+
+
+def test_a_step_is_also_told_as_a_share_of_the_datasheet_where_the_card_is_known():
+    """large: 17.9 GFLOPs for each frame, of which an H100 computed 24,800 a second (docs/benchmarks.md)."""
+    work = Work(model="large", layers=None, frames=1500, micro_batch=9, precision="bf16")
+    share = of_datasheet(work, 9 * 1500 / 24_800, "NVIDIA H100 80GB HBM3")
+    assert share == pytest.approx(24_800 * 17.9e9 / 989.4e12, rel=0.01)
+    assert of_datasheet(work, 1.0, "NVIDIA GeForce RTX 4090 Laptop GPU") is None and of_datasheet(work, 1.0, "") is None
 
 
 def test_saving_is_measured(tmp_path, capsys):

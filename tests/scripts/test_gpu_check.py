@@ -21,7 +21,7 @@ from gpu_checks.record import Result
 from gpu_checks.run import Ended, run_all, run_check
 
 from scripts import gpu_check as script
-from trainer.errors import EXIT_USAGE, DataError
+from trainer.errors import EXIT_USAGE, ConfigError, DataError
 
 CHECK = Check(name="a check", claim="it holds", test="tests/gpu/test_cuda.py::test", usual_seconds=1)
 RESULT = Result(
@@ -47,6 +47,7 @@ def test_every_check_names_a_test_that_exists_and_every_test_of_a_gpu_is_listed(
     }
     of_a_cpu = {
         "tests/gpu/test_fake_worlds.py::test_a_rank_of_a_small_models_world_holds_its_share",
+        "tests/gpu/test_told_time.py::test_on_a_cpu_the_rehearsal_alone_tells_a_time",
         "tests/gpu/test_waiting.py::test_the_same_is_read_once_on_a_cpu",
     }
     assert listed == written - of_a_cpu
@@ -226,6 +227,20 @@ def test_a_cut_run_is_continued_with_what_has_not_passed(
     said = capsys.readouterr().out
     assert "needs the package no_such_package" in said and "needs 99 GiB" in said and "passed on this code" in said
     assert script.main([*flags, "--again", "--only", "first"]) == 0 and ran[-1] == "first"
+
+
+def test_checks_are_named_whole_or_by_a_part_and_run_in_the_order_of_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = tuple(named(name) for name in ("a step", "a step beside another", "links", "another"))
+    monkeypatch.setattr(script, "CHECKS", checks)
+
+    def chosen(*words: str) -> list[str]:
+        return [check.name for check in script._chosen(words)]
+
+    assert chosen() == [check.name for check in checks]
+    assert chosen("links", "a step") == ["links", "a step"], "a whole name is that check alone"
+    assert chosen("other", "step") == ["a step beside another", "another", "a step"]
+    with pytest.raises(ConfigError, match="'no such name'"):
+        chosen("links", "no such name")
 
 
 def test_it_lists_the_checks_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 def rate_in_words(flops_per_second: float, device: torch.device, precision: str) -> str:
     """What one large product reaches, beside what the datasheet says of this GPU where it is known."""
     gpu = gpu_of(torch.cuda.get_device_properties(device).name)
-    of = "" if gpu is None else f", of {gpu.single if precision == 'no' else gpu.half:.4g} by the datasheet"
+    of = "" if gpu is None else f", of {gpu.datasheet_flops_per_second(precision) / 1e12:.4g} by the datasheet"
     return f"one large product: {flops_per_second / 1e12:.3g} TFLOP/s measured{of}"
 
 

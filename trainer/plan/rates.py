@@ -83,9 +83,13 @@ class Gpu:
     def name(self) -> str:
         return self.names[0]
 
+    def datasheet_flops_per_second(self, precision: str) -> float:
+        """What the datasheet says of products in this precision (no, bf16 or fp16), which none reaches."""
+        return 1e12 * (self.single if precision == "no" else self.half)
+
     def flops_per_second(self, precision: str) -> float:
-        """What large products reach in this precision (no, bf16 or fp16)."""
-        return 1e12 * self.product_share * (self.single if precision == "no" else self.half)
+        """What large products reach in this precision."""
+        return self.product_share * self.datasheet_flops_per_second(precision)
 
     def source(self) -> str:
         """Where its rates come from, in words."""
