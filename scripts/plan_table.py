@@ -33,6 +33,8 @@ INTRODUCTION = """# Plans
 What `launch.py` plans for full fine-tuning with default flags: crops of {seconds:g} s, a global batch of {clips} clips
 for each GPU, bf16 with float32 master weights. A micro-batch has {batch_size} clips at most, as `--batch_size` says by
 default; where that flag is not given, as here, up to {most} if they fit in {share:.0f} % of the GPU's memory.
+These are GPUs without a name. A run, and a dry run with `--gpu_name`, knows the rates of many, and on slow links may
+take [another micro-batch](large.md#which-plan).
 `python scripts/plan_table.py` writes this page; a test holds it to the code. For any other cluster, model or flags:
 
     python launch.py --dataset DIR --model_id large --dry_run 1 --nodes 2 --gpus 8 --gpu_memory_gib 40

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.plan.test_plan import batch, gpus, plan
+from tests.plan.test_plan import asked, batch, gpus, plan
 from trainer.errors import ConfigError
 from trainer.flags.config import parse
+from trainer.plan.allowed_layouts import Job, allowed_layouts, fits
 from trainer.plan.dry_run import cluster_of, cluster_of_listing, plan_of, with_link
 from trainer.plan.layout import Checkpointing, Layout, Strategy, Workload
 from trainer.plan.memory import GIB
@@ -180,7 +181,8 @@ def test_the_plan_tells_the_time_and_keeps_it_as_json() -> None:
     made = plan(replace(gpus(8), gpu_name=H100, compiles=True), "large")
     assert made.time is not None
     (line,) = [line for line in made.describe().splitlines() if "time of a step" in line]
-    assert f"{made.time.seconds:.2f} s (computing " in line and "waiting for other GPUs" in line
+    assert f"{made.time.seconds:.2f} s for clips of full length (computing " in line
+    assert "waiting for other GPUs" in line
     assert "H100 measured 2026-11-23, NVLink 4 assumed" in line
     kept = json.loads(json.dumps(made.to_dict()))["time"]
     assert StepTime(**kept) == made.time
@@ -196,6 +198,7 @@ def test_every_card_of_the_table_has_a_time() -> None:
 
 # Large on 2 machines of 8 GPUs; the layouts that the plan takes decide both times.
 SLOW, FAST = 25.0, 3200.0
+UNTYPED = replace(batch(), batch_size_typed=False)
 
 
 def of_machines(network_gbps: float | None, **changes: object) -> Cluster:
@@ -225,6 +228,43 @@ def test_hsdp_is_taken_by_itself_where_the_network_is_slow_and_both_times_are_to
 )
 def test_fsdp_stays_where_hsdp_would_gain_nothing_or_does_not_fit(elsewhere: Cluster) -> None:
     assert plan(elsewhere, "large").strategy == "fsdp"
+
+
+def test_few_large_micro_batches_are_taken_where_many_small_ones_would_wait_for_the_network() -> None:
+    """By hand: large at micro-batch 1 gathers and sums 24 GB in each of 8 micro-batches, over 2.5 GB/s."""
+    tight = of_machines(SLOW, gpu_memory_bytes=12 * GIB)
+    usual, made = (plan(replace(tight, gpu_name=name), "large", UNTYPED) for name in ("", H100))
+    assert (usual.micro_batch, usual.accumulation, usual.gradient_checkpointing) == (1, 8, False)
+    assert (made.micro_batch, made.accumulation, made.gradient_checkpointing) == (8, 1, True)
+    slow = step_time(KNOWN["large"], usual.layout, tight)
+    assert made.time is not None and slow is not None
+    assert slow.seconds == pytest.approx(8 * 24.4 / 2.5, rel=0.05) and slow.seconds > 7 * made.time.seconds
+    (reason,) = [reason for reason in made.reasons if "a step should take" in reason]
+    assert f"{made.time.seconds:.2f} s" in reason and f"{slow.seconds:.2f} s" in reason
+    assert not any("because memory is short" in reason for reason in made.reasons)
+    # What is typed stays: the bound of a micro-batch, and what is recomputed.
+    assert plan(tight, "large", batch(2, 4)).micro_batch == 2
+    assert plan(tight, "large", UNTYPED, gradient_checkpointing_typed=True).gradient_checkpointing is False
+
+
+def test_of_plans_that_fit_none_is_much_faster_with_the_same_strategy() -> None:
+    for name, gib, nodes, model in (
+        *(("RTX 4090", 24, 1, "large"), ("A10", 22, 1, "large"), ("RTX 4080", 16, 2, "melody")),
+        *(("A10", 22, 2, "medium"), ("A100", 80, 2, "large"), ("H100", 80, 1, "small")),
+    ):
+        machines = replace(gpus(4, gib, nodes=nodes), gpu_name=name, compiles=True)
+        made = plan(machines, model, UNTYPED)
+        job = Job(
+            shape=KNOWN[model], request=asked(), batch_size=4, batch_size_typed=False, global_batch=made.global_batch
+        )
+        fastest = min(
+            time.seconds
+            for one in allowed_layouts(machines, job)
+            if fits(machines, one)
+            and one.layout.strategy == made.strategy
+            and (time := step_time(KNOWN[model], one.layout, machines))
+        )
+        assert made.time is not None and made.time.seconds < 1.2 * fastest, (name, model)
 
 
 def test_zero2_is_not_replaced_where_it_fits() -> None:
@@ -282,6 +322,8 @@ def test_the_rate_of_the_network_acts_and_is_refused_where_it_would_not() -> Non
     config, _ = parse(["--dataset", "music", "--link_gbps", "100"])
     with pytest.raises(ConfigError, match="has no effect on CPUs"):
         with_link(config, replace(of_machines(None), device="cpu"))
+    with pytest.raises(ConfigError, match="has no effect on new card"):
+        with_link(config, of_machines(None, gpu_name="new card"))
     assert with_link(config, of_machines(400)).network_gbps == 100  # typed, it is over what was found
 
 

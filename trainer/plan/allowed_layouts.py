@@ -2,7 +2,8 @@
 
 Where memory is short, a layout gives up speed in this order: what costs little is recomputed, then the micro-batch
 shrinks, then whole layers are recomputed, then more is sharded. Within one of these, weights and gradients travel
-between processes as seldom as memory allows.
+between processes as seldom as memory allows. Where the rates of the hardware are known, trainer/plan/wanted_layouts.py
+puts before the first that fits what should be much faster.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ class Job:
 class EstimatedLayout:
     """A layout, the strategy that it has with the reason to try it, and what one process of it needs.
 
-    share  of the GPU's memory that it may take
+    share   of the GPU's memory that it may take
+    reason  in words, where it goes before another that would be taken by the order of allowed_layouts
     """
 
     candidate: Candidate
     layout: Layout
     memory: Memory
     share: float
+    reason: str = ""
 
 
 def allowed_layouts(cluster: Cluster, job: Job) -> Iterator[EstimatedLayout]:

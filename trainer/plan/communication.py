@@ -45,6 +45,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trainer.plan.layout import FLOAT32, Layout
 from trainer.spec.shapes import Shape
@@ -153,7 +154,7 @@ def traffic(shape: Shape, layout: Layout) -> Traffic:
     """What the processes of this layout send in an optimizer step; nothing where there is one process."""
     if layout.world_size == 1:
         return Traffic()
-    tensors = list(tensors_of(shape, layout.workload.selection))
+    tensors = _tensors(shape, layout.workload.selection)
     match layout.strategy:
         case "single":
             return Traffic()
@@ -165,7 +166,12 @@ def traffic(shape: Shape, layout: Layout) -> Traffic:
         case "zero3":
             return _zero3(layout, tensors)
         case "fsdp" | "hsdp":
-            return _fsdp(layout, tensors)
+            return _fsdp(shape, layout)
+
+
+@lru_cache(maxsize=64)  # a plan asks for the traffic of many layouts of one model
+def _tensors(shape: Shape, selection: Selection) -> tuple[Tensors, ...]:
+    return tuple(tensors_of(shape, selection))
 
 
 def _zero2(layout: Layout, trained: int) -> Traffic:
@@ -178,7 +184,7 @@ def _zero2(layout: Layout, trained: int) -> Traffic:
     )
 
 
-def _zero3(layout: Layout, tensors: list[Tensors]) -> Traffic:
+def _zero3(layout: Layout, tensors: tuple[Tensors, ...]) -> Traffic:
     first = _first_with_gradients(layout.workload.selection)
     weights = sum(each.padded(layout.world_size) for each in tensors)
     again = sum(each.padded(layout.world_size) for each in tensors if each.layer is None or each.layer >= first)
@@ -190,12 +196,10 @@ def _zero3(layout: Layout, tensors: list[Tensors]) -> Traffic:
     )
 
 
-def _fsdp(layout: Layout, tensors: list[Tensors]) -> Traffic:
-    first = _first_with_gradients(layout.workload.selection) - 1
-    weights = sum(each.padded_rows(layout.shards) for each in tensors)
-    again = sum(each.padded_rows(layout.shards) for each in tensors if each.layer is not None and each.layer >= first)
+def _fsdp(shape: Shape, layout: Layout) -> Traffic:
+    weights, again, trained = _fsdp_values(shape, layout.workload.selection, layout.shards)
     gathered = weights if layout.gathers_once else layout.accumulation * (weights + again)
-    gradients = FLOAT32 * sum(each.padded_rows(layout.shards) for each in tensors if each.trained)
+    gradients = FLOAT32 * trained
     reductions = 1 if layout.reduces_once else layout.accumulation
     hybrid = layout.strategy == "hsdp" and layout.nodes > 1
     return Traffic(
@@ -203,6 +207,15 @@ def _fsdp(layout: Layout, tensors: list[Tensors]) -> Traffic:
         reduced=_ring(layout, reductions * gradients),
         spread=_among_machines(layout, gradients // layout.shards) if hybrid else Sent(),
     )
+
+
+@lru_cache(maxsize=64)
+def _fsdp_values(shape: Shape, selection: Selection, shards: int) -> tuple[int, int, int]:
+    """Values with their padding: of all weights, of those that the backward pass gathers again, of gradients."""
+    first = _first_with_gradients(selection) - 1
+    padded = [(each, each.padded_rows(shards)) for each in _tensors(shape, selection)]
+    again = sum(values for each, values in padded if each.layer is not None and each.layer >= first)
+    return sum(values for _, values in padded), again, sum(values for each, values in padded if each.trained)
 
 
 def _first_with_gradients(selection: Selection) -> int:

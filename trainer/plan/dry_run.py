@@ -132,8 +132,10 @@ def with_link(config: Config, cluster: Cluster) -> Cluster:
         raise ConfigError(f"{flag} has no effect on one machine: it is the rate of its network to others. Remove it")
     if cluster.device == "cpu":
         raise ConfigError(f"{flag} has no effect on CPUs, for which no time is expected. Remove it")
-    if config.dry_run and gpu_of(cluster.gpu_name) is None:
-        raise ConfigError(f"{flag} has no effect without the GPU's name, since no time is expected: add --gpu_name")
+    if gpu_of(cluster.gpu_name) is None:
+        if config.dry_run:
+            raise ConfigError(f"{flag} has no effect without the GPU's name, since no time is expected: add --gpu_name")
+        raise ConfigError(f"{flag} has no effect on {cluster.gpu_name}, whose rates are not known here. Remove it")
     return replace(cluster, network_gbps=config.link_gbps)
 
 

@@ -12,6 +12,7 @@ Precision = Literal["no", "bf16", "fp16"]  # of the computation, in Accelerate's
 # What the backward pass computes a second time: nothing, every layer, or ("selective") of compiled layers all but the
 # results of matrix products.
 Checkpointing = Literal[False, True, "selective"]
+CHECKPOINTING_IN_WORDS: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
 
 FLOAT32, HALF = 4, 2  # bytes per value
 

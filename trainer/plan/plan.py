@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from trainer.errors import ConfigError, MemoryShortError
 from trainer.plan.allowed_layouts import Job, fits, precision_of, tried_layouts
 from trainer.plan.exchange import exchange_in_words
-from trainer.plan.layout import Checkpointing, Layout, Precision, Strategy
+from trainer.plan.layout import CHECKPOINTING_IN_WORDS, Checkpointing, Layout, Precision, Strategy
 from trainer.plan.memory import GIB, Memory
 from trainer.plan.reasons import bytes_while_sampling, filler_reasons, reasons_of
 from trainer.plan.refusal import LISTEN, refusal, refusal_of_samples
@@ -19,7 +19,6 @@ from trainer.spec.shapes import Shape
 
 # What a CPU trains in bearable time: `debug`, and models made for trying things out. `small` has four times as many.
 MOST_PARAMETERS_ON_A_CPU = 100_000_000
-CHECKPOINTING_IN_WORDS: dict[Checkpointing, str] = {False: "off", True: "on", "selective": "selective"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,14 +71,17 @@ def _memory_reasons(cluster: Cluster, job: Job, tried: Sequence[EstimatedLayout]
     yield from _micro_batch_reasons(cluster, job, taken.layout, within_flags.layout)
     if job.request.gradient_checkpointing:
         yield "activation checkpointing from --gradient_checkpointing"
+    elif taken.reason:
+        yield taken.reason
     elif taken.layout.gradient_checkpointing == "selective" and taken.layout.micro_batch > job.batch_size:
         yield (
             f"selective checkpointing, so that micro-batch {taken.layout.micro_batch} fits: faster than a smaller one"
             " without"
         )
     elif taken.layout.gradient_checkpointing:
-        longer = "some percent" if taken.layout.gradient_checkpointing == "selective" else "about a third"
-        yield f"activation checkpointing because memory is short: steps take {longer} longer"
+        little = taken.layout.gradient_checkpointing == "selective"
+        what, longer = ("selective", "some percent") if little else ("activation", "about a third")
+        yield f"{what} checkpointing because memory is short: steps take {longer} longer"
 
 
 def _refused(within_flags: EstimatedLayout, tried: Sequence[EstimatedLayout]) -> EstimatedLayout | None:

@@ -68,7 +68,7 @@ class StepTime:
         """The time in words, with its parts."""
         parts = [f"computing {_in_words(self.compute)}", f"update {_in_words(self.update)}"]
         parts += [f"waiting for other GPUs {_in_words(self.exposed)}"] * (self.communication > 0)
-        return f"{_in_words(self.seconds)} s ({', '.join(parts)}; rates: {self.source})"
+        return f"{_in_words(self.seconds)} s for clips of full length ({', '.join(parts)}; rates: {self.source})"
 
 
 def step_time(
@@ -213,4 +213,6 @@ def _source(layout: Layout, cluster: Cluster, gpu: Gpu) -> str:
 
 
 def _in_words(seconds: float) -> str:
+    if seconds < 0.0005:
+        return "under 0.001"
     return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.3f}"
