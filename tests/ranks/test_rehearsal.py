@@ -30,13 +30,17 @@ class Rehearsal:
         assert len(counted) == 2 and time.compute > 0 and time.update > 0
 
 
-def numbers(strategy: str, watch: Any) -> Numbers:
-    return steps(strategy, 2, count=4, watch=watch, ema_decay=0.9)
+def numbers(strategy: str, once: bool, watch: Any) -> Numbers:
+    gathers = once and strategy == "fsdp"
+    return steps(strategy, 2, count=4, watch=watch, ema_decay=0.9, gathers_once=gathers, reduces_once=once)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
-def test_two_passes_of_a_rehearsal_change_no_bit_of_the_steps(strategy):
-    plain, rehearsed = (run_ranks(2, numbers, strategy, watch) for watch in (None, Rehearsal()))
+@pytest.mark.parametrize(
+    "strategy,once", [*((name, False) for name in ("ddp", "fsdp", "zero2", "zero3")), ("fsdp", True), ("zero2", True)]
+)
+def test_two_passes_of_a_rehearsal_change_no_bit_of_the_steps(strategy, once):
+    """`once`: weights are gathered, and gradients reduced, once for a step."""
+    plain, rehearsed = (run_ranks(2, numbers, strategy, once, watch) for watch in (None, Rehearsal()))
     for without, with_passes in zip(plain, rehearsed, strict=True):
         assert with_passes.losses == without.losses and with_passes.norms == without.norms
