@@ -15,7 +15,10 @@ from trainer.plan.strategies import Cluster
 from trainer.plan.time import link_gb_per_second
 
 BYTES = 2**28  # of the tensor: large enough for the links' full rate, small beside what a model takes
-WARM_UPS, ROUNDS = 2, 3  # NCCL connects its processes in the first
+# NCCL connects its processes in the first of the warm-ups, which are of a 16th. Where that takes longer than this, the
+# network is so slow that a 16th shows its rate too, and the whole would take some ten seconds at every start.
+WARM_UPS, ROUNDS = 2, 3
+SLOW_SECONDS = 0.05
 
 
 def say_link_rate(cluster: Cluster, device: torch.device, ranks: Ranks) -> None:
@@ -37,10 +40,18 @@ def link_rate(device: torch.device, ranks: Ranks, size: int = BYTES) -> float:
     collective, for several processes.
     """
     tensor = torch.zeros(size // 4, dtype=torch.float32, device=device)
-    seconds = [_seconds(tensor, ranks) for _ in range(WARM_UPS + ROUNDS)]
-    slowest = torch.tensor(seconds[WARM_UPS:], dtype=torch.float64, device=device)
+    part = tensor[: max(1, len(tensor) // 16)]
+    if _of_the_slowest([_seconds(part, ranks) for _ in range(WARM_UPS)][-1:], device) > SLOW_SECONDS:
+        tensor = part
+    fastest = _of_the_slowest([_seconds(tensor, ranks) for _ in range(ROUNDS)], device)
+    return 2 * (ranks.world_size - 1) / ranks.world_size * 4 * tensor.numel() / fastest
+
+
+def _of_the_slowest(seconds: list[float], device: torch.device) -> float:
+    """The least of the rounds' seconds, each of which is that of the slowest process. A collective."""
+    slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    return 2 * (ranks.world_size - 1) / ranks.world_size * 4 * tensor.numel() / float(slowest.min())
+    return float(slowest.min())
 
 
 def _seconds(tensor: torch.Tensor, ranks: Ranks) -> float:
