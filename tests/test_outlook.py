@@ -59,6 +59,7 @@ def test_of_a_resumed_run_only_the_steps_that_are_left_count():
     last = rows_of_step(order, order.steps - 1)
     assert len(last) == 3  # of 27 crops, 8 a step
     alone = average_step(order, layout, DEBUG, 0, order.steps - 1)
+    assert average_step(order, layout, DEBUG, 0, order.steps) == alone  # a run that was killed while it exported
     assert alone == 3 / 8 * full_step(layout, DEBUG, SEGMENT, 0)  # 3 rows without fillers
 
 

@@ -30,13 +30,14 @@ SAMPLE_PROMPTS, SAMPLE_BYTES_PER_SECOND = 4, 32_000  # of --sample_every: prompt
 
 
 def average_step(order: Order, layout: Layout, shape: Shape, tokens: int, start_step: int) -> float:
-    """FLOPs that a process computes in one of the steps that are left, on average, padding and fillers included.
+    """FLOPs that a process computes in one of the steps that are left, on average, padding and fillers included; in the
+    last one where none is left, as in a run that only exports.
 
     tokens  of a caption, on average
     """
-    left = order.steps - start_step
+    left = max(1, order.steps - start_step)
     wanted = min(left, max(LEAST_STEPS, ROWS_SAMPLED // order.global_batch))
-    steps = sorted({start_step + round(place) for place in np.linspace(0, left - 1, wanted)})
+    steps = sorted({order.steps - left + round(place) for place in np.linspace(0, left - 1, wanted)})
     cut = cut_for(
         order,
         micro_batch=layout.micro_batch,
