@@ -135,6 +135,7 @@ def test_what_cannot_be_compiled_is_refused_with_what_works(cluster: Cluster, wo
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiler_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     torch._dynamo.reset()
@@ -142,6 +143,7 @@ def test_a_compiler_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.full
 def test_a_missing_compiler_is_told_and_ends_nothing(tmp_path: Path) -> None:
     code = "import torch; from trainer.engine.compiled import compiles; print(compiles(torch.device('cpu')))"
     environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
