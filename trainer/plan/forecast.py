@@ -42,8 +42,8 @@ def step_seconds(time: StepTime, share: float) -> float:
     """Seconds of a step that computes this share of what a full one does.
 
     Forward and backward shrink with it, down to what the host needs for them. The update does not, since it is of
-    weights, and neither does what is sent:
-    what was sent beside the computation, and no longer finds room there, is waited for.
+    weights, and neither does what is sent: what was sent beside the computation, and no longer finds room there, is
+    waited for.
     """
     beside = time.communication - time.exposed
     compute = max(share * time.compute, min(time.least_compute, time.compute))

@@ -4,10 +4,11 @@ Figures of datasheets are NVIDIA's own, with the document behind each group. Of 
 sparsity and with sums in float32, which is how torch computes. What of them a step reaches was measured on an H100 and
 an H200 (docs/benchmarks.md); for all other cards it is assumed, and the plan says so.
 
-On 2026-11-27 no datasheet could be opened. In sellers' tables and other projects' code, figures of products or memory
-were found again and agree for H100 (all three), H200, B200, A100 (SXM), A10, A10G, A30, A40, L4, L40, L40S, T4, V100
-(SXM2), P100, RTX A5000, A6000, 6000 Ada, PRO 6000, 3060 to 3090, 4070 Ti, 4080, 4090 and 5090. All others are written
-from memory of the documents named.
+All figures were written from memory of the documents named: on 2026-11-27 none of these could be opened. For H100 (all
+three), H200, B200, A100 (SXM), A10, A10G, A30, A40, L4, L40, L40S, T4, V100 (SXM2), P100, RTX A5000, A6000, 6000 Ada,
+PRO 6000, 3060 to 3090, 4070 Ti, 4080, 4090 and 5090, the figure of products or that of memory, seldom both, was found
+again in a seller's table or another project's code, which are no proof. Wrong figures move expected times alone, and
+which of two layouts is thought faster.
 """
 
 from __future__ import annotations
