@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpu_checks.check import FIGURE, ROOT, Check
 from gpu_checks.record import Outcome, last_lines
@@ -19,6 +20,7 @@ from gpu_checks.record import Outcome, last_lines
 # The last line of pytest, which Python may still follow with warnings.
 SUMMARY = re.compile(r"\d+ (?:passed|failed|skipped|errors?|xfailed|deselected)\b.* in [\d.]+s.*")
 SHARE_OF_MEMORY = 0.9  # of the card's, for checks that run beside each other
+SECONDS_TO_DIE = 30.0  # longest wait for killed processes; one that waits in a driver may take some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,5 +118,20 @@ def _outcome(code: int, output: str, cut: bool) -> Outcome:
 
 
 def _kill_group(leader: int) -> None:
+    """Kill all processes of a group, and wait until none of them holds anything: a signal is only sent, not obeyed."""
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
+    end = time.monotonic() + SECONDS_TO_DIE
+    while _lives(leader) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group is there that is no zombie: those have given everything back."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            # Before the last bracket stands the command's name, which may hold anything.
+            state, _, its_group = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False

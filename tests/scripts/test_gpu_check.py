@@ -189,7 +189,7 @@ def test_a_check_that_fails_is_told_with_its_message_and_its_figure(own_root: Pa
 
 def test_a_check_that_hangs_is_cut_with_all_its_processes(own_root: Path) -> None:
     body = "child = subprocess.Popen(['sleep', '600']); print('\\nCHILD', child.pid, flush=True); child.wait()"
-    found = checked(own_root, body, 3)
+    found = checked(own_root, body, 5)
     assert found.outcome == "cut" and "CHILD" in found.message
     child = int(found.message.split("CHILD")[1].split()[0])
     assert not _is_running(child)
