@@ -12,15 +12,17 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
+from torch import nn
 
 from tests.audio_files import pcm16, wav_header, write_clip
 from tests.data.table_files import AUDIO, write_parquet
+from tests.living import left_behind
 from tests.runs import launch_here
 from trainer.data import audio, audio_facts, dataset, places, sound_file
 from trainer.data.wav_header import Sound
 from trainer.errors import DataError
 from trainer.flags.config import Config
-from trainer.model.source import open_model
+from trainer.model.source import Source, load_codec, open_model
 from trainer.wiring import data_settings
 
 ONE_STEP = ("--max_steps", "1", "--segment_seconds", "1")
@@ -31,10 +33,10 @@ def fates(folder: Path) -> dict[str, str]:
         return {row["path"]: row["fate"] for row in csv.DictReader(file)}
 
 
-def prepare(folder: Path, **flags) -> dataset.Dataset:
+def prepare(folder: Path, *, source: Source | None = None, **flags) -> dataset.Dataset:
     flags = {"code_views": 2} | flags
     config = Config(dataset_path=str(folder / "data"), cache_dir=str(folder / "cache"), **flags)
-    return dataset.prepare(data_settings(config), open_model("debug"), torch.device("cpu"))
+    return dataset.prepare(data_settings(config), source or open_model("debug"), torch.device("cpu"))
 
 
 def test_a_clip_without_a_whole_frame_in_every_view_is_too_short_and_not_trained_on(tmp_path):
@@ -65,6 +67,17 @@ def test_a_table_gives_the_codes_of_the_files_that_it_holds(tmp_path):
             crops = (found.train.codes.crop(clip, view, 0, frames) for found in (files, rows))
             assert np.array_equal(*crops)
     assert not places._GROUPS  # what was decoded is not held while training
+
+
+def test_codec_and_text_encoder_are_gone_when_the_data_are_there(tmp_path):
+    write_clip(tmp_path / "data/0.wav", "a caption")
+    source = open_model("debug")
+    with left_behind(nn.Module) as found:
+        data = prepare(tmp_path, source=source)
+    assert (data.clips, found) == (1, [])
+    with left_behind(nn.Module) as found:
+        load_codec(source)
+    assert "ParametrizedConv1d" in found, "else free_unused need not look for cycles any more"
 
 
 def test_only_clips_without_a_frame_are_an_error(tmp_path):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import nn
 
+from tests.living import left_behind
 from tests.plans import plan_for
 from tests.synthetic import HEADER
 from trainer import wiring
@@ -95,6 +97,12 @@ def test_each_sound_is_the_one_that_generate_writes_and_the_list_says_how_to_mak
         assert sample.seconds == len(found) / 32000
     assert [sample.continued_seconds for sample in listed.samples] == [0, 0, 0.1]
     assert f"samples of step 120: {tmp_path / 'step-00000120'} (3 sounds" in capsys.readouterr().out
+
+
+def test_the_codec_is_gone_when_the_sounds_are_there(tmp_path):
+    with left_behind(nn.Module) as found:
+        sampler_into(tmp_path)(1)
+    assert (found, len(samples.read(tmp_path, 1).samples)) == ([], 3)
 
 
 def test_the_clip_of_a_prompt_is_heard_beside_its_sounds_and_written_once(tmp_path):

@@ -25,6 +25,7 @@ def measure(size: str, strategy: str) -> dict[str, Any]:
     from tests.plan.test_sampling import generate
     from trainer.engine import Engine, Ranks, build_accelerator, find_cluster
     from trainer.flags.config import Config
+    from trainer.model.source import free_unused
     from trainer.plan.launcher import Launch
 
     work = work_of(size, strategy, 1, "eager")
@@ -54,6 +55,7 @@ def measure(size: str, strategy: str) -> dict[str, Any]:
                 for shard in engine.shards()
             )
             del codec, held
+            free_unused(engine.device)
         peak, workspaces, after = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated(), _held()
         workspaces -= _bytes(after)
         loss = step(1)

@@ -29,7 +29,7 @@ from trainer.data.stems import Demucs, Mix, stems_of, tell
 from trainer.data.table_scan import TableSettings
 from trainer.data.treatment import Treatment
 from trainer.errors import ConfigError
-from trainer.model.source import Source, load_codec
+from trainer.model.source import Source, free_unused, load_codec
 from trainer.spec.shapes import segment_frames
 from trainer.spec.trainable import Placeholder, Selection
 from trainer.spec.trigger import Trigger
@@ -194,8 +194,7 @@ def prepare(settings: DataSettings, source: Source, device: torch.device, peers:
     texts = prompts.drawn(train)
     captions = [*prompts.first(train), *prompts.first(held_out)]
     text = prompts.encoded(source, _text_store(settings, source), device, peers, captions, texts or ())
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # blocks of the sizes that encoding needs, which no training step would reuse
+    free_unused(device)
     return Dataset(
         train=_examples(settings, source, train, text, texts),
         validation=_examples(settings, source, held_out, text) if _count(held_out) else None,

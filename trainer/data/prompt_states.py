@@ -27,7 +27,7 @@ from trainer.data.text_states import text_states
 from trainer.errors import ConfigError
 from trainer.model.new_word import TokenIds, extended_tokenizer
 from trainer.model.new_word_model import TextTunedModel
-from trainer.model.source import Source, load_text_encoder
+from trainer.model.source import Source, free_unused, load_text_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +140,7 @@ def _fill(store: cache.Store, source: Source, texts: Sequence[str], device: torc
     ]
     if missing:
         store.append_all(_rows(missing, source, device))
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_unused(device)
 
 
 def _rows(missing: Sequence[tuple[str, str]], source: Source, device: torch.device) -> Iterator[Row]:

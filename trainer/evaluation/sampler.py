@@ -24,6 +24,7 @@ from trainer.evaluation import samples
 from trainer.evaluation.generation import Sampling, decode, generate_codes
 from trainer.evaluation.samples import Sample, StepSamples
 from trainer.model.language_model import LanguageModel
+from trainer.model.source import free_unused
 
 # What can befall a sound without a defect of the program. Of the store and of collectives come plain RuntimeErrors and
 # ConnectionErrors, which end the run as ever; the first are not among these, the second not where these are caught.
@@ -161,6 +162,7 @@ class Sampler:
             return {number: self._sample(prompt, error=_in_words(error)) for number, prompt in prompts.items()}
         if codes and not stop():
             self._decode(step, prompts, codes, done, stop)
+            free_unused(self._settings.device)
         return done
 
     def _codes(

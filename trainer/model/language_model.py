@@ -13,6 +13,7 @@ from transformers import MusicgenForCausalLM, MusicgenMelodyForCausalLM
 
 from trainer.errors import ModelError
 from trainer.model.loss import codebook_cross_entropy
+from trainer.model.positions import look_up_on_device
 from trainer.model.source import Source
 
 
@@ -145,6 +146,7 @@ def empty_language_model(source: Source, *, dropout: float = 0.0) -> LanguageMod
             nn.Linear(source.config.text_encoder.hidden_size, config.hidden_size),
             nn.Linear(source.config.num_chroma, config.hidden_size) if source.melody else None,
         )
+    look_up_on_device(model.decoder.model.decoder)
     for name, parameter in model.named_parameters():
         if name not in source.weights or source.weights.shape(name) != tuple(parameter.shape):
             raise ModelError(f"{source.name}: its weights do not fit its configuration at {name}")

@@ -6,6 +6,7 @@ While training, EnCodec is never needed, and T5 only with --tune_text 1.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import math
@@ -237,6 +238,18 @@ def load_text_encoder(source: Source) -> T5EncoderModel:
     tensors["encoder.embed_tokens.weight"] = tensors.get("shared.weight", torch.zeros(0))
     _assign(encoder, tensors, source.name)
     return encoder.eval().requires_grad_(False)
+
+
+def free_unused(device: torch.device) -> None:
+    """Free what nobody holds any more of models like the above, in host memory and on the device.
+
+    EnCodec's convolutions are in cycles of references, by which their weights, 90 MB of the published codec's, would
+    stay until Python next looks for cycles; and torch keeps freed blocks of the sizes that such models need, which no
+    training step would reuse.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
