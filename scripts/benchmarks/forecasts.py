@@ -42,7 +42,8 @@ def _of_slice(work: Work) -> Iterator[Row]:
         for number, share in enumerate(LENGTHS):
             write_clips(folder / "data" / str(number), CLIPS_EACH, share * work.frames / 50)
         model = write_model(folder / "model", work.model, work.layers, real_encoders=False)
-        lines, _ = launch(folder, "run", [*flags_of(work, model), "--epochs", str(EPOCHS), *ON_CPU])
+        flags = ("--epochs", str(EPOCHS), "--min_seconds", "0.1")  # the shortest clips count too
+        lines, _ = launch(folder, "run", [*flags_of(work, model), *flags, *ON_CPU])
         told = json.loads((folder / "run/run.json").read_text())["forecast"]
         clips = CLIPS_EACH * len(LENGTHS)
         whole = lines[-1]["time"] - (told["end"] - told["seconds_left"])
