@@ -22,6 +22,7 @@ from trainer.run.checkpoint_folders import complete_checkpoints
 
 STEPS = 20
 STRATEGIES = ("zero2", "fsdp")
+LIMIT_SECONDS = 30  # --timeout_minutes, without a sign of life
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,8 @@ def assert_as_undisturbed(folder: Path, whole: Path) -> None:
 def kill_once(folder: Path, strategy: str, draw: random.Random, *, victims: str, while_saving: bool) -> None:
     """Start the run, kill -9 one rank or all at a random moment, and see the others end with a message."""
     started_ns = time.time_ns()  # what is reported since then is this start's: a killed one leaves lines to be cut off
-    running = start(folder, "--strategy", strategy, "--max_steps", str(STEPS), "--timeout_minutes", "0.5")
+    limit = ("--timeout_minutes", str(LIMIT_SECONDS / 60))
+    running = start(folder, "--strategy", strategy, "--max_steps", str(STEPS), *limit)
     base = newest(folder / "models/checkpoints")
     target = (base.step if base else 0) + draw.randrange(1, 3)
     wait_until(running, lambda: steps_reported(folder, started_ns) >= target)
@@ -60,7 +62,7 @@ def kill_once(folder: Path, strategy: str, draw: random.Random, *, victims: str,
     for rank in killed:
         send(running, rank, signal.SIGKILL)
     since = time.monotonic()
-    for rank, (code, output) in enumerate(ends(running, folder, 40)):
+    for rank, (code, output) in enumerate(ends(running, folder, LIMIT_SECONDS + 20)):
         if rank in killed:
             assert code == -signal.SIGKILL
         else:
@@ -68,7 +70,8 @@ def kill_once(folder: Path, strategy: str, draw: random.Random, *, victims: str,
             assert "error: " in output and "the same command resumes" in output, output
             assert f"rank {1 - rank}" in output.split("error: ")[-1], output
             assert "Traceback" not in output, output
-            assert time.monotonic() - since < 30
+            # Mostly at once, by gloo's error; but a collective of gloo's may wait on, and heartbeats then end the rank.
+            assert time.monotonic() - since < LIMIT_SECONDS + 12
     for path in complete_checkpoints(folder / "models/checkpoints"):
         assert path.suffix != ".partial"
     found = newest(folder / "models/checkpoints")
