@@ -15,10 +15,12 @@ from transformers import MusicgenForCausalLM, MusicgenMelodyForCausalLM
 
 from trainer.model.language_model import LanguageModel, empty_language_model, load_language_model
 from trainer.model.loss import IGNORED
+from trainer.model.positions import CodePositions, RowPositions
 from trainer.model.source import open_model
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 MODELS = ("debug", "debug-melody")
+OURS = {"debug": CodePositions, "debug-melody": RowPositions}
 OWN = {"debug": MusicgenForCausalLM, "debug-melody": MusicgenMelodyForCausalLM}
 
 
@@ -28,6 +30,7 @@ def test_rows_are_those_of_transformers(name: str, past: int, count: int) -> Non
     source = open_model(name)
     ours = load_language_model(source).decoder.model.decoder.embed_positions
     theirs = OWN[name]._from_config(source.config.decoder).model.decoder.embed_positions
+    assert type(ours) is OURS[name], "whatever transformers' own do in the version that is here"
     ours.make_weights(41, ours.embedding_dim)
     theirs.make_weights(100, theirs.embedding_dim)  # what transformers does beyond the table's end differs by version
     width = ours.embedding_dim

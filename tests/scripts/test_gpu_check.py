@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from gpu_checks.check import ROOT, Check
 from gpu_checks.digest import depends_on, digest
 from gpu_checks.listed import CHECKS
 from gpu_checks.record import Result
-from gpu_checks.run import Ended, run_all, run_check
+from gpu_checks.run import Ended, _kill_group, run_all, run_check
 
 from scripts import gpu_check as script
 from trainer.errors import EXIT_USAGE, ConfigError, DataError
@@ -193,6 +195,16 @@ def test_a_check_that_hangs_is_cut_with_all_its_processes(own_root: Path) -> Non
     assert found.outcome == "cut" and "CHILD" in found.message
     child = int(found.message.split("CHILD")[1].split()[0])
     assert not _is_running(child)
+
+
+def test_a_kill_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    kill = os.killpg
+    late = threading.Timer(0.5, kill, (process.pid, signal.SIGKILL))  # as where a driver holds the process
+    monkeypatch.setattr(os, "killpg", lambda *_: late.start())
+    _kill_group(process.pid)
+    assert not _is_running(process.pid)
+    assert process.wait() == -signal.SIGKILL
 
 
 def _is_running(pid: int) -> bool:
