@@ -90,7 +90,7 @@ def survive(folder: Path, whole: Path, strategy: str, kills: list[tuple[str, boo
 QUICK_KILLS = {"zero2": [("one", False), ("all", True)], "fsdp": [("one", True), ("all", False)]}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.full), "fsdp"])
 def test_two_kills_change_nothing(strategy, undisturbed, tmp_path):
     survive(tmp_path, undisturbed(strategy), strategy, QUICK_KILLS[strategy], seed=1)
 

@@ -74,7 +74,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {stored: root / stored for stored in MAPPED_COPIES}
 
 
-QUICK = {("zero2", "safetensors"), ("fsdp", "safetensors")}
+QUICK = {("fsdp", "safetensors")}
 CASES = [(strategy, "safetensors") for strategy in DEVICE_COPIES] + [("zero2", "pickled"), ("fsdp", "pickled")]
 
 
