@@ -15,13 +15,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
-    from trainer.errors import EXIT_DONE, ConfigError, TrainerError
-    from trainer.flags.config import Config, config_from_dict
+    from trainer.errors import EXIT_DONE, TrainerError
     from trainer.flags.paths import expanded
     from trainer.run.console import Console
 except ImportError as missing:
@@ -29,7 +28,6 @@ except ImportError as missing:
 
 if TYPE_CHECKING:
     from trainer.evaluation.recall import Recall
-    from trainer.model.source import Source
 
 INAUDIBLE_DB = 60.0  # the difference is then a thousandth of the sound
 
@@ -61,55 +59,21 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 def measure(run: Path, *, most_clips: int, wav: str | None, device_name: str) -> list[Recall]:
     """The recall of the run's first clips by name. Raises TrainerErrors."""
-    from trainer.data import dataset
     from trainer.evaluation import recall
     from trainer.evaluation.generation import device_of
     from trainer.exports.saved_models import open_saved
     from trainer.model.source import quiet_libraries
-    from trainer.run.output_dir import HUB_DATASETS, OutputDir
     from trainer.spec.melody_generation import check_melody_generation
-    from trainer.wiring import fetched_data, find_hub_datasets
+    from trainer.wiring.finished_run import base_of_run, config_of_run, data_of_run
 
     quiet_libraries()
-    config = with_stems_of(run, config_of(run))
+    config = config_of_run(run)
     device = device_of(device_name)
-    base, trained = before_training(config), open_saved(str(run))
+    base, trained = base_of_run(config), open_saved(str(run))
     if trained.melody:
         check_melody_generation(f"--run {run}, a run of the melody model {config.model_id},")
-    hub = find_hub_datasets(config, OutputDir(root=run).read_json(HUB_DATASETS))
-    data = dataset.prepare(fetched_data(config, hub), base, device)
+    data = data_of_run(run, config, base, device)
     return recall.measure(data, base, trained, device, most_clips=most_clips, wav=None if wav is None else Path(wav))
-
-
-def before_training(config: Config) -> Source:
-    """The model that the run started from. Raises ModelError where it is no longer there."""
-    from trainer.exports.first_model import first_model
-    from trainer.exports.init_from import find_starting_point
-    from trainer.model.source import open_model
-
-    start = None if config.init_from is None else find_starting_point(config.init_from)
-    return first_model(open_model(config.model_id), start, config.embeddings_in_stereo, config.selection)
-
-
-def with_stems_of(run: Path, config: Config) -> Config:
-    """The flags with what --stems auto came to in the run, as its newest checkpoint says: on a machine without demucs
-    it comes to other melodies than those that the model was trained with."""
-    from trainer.run.checkpoint import newest
-    from trainer.wiring.identity import STEMS
-
-    checkpoint = newest(run / "checkpoints") if config.stems == "auto" else None
-    heard = None if checkpoint is None else checkpoint.run.identity.get(STEMS)
-    if heard is None:
-        return config
-    return replace(config, stems="mix" if heard == "mix" else "demucs")
-
-
-def config_of(run: Path) -> Config:
-    """The flags of the run. Raises ConfigError where the folder holds none."""
-    try:
-        return config_from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--run {run} is no output_dir of a run: its config.json cannot be read ({error})") from error
 
 
 def table(rows: Sequence[Recall]) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.recall import table, with_stems_of
+from scripts.recall import table
 from tests.synthetic import HEADER
 from trainer.evaluation.recall import Recall, equal_codes, snr_db, trained_cells
 from trainer.flags.config import Config
 from trainer.model.delay_pattern import IGNORED, inputs_and_labels
 from trainer.run.checkpoint import FlatSlice, Saver
+from trainer.wiring.finished_run import with_stems_of_run
 from trainer.wiring.identity import STEMS
 
 
@@ -52,14 +53,14 @@ def test_the_signal_to_noise_of_a_stereo_sound_counts_both_channels() -> None:
 
 def test_melodies_are_heard_as_the_run_heard_them_whatever_auto_comes_to_here(tmp_path: Path) -> None:
     auto = Config(dataset_path="unused", model_id="debug-melody")
-    assert auto.stems == "auto" and with_stems_of(tmp_path, auto) == auto  # no checkpoint says anything
+    assert auto.stems == "auto" and with_stems_of_run(tmp_path, auto) == auto  # no checkpoint says anything
     saver = Saver(tmp_path / "checkpoints")
     for step, identity, stems in ((1, {}, "auto"), (2, {STEMS: "mix"}, "mix"), (3, {STEMS: "demucs-0a1b"}, "demucs")):
         piece = FlatSlice(shape=(1,), start=0, values=torch.zeros(1))
         saver.save(step, {"weight/a": piece}, replace(HEADER, identity=identity))
         saver.wait()
-        assert with_stems_of(tmp_path, auto) == replace(auto, stems=stems)
-    assert with_stems_of(tmp_path, replace(auto, stems="mix")).stems == "mix"
+        assert with_stems_of_run(tmp_path, auto) == replace(auto, stems=stems)
+    assert with_stems_of_run(tmp_path, replace(auto, stems="mix")).stems == "mix"
 
 
 def test_the_table_counts_the_clips_that_cannot_be_told_from_the_true_ones() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,22 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 250
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one sound is generated from. Several are generated at once by `generate_all`, each as if it were alone.
+
+    text_SD    (S, D) float32, T5's last hidden states; None is the null condition
+    generator  of its draws, on the CPU, which go on from its state; unused where Sampling is greedy
+    prefix_KT  (K, P) integers in [0, V): codes to go on from, which the result begins with
+    melody_C   (C,) integers in [0, 12), the notes of a melody model; None is the null melody
+    """
+
+    text_SD: Tensor | None
+    generator: torch.Generator
+    prefix_KT: Tensor | None = None
+    melody_C: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +121,35 @@ def generate(
     )
     assert codes_KT is not None, "nothing stops it"
     return Generated(codes_KT=codes_KT, audio=decode(model.codec, codes_KT))
+
+
+def generate_all(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    *,
+    frames: int,
+    sampling: Sampling,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Tensor] | None:
+    """The codes (K, frames) of each request, in their order; None where it was stopped. See `generate_codes`.
+
+    sampling  without its seed: each request brings its own generator
+    """
+    made = []
+    for request in requests:
+        codes_KT = generate_codes(
+            model,
+            request.text_SD,
+            frames=frames,
+            sampling=replace(sampling, seed=int(torch.randint(2**62, (), generator=request.generator))),
+            prefix_KT=request.prefix_KT,
+            should_stop=should_stop,
+            melody_C=request.melody_C,
+        )
+        if codes_KT is None:
+            return None
+        made.append(codes_KT)
+    return made
 
 
 @torch.no_grad()
