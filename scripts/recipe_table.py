@@ -6,14 +6,26 @@ python scripts/recipe_table.py
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from trainer.flags.config import parse
+from trainer.flags.config import Config, parse
 from trainer.outlook import imagined_order
 from trainer.plan.dry_run import cluster_of, plan_of
 from trainer.plan.forecast import seconds_in_words, step_seconds
-from trainer.spec.recipes import AMOUNTS, CLIP_SECONDS, LORA, RATES, RECIPES, WHOLE, WORD, WORD_STEPS, Recipe
+from trainer.spec.recipes import (
+    AMOUNTS,
+    CLIP_SECONDS,
+    LORA,
+    RATES,
+    RECIPES,
+    WHOLE,
+    WORD,
+    WORD_STEPS,
+    Recipe,
+    rate_in_words,
+)
 from trainer.spec.shapes import KNOWN
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
@@ -44,7 +56,9 @@ def section(mode: str) -> str:
 
 def rates() -> str:
     """The ranges outside of which, by far, a run names the page."""
-    rows = [f"| {TITLES[mode]} | {least:g} to {most:g} |" for mode, (least, most) in RATES.items()]
+    rows = [
+        f"| {TITLES[mode]} | {rate_in_words(least)} to {rate_in_words(most)} |" for mode, (least, most) in RATES.items()
+    ]
     rows.append(f"| {TITLES[WORD]} | by its T5, as the run says; {WORD_STEPS[0]} to {WORD_STEPS[1]:,} steps |")
     return "\n".join(["| | `--lr` |", "|---|---|", *rows, ""])
 
@@ -66,10 +80,17 @@ def amounts() -> str:
 
 
 @cache
+def read(recipe: Recipe) -> tuple[Config, frozenset[str]]:
+    """The flags of a recipe's command, and which of them are typed."""
+    words = ["--dataset", "my_music", *recipe.flags(MODELS[0]), "--dry_run", "1", "--gpus", "1", "--gpu_name", CARDS[0]]
+    return parse(words)
+
+
+@cache
 def planned(recipe: Recipe, model: str, card: str) -> tuple[int, float, bool, float]:
     """Steps, seconds of all of them, whether the optimizer is in host memory, and epochs: what a dry run says."""
-    words = ["--dataset", "my_music", *recipe.flags(model), "--dry_run", "1", "--gpus", "1", "--gpu_name", card]
-    config, typed = parse(words)
+    config, typed = read(recipe)
+    config = replace(config, model_id=model, gpu_name=card)
     shape = KNOWN[model]
     plan = plan_of(config, typed, cluster_of(config, None)[0], shape)
     clips = round(recipe.music.clips * (1 - config.validation_share))

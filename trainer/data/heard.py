@@ -64,19 +64,18 @@ class Heard:
 def heard_of(order: Order, frame_rate_hz: float) -> Heard:
     """How often the music of this order is heard.
 
-    Crops are drawn, so that a second inside a long file is heard more or less often than the average; and where the last
+    Crops are drawn, so that a second inside a long file is heard more or less often than the average. Where the last
     epoch is not whole, some clips are heard once more than others.
     """
     frames = order.frames.astype(np.float64)
     length = frames.mean(axis=1)  # of a clip, over its views, any of which may be drawn
     crop = np.minimum(frames, order.segment_frames).mean(axis=1)
-    crops = np.array([order.crops_of(clip) for clip in range(order.clips)])
     epochs = order.epoch_of(order.steps)
     is_long = frames.min(axis=1) > WHOLE * order.segment_frames
 
     def times(clips: np.ndarray) -> float | None:
         """Seconds of these clips that an epoch hears over those that they have, times the epochs."""
-        return float(epochs * (crops * crop)[clips].sum() / length[clips].sum()) if clips.any() else None
+        return float(epochs * (order.crops_of_clips * crop)[clips].sum() / length[clips].sum()) if clips.any() else None
 
     short, everything = epochs if (~is_long).any() else None, np.ones(order.clips, dtype=bool)
     return Heard(

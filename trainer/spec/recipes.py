@@ -179,8 +179,8 @@ def remarks(
         return []
     mode, found = mode_of(selection), []
     if mode in RATES and (where := _far(learning_rate, RATES[mode])):
-        least, most = (f"{rate:.0e}".replace("e-0", "e-") for rate in RATES[mode])
-        found.append(f"note: --lr {learning_rate:g} is far {where} the {least} to {most} that {PAGE} has for {mode}")
+        given, least, most = (rate_in_words(rate) for rate in (learning_rate, *RATES[mode]))
+        found.append(f"note: --lr {given} is far {where} the {least} to {most} that {PAGE} has for {mode}")
     if hours is None:
         return found
     if mode == WORD and (where := _far(steps, WORD_STEPS)):
@@ -194,6 +194,12 @@ def remarks(
             f" has for {mode} on {recipe.music.name}"
         )
     return found
+
+
+def rate_in_words(rate: float) -> str:
+    """1e-4, 1.5e-5."""
+    digits, exponent = f"{rate:.1e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def times_in_words(times: float) -> str:
