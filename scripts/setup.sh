@@ -2,8 +2,8 @@
 # bash scripts/setup.sh [EXTRA[,EXTRA...]]
 #
 # Make .venv in the repository root and install the trainer into it, with the tested versions of
-# constraints.txt. Extras (test, tensorboard, audiocraft, bitsandbytes, ffmpeg, stems) add to those installed before. A
-# second call with nothing changed returns at once. PYTHON=python3.12 chooses the interpreter of a new .venv.
+# constraints.txt. Extras (test, notebook, tensorboard, audiocraft, bitsandbytes, ffmpeg, stems) add to those installed
+# before. A second call with nothing changed returns at once. PYTHON=python3.12 chooses the interpreter of a new .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,8 +24,8 @@ union() {
 wanted=$(union "$@")
 for extra in ${wanted//,/ }; do
     case $extra in
-    test | tensorboard | audiocraft | bitsandbytes | ffmpeg | stems) ;;
-    *) fail "'$extra' is no extra of setup.cfg: use test, tensorboard, audiocraft, bitsandbytes, ffmpeg or stems, separated by commas" ;;
+    test | notebook | tensorboard | audiocraft | bitsandbytes | ffmpeg | stems) ;;
+    *) fail "'$extra' is no extra of setup.cfg: use test, notebook, tensorboard, audiocraft, bitsandbytes, ffmpeg or stems, separated by commas" ;;
     esac
 done
 

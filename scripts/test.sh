@@ -19,7 +19,9 @@ full | numbers)
     ;;
 esac
 
-bash scripts/setup.sh test,audiocraft
+extras=test,audiocraft
+if [[ $tier == full ]]; then extras+=,notebook; fi
+bash scripts/setup.sh "$extras"
 bin=$PWD/.venv/bin
 audiocraft=audiocraft==1.3.0 # --no-deps: it pins torch==2.1.0 and more; the extra brings what is used of it
 if ! "$bin/python" -c "import importlib.metadata as m; m.version('audiocraft')" 2>/dev/null &&

@@ -18,6 +18,7 @@ from trainer.data.cut import cut_for, micro_batches
 from trainer.data.order import Order, rows_of_step
 from trainer.flags.config import parse
 from trainer.outlook import average_step, full_step, of_dry_run, sounds_bytes
+from trainer.plan.dry_run import cluster_of, plan_of
 from trainer.spec.flops import clip_flops
 from trainer.spec.shapes import KNOWN
 
@@ -124,6 +125,25 @@ def test_a_dry_run_counts_steps_by_the_files_that_are_there():
     # 55.3 s in 4 views of 400 bytes a second, and 10 captions of some 20 tokens of 512 values
     assert "cache 0.5 MB" in text and "checkpoints 3 x 32 MB" in text
     assert "4 steps to do" in dry("--dataset", str(EXAMPLES), "--max_steps", "4")
+
+
+def test_a_dry_run_says_how_often_each_clip_is_heard_of_those_that_are_not_held_out():
+    few = ["--dataset", str(EXAMPLES), "--segment_seconds", "30"]
+    text = dry(*few, "--epochs", "8", "--validation", "0.2")
+    assert "\neach clip is heard 8 times: 8 epochs of 8 clips, 8 steps of 8\n" in text and "note:" not in text
+    assert "each clip is heard at most 3 times: 3 epochs of 8 clips, 3 steps of 8" in dry(
+        *few, "--max_steps", "3", "--validation", "0.2", "--early_stop", "2"
+    )
+    assert "each clip is heard 2 times: 2 epochs of 1,000 clips" in dry("--dataset", "user/name", "--epochs", "2")
+
+
+def test_a_dry_run_of_a_published_size_names_the_recipes_where_it_is_far_outside(tmp_path):
+    for number in range(10):
+        write_sound(tmp_path / f"{number}.wav", 6.0)
+    config, typed = parse(["--dataset", str(tmp_path), "--dry_run", "1", "--gpus", "1", "--epochs", "1000"])
+    plan = plan_of(config, typed, cluster_of(config, None)[0], KNOWN["small"])
+    [note] = [line for line in of_dry_run(config)(plan, KNOWN["small"]).splitlines() if line.startswith("note: ")]
+    assert "1,000 times is far above" in note and "docs/recipes.md" in note and "20 clips" in note
 
 
 def test_without_a_folder_a_dry_run_reckons_by_a_thousand_clips():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.data.cut import Cut, cut_for, micro_batches
+from trainer.data.heard import heard_of
 from trainer.data.order import Order, rows_of_step, steps_of
 from trainer.data.outline import Outline, outline_of
 from trainer.flags.config import Config
@@ -19,6 +20,7 @@ from trainer.plan.layout import Layout
 from trainer.plan.plan import Plan
 from trainer.plan.time import USUAL_TEXT_TOKENS
 from trainer.spec.flops import clip_flops
+from trainer.spec.recipes import remarks
 from trainer.spec.shapes import DEBUG_NAMES, FRAME_RATE_HZ, Shape
 
 # Steps are looked at until they have so many rows: each is drawn from the seed, which takes some 40 microseconds.
@@ -80,7 +82,7 @@ def _of_folder(config: Config, plan: Plan, shape: Shape, found: Outline) -> str:
     layout = plan.layout
     lengths = [seconds for seconds in found.seconds if seconds >= config.min_seconds] or list(found.seconds)
     sounds = max(1, round(found.sounds * len(lengths) / len(found.seconds)))
-    order = _order_of(config, plan, shape, lengths, max(1, round(sounds * (1 - config.validation_share))))
+    order = imagined_order(config, plan, shape, lengths, max(1, round(sounds * (1 - config.validation_share))))
     tokens = 0 if config.no_label else round(found.caption_tokens)
     full = full_step(layout, shape, order.segment_frames, USUAL_TEXT_TOKENS)  # as the plan's time is counted
     share = average_step(order, layout, shape, tokens, 0) / full
@@ -92,6 +94,7 @@ def _of_folder(config: Config, plan: Plan, shape: Shape, found: Outline) -> str:
         f"{config.dataset_path}: about {sounds:,} sound files, {seconds_in_words(seconds)} in all (by names and the"
         f" headers of {len(found.seconds)})",
         f"expected{_unless_known(plan)}: {time_in_words(plan.time, steps)}",
+        *heard_in_words(config, order, shape, FRAME_RATE_HZ),
         *_disk_lines(config, disk),
     ])
 
@@ -99,15 +102,32 @@ def _of_folder(config: Config, plan: Plan, shape: Shape, found: Outline) -> str:
 def _without_folder(config: Config, plan: Plan, shape: Shape) -> str:
     """By 1,000 clips of full length, where nothing is known of the music."""
     clips = CLIPS_WITHOUT_FOLDER
-    order = _order_of(config, plan, shape, [config.segment_seconds], clips)
+    order = imagined_order(config, plan, shape, [config.segment_seconds], clips)
     seconds = clips * config.segment_seconds
     disk = _disk(config, plan, shape, _clips(config, clips, seconds, _tokens(config, plan)), order.steps)
     steps = _steps(config, order, 1.0)
     return "\n".join([
         f"no folder of sounds at {config.dataset_path}: by {clips:,} clips of {config.segment_seconds:g} s,",
         f"expected{_unless_known(plan)}: {time_in_words(plan.time, steps)}",
+        *heard_in_words(config, order, shape, FRAME_RATE_HZ, known=False),
         *_disk_lines(config, disk),
     ])
+
+
+def heard_in_words(
+    config: Config, order: Order, shape: Shape, frame_rate_hz: float, *, start_step: int = 0, known: bool = True
+) -> list[str]:
+    """How often the music of this order is heard, and lines that name docs/recipes.md where that is far outside of it.
+
+    start_step  steps that are done already
+    known       whether the order is of real music, whose amount counts
+    """
+    heard = heard_of(order, frame_rate_hz)
+    notes = remarks(
+        config.selection, shape, learning_rate=config.lr, times=heard.times, steps=order.steps,
+        hours=heard.seconds / 3600 if known else None,
+    )  # fmt: skip
+    return [heard.in_words(early_stop=config.early_stop is not None, start_step=start_step), *notes]
 
 
 def _tokens(config: Config, plan: Plan) -> int:
@@ -123,7 +143,7 @@ def _unless_known(plan: Plan) -> str:
     return " (how long a step takes is known for some GPUs, see --gpu_name; a run measures it before the first step)"
 
 
-def _order_of(config: Config, plan: Plan, shape: Shape, lengths: list[float], clips: int) -> Order:
+def imagined_order(config: Config, plan: Plan, shape: Shape, lengths: list[float], clips: int) -> Order:
     """The order of so many clips, whose lengths are these again and again."""
     segment = plan.layout.workload.segment_frames
     frames = np.resize(np.array([max(1, math.floor(FRAME_RATE_HZ * one)) for one in lengths]), (clips, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -57,3 +58,19 @@ def test_nothing_that_no_step_needs_is_loaded_before_the_first_and_no_tracker_ev
     assert {"torch", "transformers", "accelerate", "pyarrow"} <= loaded
     assert sorted(loaded & NOT_NEEDED) == sorted(at_the_end & NEVER_NEEDED) == []
     assert (tmp_path / "again/lm_final.pt").is_file()
+
+
+def test_help_loads_no_tracker_and_nothing_else_that_is_heavy() -> None:
+    program = (
+        "import sys, launch\n"
+        "try:\n    launch.main(['--help'])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "--use_wandb" in done.stdout, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "launch" in loaded and not loaded & (NOT_NEEDED | {"torch", "transformers", "accelerate"})
+    assert importlib.util.find_spec("wandb") is not None  # it is installed, and could have been loaded

@@ -82,6 +82,11 @@ class Order:
         clip = int(np.searchsorted(self._crops_until, place, side="right"))
         return clip, place - (int(self._crops_until[clip - 1]) if clip else 0)
 
+    @property
+    def crops_of_clips(self) -> np.ndarray:
+        """(clips,) int64: how many crops an epoch has of each clip."""
+        return np.diff(self._crops_until, prepend=0)
+
     @cached_property
     def _crops_until(self) -> np.ndarray:
         """(clips,) int64: how many crops an epoch has of the clips up to each, itself included."""

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from trainer.exports.audiocraft_config import text_encoder_name
 from trainer.model.source import CODEC, TEXT_ENCODER
-from trainer.outlook import NAMES_IN_CACHE, NAMES_IN_OUTPUT, average_step, full_step, sounds_bytes
+from trainer.outlook import (
+    NAMES_IN_CACHE,
+    NAMES_IN_OUTPUT,
+    average_step,
+    full_step,
+    heard_in_words,
+    sounds_bytes,
+)
 from trainer.plan.disk import place_of, told
 from trainer.plan.forecast import Clips, Steps, disk_of, seconds_in_words, step_seconds, time_in_words
 from trainer.plan.time import USUAL_TEXT_TOKENS
@@ -36,14 +43,16 @@ TEXTS_COUNTED = 256  # whose tokens are taken for those of all captions
 
 
 def expected_in_words(config: Config, run: Run, source: Source, folder: OutputDir, start_step: int) -> str:
-    """What a run is expected to take from `start_step` on, and the disk that it needs, as lines; before it trains."""
+    """What a run is expected to take from `start_step` on, how often it hears its music, and the disk that it needs, as
+    lines; before it trains."""
     layout, shape = run.plan.layout, run.train.shape
     full = full_step(layout, shape, layout.workload.segment_frames, USUAL_TEXT_TOKENS)
     disk = disk_of_run(config, run, source, start_step)
     output, cache = place_of(str(folder.root), NAMES_IN_OUTPUT), place_of(config.cache_dir, NAMES_IN_CACHE)
     words = time_in_words(run.plan.time, steps_of_run(config, run, start_step, full))
     measured = "" if run.plan.time is not None else " (how long a step takes is measured before the first step)"
-    return "\n".join([f"expected{measured}: {words}", *told(disk, output, cache, cached=True)])
+    heard = heard_in_words(config, run.order, shape, source.frame_rate_hz, start_step=start_step)
+    return "\n".join([f"expected{measured}: {words}", *heard, *told(disk, output, cache, cached=True)])
 
 
 def measured_in_words(config: Config, run: Run, time: StepTime, start_step: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.data.heard import heard_of
 from trainer.flags.config import Config
 from trainer.flags.flag import defaults_of
 from trainer.report.reporter import Reporter
@@ -34,6 +35,7 @@ def record_start(config: Config, run: Run, source: Source, folder: OutputDir, st
         "melody": source.melody,
         "clips": run.order.clips,
         "hours": run.hours,
+        "times_heard": heard_of(run.order, source.frame_rate_hz).times,  # each second of it, in the whole run
         "parameters": source.shape.parameters,
         "trained_parameters": counts.trained,
         "channels": run.order.channels,
