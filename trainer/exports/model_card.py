@@ -258,7 +258,7 @@ def _front(facts: CardFacts, library: str, relation: str, shared: Shared | None)
     if shared is not None:
         front |= {"datasets": list(shared.datasets)} if shared.datasets else {}
         front |= {"model-index": _index(facts, shared)} if shared.results else {}
-    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}\n---"
 
 
 def _index(facts: CardFacts, shared: Shared) -> list[dict[str, object]]:
