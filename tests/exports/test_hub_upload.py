@@ -137,7 +137,7 @@ def test_without_a_token_or_a_network_it_is_refused_before(
 def test_a_repository_that_may_not_be_written_or_is_public_unasked_is_refused(hub: Models, files) -> None:
     hub.repositories["ann/x"] = Repository(private=True)
     check("ann/x", public=False)
-    hub.refuse = {"/preupload/": 403}
+    hub.refuse = {"/auth-check/write": 403}
     with pytest.raises(ConfigError, match=r"the token may not write there \(.*403"):
         check("ann/x", public=False)
     hub.refuse = {}

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from tests.hub_models_server import TOKEN, Models, environment, serving, used_by_this_process
 from tests.ranks.launches import ends
 from tests.ranks.launches import start as start_ranks
-from tests.runs import ROOT, assert_bit_equal, environ, final_state, launch, launch_here
+from tests.runs import ROOT, assert_bit_equal, environ, final_state, import_path, launch, launch_here
 from trainer.errors import EXIT_USAGE
 
 PUSH = ("--push_to_hub", "ann/x")
@@ -46,7 +46,7 @@ def traces(folder: Path, *words: str) -> list[str]:
 
 def push_script(folder: Path, hub: Models, *flags: str, expect: int = 0) -> str:
     command = [sys.executable, str(ROOT / "scripts/push_to_hub.py"), "models", "--repo", *flags]
-    variables = environ(**environment(hub, folder))
+    variables = environ(**environment(hub, folder), PYTHONPATH=import_path())
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr

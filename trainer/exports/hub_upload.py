@@ -126,13 +126,11 @@ def _refuse_owner(repository: str, owner: str, who: Mapping[str, Any]) -> None:
 
 def _check_repository(api: HfApi, repository: str, *, public: bool) -> None:
     """Raise ConfigError for a repository that is there and may not be written, or is public and should not be."""
-    from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
         _refuse_public(repository, api.model_info(repository), public=public)
-        # The question that comes before each upload, for a file that is sent within a commit: nothing is sent here.
-        api.preupload_lfs_files(repository, [CommitOperationAdd("README.md", b"?")])
+        api.auth_check(repository, write=True)
     except RepositoryNotFoundError:
         return  # it is made at the end, so that a run that fails leaves none
     except HfHubHTTPError as error:
