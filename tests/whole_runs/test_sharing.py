@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -23,6 +24,11 @@ from tests.ranks.launches import ends
 from tests.ranks.launches import start as start_ranks
 from tests.runs import ROOT, assert_bit_equal, environ, final_state, import_path, launch, launch_here
 from trainer.errors import EXIT_USAGE
+from trainer.exports.model_card import model_card
+from trainer.run.output_dir import OutputDir
+from trainer.wiring.exporting import card_facts, made_in
+from trainer.wiring.finished_run import config_of_run
+from trainer.wiring.sharing import without_paths
 
 PUSH = ("--push_to_hub", "ann/x")
 FINISHED = ("--max_steps", "3", "--warmup_steps", "1", "--lr", "1e-3", "--batch_size", "2", "--grad_acc", "1")
@@ -86,6 +92,29 @@ def test_a_finished_run_that_is_started_again_with_the_flag_is_uploaded_once(
     assert TOKEN not in output + again + failed and traces(tmp_path / "run", TOKEN) == []
 
 
+def card_from_its_folder(run: Path) -> str:
+    """The card beside the exported model, made anew from what the run's folder tells."""
+    folder = OutputDir(root=run)
+    step, loss = folder.exported_step(), folder.read_json("finished.json").get("validation_loss")
+    assert step is not None
+    return model_card(card_facts(config_of_run(run), made_in(folder), step, loss if isinstance(loss, float) else None))
+
+
+def test_the_card_says_of_a_run_what_its_export_said(finished_run: Path) -> None:
+    assert card_from_its_folder(finished_run) == (finished_run / "huggingface/README.md").read_text()
+
+
+def test_a_configuration_goes_without_the_folder_that_a_part_came_from(tmp_path: Path) -> None:
+    t5 = {"_name_or_path": "t5-small", "d_model": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"text_encoder": t5}))
+    assert without_paths(tmp_path / "config.json") == tmp_path / "config.json", "a name of the hub stays, and so the file"
+    codec = {"_name_or_path": "/home/ann/encodec", "layers": [{"base_model_name_or_path": str(tmp_path), "width": 3}]}
+    (tmp_path / "config.json").write_text(json.dumps({"text_encoder": t5, "audio_encoder": codec}))
+    written = without_paths(tmp_path / "config.json")
+    assert isinstance(written, bytes)
+    assert json.loads(written) == {"text_encoder": t5, "audio_encoder": {"layers": [{"width": 3}]}}
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Models, str]]:
     """A LoRA's run with sounds that has pushed itself, from a copy of the debug model in a folder."""
@@ -113,6 +142,7 @@ def test_a_run_pushes_its_model_sounds_and_card_and_nothing_private(shared: tupl
     assert TOKEN not in output and traces(folder, TOKEN) == []
     card = ModelCard(pushed["README.md"].decode())
     assert "rock &amp; &lt;b&gt;&quot;roll&quot;&lt;/b&gt;" in card.text and "<b>" not in card.text
+    assert card_from_its_folder(folder / "models") == (folder / "models/huggingface/README.md").read_text()
     losses = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
     assert re.search(rf"validation loss \(nats\) \| {losses['loss']:.4f} ", card.text)
 

@@ -126,7 +126,7 @@ def content_of(run: Path, repository: str, part: Part | None = None) -> Content:
         results=[*losses, *figures.results],
     )
     card = (adapter_card if part == "adapter" else model_card)(facts, shared)
-    files = {path.name: _without_paths(path) for path in _exported(run / FOLDERS[part])}
+    files = {path.name: without_paths(path) for path in _exported(run / FOLDERS[part])}
     return Content(
         files=files | sounds | {CARD: card.encode()}, part=part, step=step, unread=tuple(figures.unread)
     )
@@ -149,7 +149,7 @@ def _exported(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and OUR_NAME.fullmatch(path.name))
 
 
-def _without_paths(path: Path) -> Path | bytes:
+def without_paths(path: Path) -> Path | bytes:
     """The file, or its content without names of folders of this machine, as transformers keeps in a configuration."""
     if path.suffix != ".json" or path.stat().st_size > 1 << 20:
         return path
