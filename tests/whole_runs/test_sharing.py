@@ -107,7 +107,7 @@ def test_the_card_says_of_a_run_what_its_export_said(finished_run: Path) -> None
 def test_a_configuration_goes_without_the_folder_that_a_part_came_from(tmp_path: Path) -> None:
     t5 = {"_name_or_path": "t5-small", "d_model": 8}
     (tmp_path / "config.json").write_text(json.dumps({"text_encoder": t5}))
-    assert without_paths(tmp_path / "config.json") == tmp_path / "config.json", "a name of the hub stays, and so the file"
+    assert without_paths(tmp_path / "config.json") == tmp_path / "config.json", "names of the hub stay"
     codec = {"_name_or_path": "/home/ann/encodec", "layers": [{"base_model_name_or_path": str(tmp_path), "width": 3}]}
     (tmp_path / "config.json").write_text(json.dumps({"text_encoder": t5, "audio_encoder": codec}))
     written = without_paths(tmp_path / "config.json")
