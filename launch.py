@@ -95,6 +95,10 @@ def start(config: Config, typed: frozenset[str], console: Console) -> int:
     log = log_path(config.output_dir, launch.rank)
     with ExitCodeFile(config.output_dir, first=launch.rank == 0, on_held=lambda: console.log_to(log)) as exit_code:
         exit_code.code = run_in_order(config, typed, launch, exit_code)
+        if exit_code.code == EXIT_DONE and launch.rank == 0:  # when no other process is left to wait for the network
+            from trainer.wiring import push_at_end
+
+            push_at_end(config)
     return exit_code.code
 
 
@@ -131,6 +135,7 @@ def run_in_order(config: Config, typed: frozenset[str], launch: Launch, exit_cod
         ranks.check_equal(flags=config.to_dict())
         if ranks.is_first:
             check_folders(config)
+        wiring.refuse_push(config, ranks)
         parts = open_parts(config, typed, launch, ranks)
         plan = plan_together(config, typed, launch, parts, device, ranks)
         exit_code.on_held()  # by rank 0, and the folder is the same one for all

@@ -31,6 +31,7 @@ single quotes), and `./~` a folder named ~.
 MORE: dict[str, tuple[str, ...]] = {
     "best_checkpoint.md": ("keep_best", "early_stop", "export"),
     "stopping.md": ("max_minutes", "resume", "checkpoint_minutes"),
+    "sharing.md": ("push_to_hub", "public"),
     "samples.md": ("sample_every", "sample_prompts"),
     "cache.md": ("cache_dir", "code_views", "word_dropout", "rehash"),
     "drafting_captions.md#a-trigger": ("trigger",),

@@ -38,7 +38,7 @@ WITHOUT_TORCH = (
     *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder", "spec.trigger"),
     *("spec.melody_generation", "spec.recipes", "data.heard"),
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
-    *("flags.sample_flags", "flags.best_flags"),
+    *("flags.sample_flags", "flags.best_flags", "flags.sharing_flags"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),

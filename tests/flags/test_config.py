@@ -29,6 +29,8 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "keep_best": ("1", True),
     "early_stop": ("3", 3),
     "export": ("last", "last"),
+    "push_to_hub": ("ann/my-style", "ann/my-style"),
+    "public": ("1", True),
     "stereo": ("1", True),
     "stereo_init": ("copied", "copied"),
     "melody_rate": ("0.25", 0.25),
@@ -195,6 +197,7 @@ def test_a_bare_switch_is_1(after: tuple[str, ...]) -> None:
     assert len(switches) > 5
     for setting in switches:
         needs = {"caption_lines": ["--no_label=0"], "keep_best": ["--validation=0.1"]}
+        needs |= {"public": ["--push_to_hub=ann/x"]}
         beside = needs.get(setting.name, [])
         config, typed = parse(["--dataset", "music", *beside, f"--{setting.name}", *after])
         assert getattr(config, setting.name) in (True, "1") and setting.name in typed

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 
-def in_transformers(prompt: str, *, channels: int, melody: bool) -> str:
+def in_transformers(prompt: str, *, channels: int, melody: bool, model: str) -> str:
     """How transformers makes music with what huggingface/ holds, as Markdown.
 
+    model             the folder, or the repository of the hub that holds the same files
     channels, melody  what kind of model it is: the pipeline takes a mono text model, and audio in two channels needs
                       three steps more than frames, which the code says
     """
@@ -20,8 +21,8 @@ torchaudio, without which there is no processor for melodies:
 import soundfile
 from transformers import AutoProcessor, MusicgenMelodyForConditionalGeneration
 
-processor = AutoProcessor.from_pretrained("models/huggingface")
-model = MusicgenMelodyForConditionalGeneration.from_pretrained("models/huggingface")
+processor = AutoProcessor.from_pretrained({_in_python(model)})
+model = MusicgenMelodyForConditionalGeneration.from_pretrained({_in_python(model)})
 melody, _ = soundfile.read("melody.wav", dtype="float32")  # mono, at 32 kHz; 30 s of it are read at most
 inputs = processor(audio=melody, sampling_rate=32000, text=[{words}], padding=True, return_tensors="pt")
 {_generate(channels)}
@@ -32,8 +33,8 @@ inputs = processor(audio=melody, sampling_rate=32000, text=[{words}], padding=Tr
 ```python
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-processor = AutoProcessor.from_pretrained("models/huggingface")
-model = MusicgenForConditionalGeneration.from_pretrained("models/huggingface")
+processor = AutoProcessor.from_pretrained({_in_python(model)})
+model = MusicgenForConditionalGeneration.from_pretrained({_in_python(model)})
 inputs = processor(text=[{words}], padding=True, return_tensors="pt")
 {_generate(channels)}
 ```"""
@@ -42,7 +43,7 @@ inputs = processor(text=[{words}], padding=True, return_tensors="pt")
 ```python
 from transformers import pipeline
 
-music = pipeline("text-to-audio", model="models/huggingface")({words})
+music = pipeline("text-to-audio", model={_in_python(model)})({words})
 ```"""
 
 

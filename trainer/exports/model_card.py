@@ -5,7 +5,7 @@ Names of folders on the user's machine are private: of a path only the last part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,29 +67,51 @@ class CardFacts:
         return f"{stereo}text-to-music model{' that also reads a melody' if self.melody else ''}"
 
 
-def model_card(facts: CardFacts) -> str:
-    """The card of a whole model, as Hugging Face's hub reads it: front matter in YAML, then Markdown."""
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the card tells more in a repository of the hub, of which the exported files are the root.
+
+    repository  user/name
+    sections    Markdown between the introduction and the training: sounds, figures; "" for none
+    datasets    ids of data sets of the hub that were trained on
+    results     what was measured, as the hub's front matter has it: {"type", "value", "name"} each
+    """
+
+    repository: str
+    sections: str = ""
+    datasets: Sequence[str] = ()
+    results: Sequence[Mapping[str, object]] = ()
+
+
+def model_card(facts: CardFacts, shared: Shared | None = None) -> str:
+    """The card of a whole model, as Hugging Face's hub reads it: front matter in YAML, then Markdown.
+
+    shared  where it is for a repository of the hub; None for the one beside the exported files
+    """
     prompt = _prompt(facts)
-    return f"""{_front(facts, "transformers", "finetune")}
+    place = "models/huggingface" if shared is None else shared.repository
+    here = "Here" if shared is None else "The program that trained it"
+    with_audiocraft = facts.placeholder is None and shared is None
+    return f"""{_front(facts, "transformers", "finetune", shared)}
 
 # MusicGen, fine-tuned on {_dataset(facts)}
 
 {_what_it_is(facts)}
-
+{_sections(shared)}
 ## Training
 
 {_table(facts)}
 
 ## Use
 {_on_trigger(facts)}
-Here:
+{here}:
 
 ```
-python scripts/generate.py --model models/huggingface --prompt {in_a_shell(prompt)}{_melody_flag(facts)}
+python scripts/generate.py --model {place} --prompt {in_a_shell(prompt)}{_melody_flag(facts)}
 ```
 
-{in_transformers(prompt, channels=facts.channels, melody=facts.melody)}
-{in_audiocraft(prompt, melody=facts.melody) if facts.placeholder is None else ""}
+{in_transformers(prompt, channels=facts.channels, melody=facts.melody, model=place)}
+{in_audiocraft(prompt, melody=facts.melody) if with_audiocraft else ""}
 ## Licence
 
 {_licence(facts)}
@@ -138,16 +160,22 @@ def _what_it_is(facts: CardFacts) -> str:
     )
 
 
-def adapter_card(facts: CardFacts) -> str:
-    """The card of a LoRA's adapter, which can only be used with the model that it was trained on."""
+def adapter_card(facts: CardFacts, shared: Shared | None = None) -> str:
+    """The card of a LoRA's adapter, which can only be used with the model that it was trained on.
+
+    shared  where it is for a repository of the hub; None for the one beside the exported files
+    """
     base = _cell(name_of_base(facts.base_model))
-    return f"""{_front(facts, "peft", "adapter")}
+    place = "models/adapter" if shared is None else shared.repository
+    beside = "`models/huggingface` of the same run has the adapter merged, and is loaded alone.\n\n"
+    merged = beside if shared is None else ""
+    return f"""{_front(facts, "peft", "adapter", shared)}
 
 # A LoRA of MusicGen, trained on {_dataset(facts)}
 
 An adapter for {base}, trained on {facts.clips} clips ({facts.hours:.2f} hours) of
 "{_dataset(facts)}".{_start(facts.started_from)} It fits no other weights than those that it was trained on.
-
+{_sections(shared)}
 ## Training
 
 {_table(facts)}
@@ -159,12 +187,10 @@ from peft import PeftModel
 from transformers import {_class_of(facts)}
 
 {_base_to_load(facts)}
-model = PeftModel.from_pretrained(base, "models/adapter")
+model = PeftModel.from_pretrained(base, "{place}")
 ```
 
-`models/huggingface` of the same run has the adapter merged, and is loaded alone.
-
-## Licence
+{merged}## Licence
 
 {_licence(facts)}
 
@@ -209,7 +235,12 @@ def name_of_base(model_id: str) -> str:
     return hub_id_of(model_id) or Path(model_id).name
 
 
-def _front(facts: CardFacts, library: str, relation: str) -> str:
+def _sections(shared: Shared | None) -> str:
+    """The sections that only a repository's card has, between empty lines."""
+    return "" if shared is None or not shared.sections else f"\n{shared.sections.strip()}\n"
+
+
+def _front(facts: CardFacts, library: str, relation: str, shared: Shared | None) -> str:
     """The front matter, in YAML between lines of dashes.
 
     library   the library that loads the model
@@ -224,7 +255,23 @@ def _front(facts: CardFacts, library: str, relation: str) -> str:
         front |= {"base_model": base, "base_model_relation": relation}
     if _of_meta(facts.base_model):
         front["license"] = "cc-by-nc-4.0"
-    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
+    if shared is not None:
+        front |= {"datasets": list(shared.datasets)} if shared.datasets else {}
+        front |= {"model-index": _index(facts, shared)} if shared.results else {}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}\n---"
+
+
+def _index(facts: CardFacts, shared: Shared) -> list[dict[str, object]]:
+    """The figures as the hub's model-index holds them."""
+    hub = shared.datasets[0] if shared.datasets else None
+    return [{
+        "name": shared.repository.rpartition("/")[2],
+        "results": [{
+            "task": {"type": "text-to-audio", "name": "Text-to-Audio"},
+            "dataset": {"type": hub or "audiofolder", "name": hub or Path(facts.dataset).name or "the dataset"},
+            "metrics": [dict(result) for result in shared.results],
+        }],
+    }]  # fmt: skip
 
 
 def _dataset(facts: CardFacts) -> str:

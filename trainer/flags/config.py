@@ -17,6 +17,7 @@ from trainer.flags.flag import Flag, Value, checked_values
 from trainer.flags.hardware_flags import HardwareFlags
 from trainer.flags.paths import expanded
 from trainer.flags.sample_flags import SampleFlags
+from trainer.flags.sharing_flags import SharingFlags
 from trainer.flags.sound_flags import SoundFlags
 from trainer.spec.caption_sources import sources_of
 from trainer.spec.trainable import (
@@ -44,7 +45,7 @@ logging = partial(Flag, "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BestFlags, SampleFlags, SoundFlags, HardwareFlags, DataFlags):
+class Config(SharingFlags, BestFlags, SampleFlags, SoundFlags, HardwareFlags, DataFlags):
     """What the user asked for. Building one checks each value; only `parse` knows which flags were typed."""
 
     model_id: Annotated[

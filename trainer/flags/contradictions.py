@@ -104,6 +104,8 @@ def refuse_flags_without_effect(config: Config, typed: frozenset[str]) -> None:
         raise ConfigError(
             "--min_lr_ratio has no effect with --lr_schedule constant: use cosine or linear, or remove it."
         )
+    if "public" in typed and config.push_to_hub is None:
+        raise ConfigError("--public has no effect without --push_to_hub: add it, or remove --public.")
     if "wandb_project" in typed and not config.use_wandb:
         raise ConfigError(
             f"--wandb_project {config.wandb_project} has no effect without --use_wandb 1: add it, or remove"

@@ -14,6 +14,7 @@ from trainer.wiring.planning import plan_of, refuse_before_fetching
 from trainer.wiring.reporting import report_dataset, report_settings, shown_on_page
 from trainer.wiring.run_report import record_start, reporter_of
 from trainer.wiring.sampling import put_aside, refuse_sampling, sample_prompts_of, sampler_of, tell_how_to_listen
+from trainer.wiring.sharing import push_at_end, refuse_push
 from trainer.wiring.training import (
     crops_in_words,
     ema_in_words,
@@ -50,10 +51,12 @@ __all__ = [
     "model_settings",
     "order_of",
     "plan_of",
+    "push_at_end",
     "put_aside",
     "record_forecast",
     "record_start",
     "refuse_before_fetching",
+    "refuse_push",
     "refuse_sampling",
     "report_dataset",
     "report_settings",
