@@ -176,11 +176,10 @@ def _audiocrafts(asked: Asked) -> Way:
     from benchmarks.audiocraft_stub import import_audiocraft  # it pins a torch that is not this one
 
     import_audiocraft()
-    from audiocraft.models.lm import LMModel
-    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
-    from audiocraft.modules.conditioners import ConditionFuser, ConditioningAttributes, ConditioningProvider
+    from audiocraft.modules.conditioners import ConditioningAttributes, ConditioningProvider
 
-    text_RSD, config = _conditions(asked), asked.model.decoder.config
+    text_RSD = _conditions(asked)
+    dtype = torch.float32 if asked.precision == "no" else AUTOCAST[asked.precision]
 
     class Given(ConditioningProvider):
         def __init__(self) -> None:
@@ -192,32 +191,7 @@ def _audiocrafts(asked: Asked) -> Way:
         def forward(self, tokenized: Any) -> Any:
             return {TEXT: (text_RSD.to(dtype), torch.ones(text_RSD.shape[:2], device=text_RSD.device))}
 
-    with torch.device(asked.device):
-        model = LMModel(
-            DelayedPatternProvider(
-                config.num_codebooks, [k // config.audio_channels for k in range(config.num_codebooks)]
-            ),
-            Given(),
-            ConditionFuser({"cross": [TEXT], "sum": [], "prepend": [], "input_interpolate": []}),
-            n_q=config.num_codebooks,
-            card=CODES,
-            dim=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_layers=config.num_hidden_layers,
-            hidden_scale=config.ffn_dim // config.hidden_size,
-            norm_first=True,
-            bias_proj=False,
-            bias_ff=False,
-            bias_attn=False,
-            causal=True,
-            memory_efficient=True,
-            cross_attention=True,
-            activation="gelu",
-        )
-    state = lm_to_audiocraft(asked.model.state_dict())
-    model.load_state_dict({name: value for name, value in state.items() if not name.startswith("condition_provider")})
-    dtype = torch.float32 if asked.precision == "no" else AUTOCAST[asked.precision]
-    model = model.to(asked.device, dtype).eval()
+    model = _audiocrafts_model(asked, Given()).to(asked.device, dtype).eval()
     prompts = [ConditioningAttributes(text={TEXT: "given"})] * len(asked.text_BSD)
 
     @torch.no_grad()
@@ -233,3 +207,35 @@ def _audiocrafts(asked: Asked) -> Way:
         ).cpu()
 
     return make
+
+
+def _audiocrafts_model(asked: Asked, provider: Any) -> Any:
+    """audiocraft's LMModel with the weights of ours, and this in place of its conditioners."""
+    from audiocraft.models.lm import LMModel
+    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+    from audiocraft.modules.conditioners import ConditionFuser
+
+    config = asked.model.decoder.config
+    delays = [k // config.audio_channels for k in range(config.num_codebooks)]
+    model = LMModel(
+        DelayedPatternProvider(config.num_codebooks, delays),
+        provider,
+        ConditionFuser({"cross": [TEXT], "sum": [], "prepend": [], "input_interpolate": []}),
+        n_q=config.num_codebooks,
+        card=CODES,
+        dim=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+        hidden_scale=config.ffn_dim // config.hidden_size,
+        norm_first=True,
+        bias_proj=False,
+        bias_ff=False,
+        bias_attn=False,
+        causal=True,
+        memory_efficient=True,
+        cross_attention=True,
+        activation="gelu",
+    )
+    state = lm_to_audiocraft(asked.model.state_dict())
+    model.load_state_dict({name: value for name, value in state.items() if not name.startswith("condition_provider")})
+    return model
