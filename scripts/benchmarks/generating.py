@@ -22,6 +22,7 @@ from trainer.evaluation.decoding import Decoding
 from trainer.evaluation.generation import Request, Sampling, generate_all
 from trainer.exports.audiocraft_names import lm_to_audiocraft
 from trainer.model.language_model import LanguageModel, load_language_model
+from trainer.model.source import quiet_libraries
 
 Way = Callable[[], Tensor]  # makes all sounds and returns their codes (B, K, T)
 THEIRS = "transformers' generate"
@@ -49,6 +50,7 @@ class Asked:
 
 def measure(works: Sequence[Work], sounds: int, rounds: int) -> Iterator[list[Row]]:
     """For each work, one row for each contestant, which take turns; `sounds` at once, guided, drawn from 250 codes."""
+    quiet_libraries()
     for work in works:
         if work.shape.melody:
             raise SystemExit(f"--suite generating is for text models, and {work.model} reads melodies: use small")
