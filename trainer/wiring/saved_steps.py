@@ -34,7 +34,7 @@ def saved_steps(run: Path) -> dict[int, SavedStep]:
     found: dict[int, Path] = {}
     exported = OutputDir(root=run).exported_step()
     if exported is not None:  # the checkpoint of a finished run may have been deleted
-        found |= {exported: run / name for name in (FINAL, FILE) if (run / name).is_file()}
+        found.update((exported, run / name) for name in (FINAL, FILE) if (run / name).is_file())
     for name in names_in(run):
         if (match := OF_A_STEP.fullmatch(name)) is not None:
             found[int(match[1] or match[2])] = run / name
