@@ -57,6 +57,6 @@ def find_step(run: Path, step: int | None) -> SavedStep:
     if wanted not in found:
         raise ConfigError(
             f"step {wanted} of {run} is not there: it has {', '.join(map(str, found))}. A run keeps its newest two"
-            " checkpoints, the best one with --keep_best 1, and each that --save_step names"
+            " checkpoints, with --keep_best 1 the best one, and with --save_step N an lm_*.pt of every Nth step"
         )
     return found[wanted]
