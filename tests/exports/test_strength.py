@@ -167,7 +167,7 @@ def test_a_strength_outside_of_its_range_is_refused(source: Source, tuned: Sourc
         at_strength(source, tuned, strength)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0, 1.5])
+@pytest.mark.parametrize("strength", [0.6, *(pytest.param(full, marks=pytest.mark.full) for full in (0.0, 1.0, 1.5))])
 def test_a_loras_merged_model_at_a_strength_is_the_base_with_the_scaled_adapter(
     source: Source, tmp_path: Path, strength: float
 ) -> None:
