@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts import recall
 from tests.runs import assert_bit_equal, final_state, launch_here, metrics
 from tests.synthetic import HEADER
 from trainer.errors import ModelError
@@ -23,6 +22,7 @@ from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import CODEC, TEXT_ENCODER, Source, open_model
 from trainer.model.weights import weights_in_memory
 from trainer.run.checkpoint import FlatSlice, Saver
+from trainer.wiring.finished_run import base_of_run, config_of_run
 
 STARTS = {
     "a run": "run",
@@ -188,7 +188,7 @@ def test_a_run_starts_from_a_finished_one_and_resumes_without_it(finished_run: P
     assert [line["loss"] for line in lines] == list(started.values())
     first = open_model(str(tmp_path / "first/huggingface")).weights
     with contextlib.chdir(tmp_path):  # --init_from is relative to the folder that the run was started in
-        before = recall.before_training(recall.config_of(Path("models"))).weights
+        before = base_of_run(config_of_run(Path("models"))).weights
         assert all(torch.equal(before[name], first[name]) for name in before if name.startswith("decoder."))
 
     shutil.rmtree(tmp_path / "first")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.recall import config_of
 from trainer.data import audio_facts, clip_table
 from trainer.data.arrow_store import Store
 from trainer.data.cache import code_store, text_store
@@ -23,6 +22,7 @@ from trainer.report.run_page import page_of_run
 from trainer.run.exit_code import ExitCodeFile
 from trainer.run.metrics import Tracker, reports
 from trainer.run.output_dir import OutputDir, open_output_dir
+from trainer.wiring.finished_run import config_of_run
 
 LARGE = 1_000_000
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[str, tuple[Callable[[Path], object], ...]]] = {
     ),
     "models/config.json": (
         r"add --base with that model|is no output_dir of a run: its config.json cannot be read",
-        (lambda run: open_saved(str(run / "models/lm_2.pt")), lambda run: config_of(run / "models")),
+        (lambda run: open_saved(str(run / "models/lm_2.pt")), lambda run: config_of_run(run / "models")),
     ),
     "models/huggingface/config.json": (
         r"holds no readable config\.json", (lambda run: open_saved(str(run / "models/huggingface")),)
