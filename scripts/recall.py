@@ -220,7 +220,7 @@ def near(findings: Findings) -> str:
         )
     after = [one for one in findings.nearest if one.model == "after"]
     copies = sum(one.first_codebook >= MUCH for one in after)
-    lines.append(f"{copies} of {len(after)} outputs after the training have half of a clip's first codebook there or more")
+    lines.append(f"{copies} of {len(after)} outputs after the training repeat half of a clip's first codebook or more")
     return "\n".join(lines)
 
 

@@ -10,24 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.recall import meaning, memorised, settings_of, read_flags
+from scripts.recall import main, memorised
+from tests.blown_up import blown_up
 from trainer.errors import ConfigError
-from trainer.evaluation.generation import Request
+from trainer.evaluation import nearest as nearest_place
 from trainer.evaluation.memorisation import (
+    GREEDY,
     Clip,
     Prompted,
     Row,
     Shares,
-    chosen,
     compared_frames,
-    continued,
+    played,
     rows_of,
     shares_of,
     trained_cells,
 )
 from trainer.evaluation.nearest import Match, nearest
 from trainer.evaluation.recall import Findings
-from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import open_model
 
 CODES = 2048
@@ -90,37 +90,107 @@ def test_a_clip_is_continued_to_its_end_if_a_second_of_it_is_left() -> None:
     assert [compared_frames(clip, given, 20) for given in (0, 279, 280)] == [20, 20, 0]
 
 
-@pytest.fixture(params=["debug", "debug-stereo", "debug-melody"])
-def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Prompted:
-    """A real model, which takes and makes codes of its kind."""
-    return Prompted(name=request.param, model=language_model(request.param), texts={"": None})
-
-
-def language_model(name: str) -> LanguageModel:
-    return load_language_model(open_model(name)).eval()
-
-
-def test_a_model_s_own_output_is_continued_exactly_wherever_it_is_cut(asked: Prompted) -> None:
-    # What a model makes greedily of its own beginning is what it made: a copy, without training one.
-    from trainer.evaluation.memorisation import GREEDY, played
-
-    codebooks = asked.model.decoder.num_codebooks
-    melody = torch.arange(235) % 12 if asked.model.audio_enc_to_dec_proj is not None else None
-    seeds = [clip_from(codes_of(codebooks, 10, seed=seed), melody=melody) for seed in (1, 2)]
-    made = played(asked, seeds, [70, 66], GREEDY, given_frames=10)
+@pytest.mark.parametrize("name", ["debug", "debug-stereo", "debug-melody"])
+def test_what_a_model_made_is_continued_by_it_exactly_wherever_it_is_cut(name: str) -> None:
+    # What a model makes greedily of its own beginning is what it made: a clip known by heart, without training one.
+    model = blown_up(open_model(name))
+    asked = Prompted(name=name, model=model, texts={"": None})
+    codebooks, segment = model.decoder.num_codebooks, 68
+    melody = torch.arange(235) % 12 if name == "debug-melody" else None
+    beginnings = [clip_from(codes_of(codebooks, 10, seed=seed), melody=melody) for seed in (1, 2)]
+    made = played(asked, beginnings, [70, 66], GREEDY, given_frames=10)
     assert [codes.shape for codes in made] == [(codebooks, 70), (codebooks, 66)]
-    clips = [clip_from(codes, segment=68, channels=asked.channels, melody=melody) for codes in made]
-    clips[0] = clip_from(made[0][:, :68], segment=68, channels=asked.channels, melody=melody)
-    rows = rows_of(
-        asked, clips, group="training", model="after", prompt_seconds=(0.2, 0.5, 1.2), continued_frames=20,
-        frame_rate_hz=50,
-    )  # fmt: skip
-    assert [(row.prompt_seconds, row.clips) for row in rows] == [(0.2, 2), (0.5, 2)]
-    for row in rows:
-        assert row.all_codebooks.exact == row.first_codebook.exact == 1
-    # Another clip's beginning is not continued so.
-    swapped = [replace(clips[0], codes_KT=torch.cat([clips[1].codes_KT[:, :10], clips[0].codes_KT[:, 10:]], 1))]
-    [row] = rows_of(
-        asked, swapped, group="training", model="after", prompt_seconds=(0.2,), continued_frames=20, frame_rate_hz=50
-    )
+    # The first is longer than a segment, so that its last frames are never trained whole; the second ends in it.
+    clips = [clip_from(codes[:, :segment], segment, asked.channels, melody) for codes in made]
+
+    def rows(clips: list[Clip], frames: int, *prompts: float) -> list[Row]:
+        return rows_of(
+            asked, clips, group="training", model="after", prompt_seconds=prompts, continued_frames=frames,
+            frame_rate_hz=50,
+        )  # fmt: skip
+
+    found = [*rows(clips, 20, 0.2, 0.5, 1.2), *rows(clips, 58, 0.2)]
+    assert [(row.prompt_seconds, row.clips) for row in found] == [(0.2, 2), (0.5, 2), (0.2, 2)]
+    assert all(row.all_codebooks.exact == row.first_codebook.exact == 1 for row in found)
+    # After another beginning it goes on otherwise.
+    other = torch.cat([clips[1].codes_KT[:, :10], clips[0].codes_KT[:, 10:]], dim=1)
+    [row] = rows([replace(clips[0], codes_KT=other)], 20, 0.2)
     assert row.all_codebooks.exact == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_nearest_place_is_that_of_a_planted_copy(channels: int) -> None:
+    tracks = [codes_of(4 * channels, frames, seed=frames).numpy() for frames in (1500, 700, 49, 1100)]
+    output = codes_of(4 * channels, 500, seed=7).numpy()
+    output[:, 120:370] = tracks[3][:, 640:890]
+    [found, none] = search([output, codes_of(4 * channels, 500, seed=8).numpy()], tracks, channels=channels)
+    assert found == Match(clip=3, output_frame=120, clip_frame=640, frames=250, first_codebook=1, equal=1)
+    # A copy of which every second frame is another is still found, and is said to be half of one.
+    output[:, 120:370:2] = codes_of(4 * channels, 125, seed=9).numpy()
+    [half] = search([output], tracks, channels=channels)
+    assert half is not None and (half.clip, half.output_frame - half.clip_frame) == (3, 120 - 640)
+    assert half.equal == pytest.approx(0.5, abs=0.02) and half.first_codebook == pytest.approx(0.5, abs=0.02)
+    # Of about 4 million places, none has by chance more than a few of 250 codes of 2,048 kinds.
+    assert none is not None and none.first_codebook < 0.03
+
+
+def test_the_search_is_that_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_place, "FRAMES_AT_ONCE", 64)  # so that clips lie in several pieces, and one is longer
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        channels = 1 + seed % 2
+        tracks = [random.integers(3, size=(2 * channels, frames)) for frames in (30, 9, 9, 70, 21, 8, 25, 4)]
+        output = random.integers(3, size=(2 * channels, random.integers(6, 40)))
+        window, least = min(12, output.shape[1]), 5
+        best = -1.0
+        for track in tracks:
+            width = min(window, track.shape[1])
+            for start in range(output.shape[1] - width + 1):
+                for place in range(track.shape[1] - width + 1) if track.shape[1] >= least else ():
+                    here = output[:channels, start : start + width] == track[:channels, place : place + width]
+                    best = max(best, here.mean())
+        [found] = search([output], tracks, window=12, least=least, channels=channels)
+        assert found is not None and found.first_codebook == pytest.approx(best, abs=1e-12)
+        there = tracks[found.clip][:, found.clip_frame : found.clip_frame + found.frames]
+        made = output[:, found.output_frame : found.output_frame + found.frames]
+        assert (there[:channels] == made[:channels]).mean() == pytest.approx(best)
+        assert (there == made).mean() == found.equal
+
+
+def search(
+    outputs: list[np.ndarray], tracks: list[np.ndarray], *, window: int = 250, least: int = 50, channels: int = 1
+) -> list[Match | None]:
+    lengths = [track.shape[1] for track in tracks]
+    return nearest(
+        outputs, lambda clip: tracks[clip], lengths, window_frames=window, least_frames=least, channels=channels
+    )
+
+
+def test_the_sentence_says_by_heart_where_training_clips_are_continued_and_held_out_ones_are_not() -> None:
+    def row(group: str, seconds: float, clips: int, partial: float, equal: float) -> Row:
+        shares = Shares(exact=0, partial=partial, equal=equal, chance=0.012)
+        return Row(
+            group=group, model="after", prompt_seconds=seconds, clips=clips, first_codebook=shares, all_codebooks=shares
+        )
+
+    def said(*rows: Row) -> str:
+        return memorised(Findings(
+            played_back=(), rows=rows, nearest=(), continued_seconds=5, searched_clips=1, training_clips=1, remarks=()
+        ))  # fmt: skip
+
+    known, control = row("training", 1, 8, 0.75, 0.9), row("held out", 1, 2, 0, 0.008)
+    text = said(row("training", 0, 8, 0.5, 0.6), known, row("held out", 0, 2, 0, 0.01), control)
+    assert "By heart: after 1 s the trained model continues 6 of 8 clips that it was trained on" in text
+    assert "and 0 of 2 held-out ones (80 % of the first codebook or more)" in text
+    assert "Of its codes there, 90.0% are right, in held-out clips 0.8%; by chance 1.2%." in text
+    assert "Nothing is known by heart" in said(row("training", 5, 8, 0, 0.02), row("held out", 5, 2, 0, 0.02))
+    assert "held-out" not in said(known)
+    assert "as anybody would guess" in said(known, row("held out", 5, 2, 0.5, 0.8))
+
+
+@pytest.mark.parametrize(
+    "flags", ["--clips 0", "--continued_seconds 0", "--prompt_seconds 0 31", "--sampled -1", "--prompt 3"]
+)
+def test_what_cannot_be_measured_is_refused_by_its_flag(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", "nowhere", *flags.split()]) == ConfigError.exit_code
+    assert flags.split()[0] in capsys.readouterr().err
