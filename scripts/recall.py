@@ -193,9 +193,10 @@ def meaning(rows: Sequence[Row]) -> str:
     held_out = [row for row in after if row.group != "training"]
     known = max((row for row in after if row.group == "training"), key=_by_heart)
     control = next((row for row in held_out if row.prompt_seconds == known.prompt_seconds), None)
-    by_heart = "By heart: after" if known.first_codebook.partial else "Nothing is known by heart: even after"
+    by_heart = "By heart:" if known.first_codebook.partial else "Nothing is known by heart: even"
+    given = f"after {known.prompt_seconds:g} s of a clip" if known.prompt_seconds else "from captions alone"
     said = (
-        f"{by_heart} {known.prompt_seconds:g} s the trained model continues {_count(known)} clips that it was trained"
+        f"{by_heart} {given} the trained model continues {_count(known)} clips that it was trained"
         f" on{'' if control is None else f' and {_count(control)} held-out ones'} (80 % of the first codebook or more)."
         f"\nOf its codes there, {known.first_codebook.equal:.1%} are right"
         + ("" if control is None else f", in held-out clips {control.first_codebook.equal:.1%}")

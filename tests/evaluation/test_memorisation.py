@@ -180,7 +180,7 @@ def test_the_sentence_says_by_heart_where_training_clips_are_continued_and_held_
 
     known, control = row("training", 1, 8, 0.75, 0.9), row("held out", 1, 2, 0, 0.008)
     text = said(row("training", 0, 8, 0.5, 0.6), known, row("held out", 0, 2, 0, 0.01), control)
-    assert "By heart: after 1 s the trained model continues 6 of 8 clips that it was trained on" in text
+    assert "By heart: after 1 s of a clip the trained model continues 6 of 8 clips that it was trained on" in text
     assert "and 0 of 2 held-out ones (80 % of the first codebook or more)" in text
     assert "Of its codes there, 90.0% are right, in held-out clips 0.8%; by chance 1.2%." in text
     assert "Nothing is known by heart" in said(row("training", 5, 8, 0, 0.02), row("held out", 5, 2, 0, 0.02))
