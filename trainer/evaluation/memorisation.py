@@ -10,7 +10,7 @@ loss knows, and guidance moves the likeliest code away from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,10 +105,10 @@ def prompted(source: Source, captions: Sequence[str], device: torch.device) -> P
     return Prompted(name=source.name, model=load_language_model(source).to(device).eval(), texts=texts)
 
 
-def chosen(examples: Examples, most: int, seed: int) -> list[int]:
-    """`most` clips by index, drawn from all and then in the order of their names."""
-    frames = examples.codes.frames[:, 0]
-    by_name = sorted(np.flatnonzero(frames >= LEAST_FRAMES).tolist(), key=lambda clip: examples.names[clip])
+def chosen(examples: Examples, most: int, seed: int, without: Collection[int] = ()) -> list[int]:
+    """`most` clips by index, drawn from all but those of `without`, and then in the order of their names."""
+    long_enough = np.flatnonzero(examples.codes.frames[:, 0] >= LEAST_FRAMES).tolist()
+    by_name = sorted(set(long_enough).difference(without), key=lambda clip: examples.names[clip])
     drawn = np.random.default_rng(seed).permutation(len(by_name))[:most]
     return [by_name[at] for at in sorted(drawn)]
 

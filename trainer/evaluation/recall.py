@@ -179,17 +179,20 @@ def measure(
 def held_out_clips(data: Dataset, settings: Settings) -> tuple[list[Clip], list[str]]:
     """The clips of the control, at most `Settings.clips` of those that validate, and what is to be said of them. One
     whose codes are those of a training clip, under another name, is no control, and left out."""
-    others = data.validation
-    if others is None:
-        return [], [
+    others, remarks, drawn = data.validation, [], []
+    if others is not None:
+        trained_on = {_digest(data.train, clip) for clip in range(data.clips)}
+        alike = [clip for clip in range(len(others.names)) if _digest(others, clip) in trained_on]
+        drawn = [clip_of(others, clip) for clip in chosen(others, settings.clips, settings.seed, alike)]
+        if alike:
+            names = ", ".join(others.names[clip] for clip in alike[:3]) + (" ..." if len(alike) > 3 else "")
+            remarks.append(f"{len(alike)} held-out clips are left out, since their music is trained on: {names}")
+    if not drawn:
+        remarks.append(
             "no clips were held out (--validation of the run, or --held_out here): without them, what is known by heart"
             " and what anybody would guess look alike"
-        ]
-    trained_on = {_digest(data.train, clip) for clip in range(data.clips)}
-    drawn = chosen(others, settings.clips, settings.seed)
-    alike = [clip for clip in drawn if _digest(others, clip) in trained_on]
-    remarks = [f"{others.names[clip]} is held out, but its music is trained on: it is left out" for clip in alike]
-    return [clip_of(others, clip) for clip in drawn if clip not in alike], remarks
+        )
+    return drawn, remarks
 
 
 def _digest(examples: Examples, clip: int) -> bytes:
