@@ -69,6 +69,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"strength", "compare"}  # scripts/generate.py, too
     of_others |= {"step", "strength"}  # export.py
     of_others |= {"report", "embed", "strict"}  # scripts/check_dataset.py
+    of_others |= {"run", "held_out", "sampled", "searched_clips", "wav"}  # recall.py
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
     of_others |= {"main_process_ip", "main_process_port"}
     of_others |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}  # torchrun

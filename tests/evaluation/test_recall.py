@@ -13,7 +13,8 @@ import torch
 
 from scripts.recall import table
 from tests.synthetic import HEADER
-from trainer.evaluation.recall import Recall, equal_codes, snr_db, trained_cells
+from trainer.evaluation.memorisation import Clip, trained_cells
+from trainer.evaluation.recall import Recall, equal_codes, snr_db
 from trainer.flags.config import Config
 from trainer.model.delay_pattern import IGNORED, inputs_and_labels
 from trainer.run.checkpoint import FlatSlice, Saver
@@ -41,7 +42,8 @@ def test_in_stereo_the_codes_that_a_full_segment_has_no_room_for_are_counted_by_
         trained = trained_cells(codes[0], segment, channels)
         assert trained.sum(1).tolist() == (labels[0] != IGNORED).sum(1).tolist()
     short = trained_cells(codes[0, :, :10], segment, 2)
-    assert short.all() and equal_codes(codes[0], codes[0], segment, 2) == 8 * 20 - 2 * (1 + 2 + 3)
+    clip = Clip(name="", caption="", codes_KT=codes[0], trained_KT=trained, melody_C=None, whole=True)
+    assert short.all() and equal_codes(codes[0], clip) == 8 * 20 - 2 * (1 + 2 + 3)
 
 
 def test_the_signal_to_noise_of_a_stereo_sound_counts_both_channels() -> None:

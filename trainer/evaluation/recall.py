@@ -1,28 +1,63 @@
-"""How many codes of its training clips a model reproduces from their captions, before and after the training.
+"""What a model knows of its training clips by heart, before and after the training.
 
-It shows whether a run has learned its clips by heart.
+Three questions: does it play a clip back from its caption (`Recall`); does it continue a clip's beginning as the clip
+does (trainer/evaluation/memorisation.py); and how near does what a listener would hear come to a training clip
+(trainer/evaluation/nearest.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import EncodecModel
 
+from trainer.data.batches import Examples
 from trainer.data.dataset import Dataset
-from trainer.data.melody_places import melody_places
-from trainer.data.text_states import text_states
 from trainer.errors import DataError
-from trainer.evaluation.generation import Sampling, decode, generate_codes, write_wav
-from trainer.model.language_model import load_language_model
-from trainer.model.source import Source, load_codec, load_text_encoder
+from trainer.evaluation.generation import Sampling, decode, write_wav
+from trainer.evaluation.memorisation import (
+    GREEDY,
+    LEAST_COMPARED_FRAMES,
+    Clip,
+    Prompted,
+    Row,
+    chosen,
+    clip_of,
+    played,
+    prompted,
+    rows_of,
+)
+from trainer.evaluation.nearest import nearest
+from trainer.model.source import Source, load_codec
+
+SAMPLED = Sampling(guidance=3.0, top_k=250)  # as scripts/generate.py does without flags
+SAMPLED_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured.
+
+    clips              at most so many of each group, drawn by `seed`
+    prompt_seconds     how much of a clip is given, each length in turn
+    continued_seconds  how much follows, and how long the places are that `Near` compares
+    sampled            so many outputs as a listener would make them
+    searched_clips     at most so many training clips are searched for what is like them, drawn by `seed`
+    """
+
+    clips: int = 10
+    prompt_seconds: tuple[float, ...] = (0, 1, 5, 10)
+    continued_seconds: float = 5.0
+    sampled: int = 3
+    searched_clips: int = 20_000
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,97 +81,204 @@ class Recall:
     snr_after_db: float | None
 
 
-def measure(
-    data: Dataset, base: Source, trained: Source, device: torch.device, *, most_clips: int, wav: Path | None
-) -> list[Recall]:
-    """The recall of `most_clips` clips, the first by name among those that fit the segment.
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    """The training clip that a sampled output is most like, and where.
 
-    base, trained  the model before and after the training
-    wav            a folder to write the sound of each clip's own codes and of the generated ones to; None writes none
-
-    Raises DataError where no clip fits the segment.
+    model           "before" or "after" the training
+    prompt          the caption that it was made of
+    clip            the name
+    output_seconds  where the place starts in the output
+    clip_seconds    and in the clip
+    seconds         of the place
+    first_codebook  share of equal codes there, in [0, 1], in the first codebook of each channel, by which is searched
+    equal           the same of all codebooks
+    chance          `equal` of the nearest place to the same output played backwards, whose codes are the same and which
+                    is no copy
     """
-    clips = whole_clips(data)[:most_clips]
-    clip_codes = {clip: codes_of(data, clip) for clip in clips}
-    after = generated_codes(trained, data, clip_codes, device)
-    before = generated_codes(base, data, clip_codes, device)
-    versions = {"0_true": clip_codes, "1_before": before, "2_after": after}
+
+    model: str
+    prompt: str
+    clip: str
+    output_seconds: float
+    clip_seconds: float
+    seconds: float
+    first_codebook: float
+    equal: float
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that was measured.
+
+    played_back     the chosen training clips that fit the segment
+    rows            before and after, training and held-out clips, each length of prompt
+    nearest         the sampled outputs of both models
+    continued_seconds, searched_clips, training_clips  of how many clips `nearest` is, out of how many
+    remarks         what a reader must know besides, a sentence each
+    """
+
+    played_back: tuple[Recall, ...]
+    rows: tuple[Row, ...]
+    nearest: tuple[Near, ...]
+    continued_seconds: float
+    searched_clips: int
+    training_clips: int
+    remarks: tuple[str, ...]
+
+
+def measure(
+    data: Dataset, base: Source, trained: Source, device: torch.device, settings: Settings, *, wav: Path | None
+) -> Findings:
+    """What the model before and after the training, `base` and `trained`, knows of the training clips.
+
+    The control are the clips that validate, see `held_out_clips`.
+    wav  a folder to write the sound of each clip's own codes and of the played ones to; None writes none
+
+    Raises DataError where no training clip lasts a second.
+    """
+    clips = [clip_of(data.train, clip) for clip in chosen(data.train, settings.clips, settings.seed)]
+    if not any(clip.codes_KT.shape[1] >= LEAST_COMPARED_FRAMES for clip in clips):
+        raise DataError("no clip lasts a second, so that there is nothing to compare")
+    held_out, remarks = held_out_clips(data, settings)
+    whole = [clip for clip in clips if clip.whole]
+    captions = [clip.caption for clip in (*clips, *held_out)]
+    rate_hz = trained.frame_rate_hz
+    rows: list[Row] = []
+    played_by, sampled_by = {}, {}
+    for model, source in (("before", base), ("after", trained)):
+        asked = prompted(source, captions, device)
+        played_by[model] = played(asked, whole, [clip.codes_KT.shape[1] for clip in whole], GREEDY)
+        for group, of_group in (("training", clips), ("held out", held_out)):
+            rows += rows_of(
+                asked, of_group, group=group, model=model, prompt_seconds=settings.prompt_seconds,
+                continued_frames=round(settings.continued_seconds * rate_hz), frame_rate_hz=rate_hz,
+            )  # fmt: skip
+        frames = min(round(SAMPLED_SECONDS * rate_hz), data.train.segment_frames)
+        sampled_by[model] = sampled(asked, clips[: settings.sampled], frames, settings.seed)
+        del asked  # the other model takes its place on the device
+    searched = chosen(data.train, settings.searched_clips, settings.seed)
+    near = nearest_clips(data.train, searched, clips, sampled_by, settings.continued_seconds, rate_hz)
+    if len(whole) < len(clips):
+        remarks.append(
+            f"{len(clips) - len(whole)} of {len(clips)} clips are longer than --segment_seconds: they are learned in"
+            " crops, and only their beginnings are asked for, not the whole of them"
+        )
+    return Findings(
+        played_back=tuple(_played_back(whole, played_by, trained, device, wav)),
+        rows=tuple(sorted(rows, key=lambda row: (row.group != "training", row.prompt_seconds, row.model == "after"))),
+        nearest=tuple(near),
+        continued_seconds=settings.continued_seconds,
+        searched_clips=len(searched),
+        training_clips=data.clips,
+        remarks=tuple(remarks),
+    )
+
+
+def held_out_clips(data: Dataset, settings: Settings) -> tuple[list[Clip], list[str]]:
+    """The clips of the control, at most `Settings.clips` of those that validate, and what is to be said of them. One
+    whose codes are those of a training clip, under another name, is no control, and left out."""
+    others, remarks, drawn = data.validation, [], []
+    if others is not None:
+        trained_on = {_digest(data.train, clip) for clip in range(data.clips)}
+        alike = [clip for clip in range(len(others.names)) if _digest(others, clip) in trained_on]
+        drawn = [clip_of(others, clip) for clip in chosen(others, settings.clips, settings.seed, alike)]
+        if alike:
+            names = ", ".join(others.names[clip] for clip in alike[:3]) + (" ..." if len(alike) > 3 else "")
+            remarks.append(f"{len(alike)} held-out clips are left out, since their music is trained on: {names}")
+    if not drawn:
+        remarks.append(
+            "no clips were held out (--validation of the run, or --held_out here): without them, what is known by heart"
+            " and what anybody would guess look alike"
+        )
+    return drawn, remarks
+
+
+def _digest(examples: Examples, clip: int) -> bytes:
+    codes = examples.codes.crop(clip, 0, 0, int(examples.codes.frames[clip, 0]))
+    return hashlib.blake2b(codes.tobytes(), digest_size=16).digest()
+
+
+def sampled(asked: Prompted, clips: Sequence[Clip], frames: int, seed: int) -> list[Tensor]:
+    """What a listener hears who asks for the clips' captions, and of a melody model for their melodies: (K, frames)."""
+    return played(asked, clips, [frames] * len(clips), replace(SAMPLED, seed=seed))
+
+
+def nearest_clips(
+    examples: Examples,
+    searched: Sequence[int],
+    clips: Sequence[Clip],
+    sampled_by: Mapping[str, Sequence[Tensor]],
+    seconds: float,
+    frame_rate_hz: float,
+) -> list[Near]:
+    """Which of the searched training clips each model's outputs are nearest to.
+
+    searched    by index
+    clips       those whose captions were asked for; sampled_by has the codes (K, T) of each, by model
+    seconds     of the places that are compared
+    """
+    window = round(seconds * frame_rate_hz)
+    made = [(model, clip, codes.numpy()) for model, all_codes in sampled_by.items()
+            for clip, codes in zip(clips, all_codes, strict=False)]  # fmt: skip
+    lengths = examples.codes.frames[:, 0]
+    found = nearest(
+        [codes for _, _, codes in made] + [codes[:, ::-1] for _, _, codes in made],
+        lambda at: examples.codes.crop(searched[at], 0, 0, int(lengths[searched[at]])),
+        [int(lengths[clip]) for clip in searched],
+        window_frames=window,
+        least_frames=min(LEAST_COMPARED_FRAMES, window),
+        channels=examples.shape.audio_channels,
+    )
+    rows = []
+    for (model, clip, _), match, backwards in zip(made, found, found[len(made) :], strict=False):
+        if match is not None and backwards is not None:
+            rows.append(
+                Near(
+                    model=model, prompt=clip.caption, clip=examples.names[searched[match.clip]],
+                    output_seconds=match.output_frame / frame_rate_hz, clip_seconds=match.clip_frame / frame_rate_hz,
+                    seconds=match.frames / frame_rate_hz, first_codebook=match.first_codebook, equal=match.equal,
+                    chance=backwards.equal,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _played_back(
+    clips: Sequence[Clip], played_by: Mapping[str, Sequence[Tensor]], trained: Source, device: torch.device,
+    wav: Path | None,
+) -> list[Recall]:
+    true = [clip.codes_KT for clip in clips]
+    versions = {"0_true": true, "1_before": played_by["before"], "2_after": played_by["after"]}
     sounds = decoded(load_codec(trained).to(device), versions)
     if wav is not None:
-        write_sounds(wav, sounds, data, trained.sample_rate_hz)
+        write_sounds(wav, sounds, [clip.name for clip in clips], trained.sample_rate_hz)
     return [
         Recall(
-            clip=data.train.names[clip],
-            caption=data.train.captions[clip] or "",
-            codes=int(trained_cells(clip_codes[clip], data.train.segment_frames, trained.channels).sum()),
-            before=equal_codes(before[clip], clip_codes[clip], data.train.segment_frames, trained.channels),
-            after=equal_codes(after[clip], clip_codes[clip], data.train.segment_frames, trained.channels),
-            snr_before_db=_or_none(snr_db(sounds["0_true"][clip], sounds["1_before"][clip])),
-            snr_after_db=_or_none(snr_db(sounds["0_true"][clip], sounds["2_after"][clip])),
+            clip=clip.name,
+            caption=clip.caption,
+            codes=int(clip.trained_KT.sum()),
+            before=equal_codes(played_by["before"][at], clip),
+            after=equal_codes(played_by["after"][at], clip),
+            snr_before_db=_or_none(snr_db(sounds["0_true"][at], sounds["1_before"][at])),
+            snr_after_db=_or_none(snr_db(sounds["0_true"][at], sounds["2_after"][at])),
         )
-        for clip in clips
+        for at, clip in enumerate(clips)
     ]
 
 
-def whole_clips(data: Dataset) -> list[int]:
-    """Indices, by name, of the clips that fit the segment: longer ones are learned in crops with any start."""
-    fitting = [clip for clip in range(data.clips) if data.train.codes.frames[clip, 0] <= data.train.segment_frames]
-    if not fitting:
-        raise DataError("every clip is longer than --segment_seconds: there is no beginning that was always learned")
-    return sorted(fitting, key=lambda clip: data.train.names[clip])
+def equal_codes(generated_KT: Tensor, clip: Clip) -> int:
+    """How many of the clip's trained codes were generated; (K, T) int64."""
+    return int(((generated_KT == clip.codes_KT) & clip.trained_KT).sum())
 
 
-def codes_of(data: Dataset, clip: int) -> Tensor:
-    """The clip's cached codes of view 0, (K, T) int64."""
-    codes = data.train.codes.crop(clip, 0, 0, int(data.train.codes.frames[clip, 0]))
-    return torch.from_numpy(codes.astype("int64"))
-
-
-def trained_cells(codes_KT: Tensor, segment_frames: int, channels: int = 1) -> Tensor:
-    """Which codes of a clip are trained, bool (K, T): all but the tail that the delays push out of a full segment.
-
-    channels  of the sound: in stereo a pair of codebooks has one delay
-    """
-    codebooks, frames = codes_KT.shape
-    return torch.arange(frames)[None] < segment_frames - torch.arange(codebooks)[:, None] // channels
-
-
-def equal_codes(generated_KT: Tensor, clip_KT: Tensor, segment_frames: int, channels: int = 1) -> int:
-    """How many of the clip's trained codes were generated; both (K, T) int64."""
-    return int(((generated_KT == clip_KT) & trained_cells(clip_KT, segment_frames, channels)).sum())
-
-
-def generated_codes(
-    source: Source, data: Dataset, clip_codes: dict[int, Tensor], device: torch.device
-) -> dict[int, Tensor]:
-    """Codes (K, T) that the model generates greedily for each clip's caption, as long as the clip, by clip.
-
-    A melody model follows the clip's melody too.
-
-    clip_codes  the clips' own codes (K, T) by clip
-    """
-    encoder, tokenizer = load_text_encoder(source).to(device), source.load_tokenizer()
-    states = {clip: text_states(encoder, tokenizer, data.train.captions[clip] or "") for clip in clip_codes}
-    del encoder  # it leaves the device before the decoder comes
-    model, sampling = load_language_model(source).to(device).eval(), Sampling(guidance=1.0, greedy=True)
-    made = {}
-    for clip, codes in tqdm(clip_codes.items(), desc=f"generating with {source.name}", leave=False):
-        melody_C, frames = None, codes.shape[1]
-        if data.train.melodies is not None:
-            melody_C = melody_places(data.train.melodies.crop(clip, 0, 0, frames))
-        made[clip] = generate_codes(model, states[clip], frames=frames, sampling=sampling, melody_C=melody_C)
-    return {clip: codes for clip, codes in made.items() if codes is not None}  # nothing stops it: that is all of them
-
-
-def decoded(codec: EncodecModel, versions: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, np.ndarray]]:
+def decoded(codec: EncodecModel, versions: Mapping[str, Sequence[Tensor]]) -> dict[str, list[np.ndarray]]:
     """The sound of each clip in each version, (samples,) float32, or (samples, 2) in stereo.
 
-    versions  by name: codes (K, T) by clip
+    versions  by name: codes (K, T) of each clip
     """
-    return {
-        version: {clip: decode(codec, codes_KT) for clip, codes_KT in codes.items()}
-        for version, codes in versions.items()
-    }
+    return {version: [decode(codec, codes_KT) for codes_KT in codes] for version, codes in versions.items()}
 
 
 def snr_db(true: np.ndarray, made: np.ndarray) -> float:
@@ -154,14 +296,13 @@ def snr_db(true: np.ndarray, made: np.ndarray) -> float:
 
 
 def write_sounds(
-    folder: Path, sounds: Mapping[str, Mapping[int, np.ndarray]], data: Dataset, sample_rate_hz: int
+    folder: Path, sounds: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], sample_rate_hz: int
 ) -> None:
     """Write each clip in each version as NUMBER_CLIP_VERSION.wav, so that a clip's versions sort together."""
     folder.mkdir(parents=True, exist_ok=True)
-    for version, sound_of_clip in sounds.items():
-        for number, (clip, sound) in enumerate(sound_of_clip.items(), start=1):
-            stem = Path(data.train.names[clip]).stem
-            write_wav(folder / f"{number:02d}_{stem}_{version}.wav", sound, sample_rate_hz)
+    for version, of_version in sounds.items():
+        for number, (name, sound) in enumerate(zip(names, of_version, strict=True), start=1):
+            write_wav(folder / f"{number:02d}_{Path(name).stem}_{version}.wav", sound, sample_rate_hz)
 
 
 def _or_none(ratio_db: float) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.data.table_scan import TableSettings
 from trainer.errors import CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config, config_from_dict
 from trainer.run.checkpoint import Checkpoint, newest
@@ -164,12 +165,20 @@ def _before_learning(start: Source, word: NewWord) -> Source:
     return replace(with_embedding(start, first), name=start.name)
 
 
-def data_of_run(run: Path, config: Config, base: Source, device: torch.device) -> Dataset:
+def data_of_run(
+    run: Path, config: Config, base: Source, device: torch.device, *, held_out: Path | None = None
+) -> Dataset:
     """The run's clips, training and validation, from its caches; what is missing there is encoded on `device`.
+
+    held_out  a folder of clips that take the place of those that validated
 
     Raises TrainerErrors, as where the dataset is no longer there.
     """
     from trainer.data import dataset
 
     hub = find_hub_datasets(config, OutputDir(root=run).read_json(HUB_DATASETS))
-    return dataset.prepare(fetched_data(config, hub), base, device)
+    settings = fetched_data(config, hub)
+    # With --validation SHARE the share stays out of the training clips.
+    if held_out is not None:
+        settings = replace(settings, validation_folder=held_out, validation_tables=TableSettings())
+    return dataset.prepare(settings, base, device)
