@@ -1,4 +1,4 @@
-"""Writes published_distances.json: what kadtk 1.1.0, fadtk 1.1.0 and frechet-audio-distance 0.3.4 say of some embeddings.
+"""Writes published_distances.json: what kadtk, fadtk and frechet-audio-distance say of some embeddings.
 
     pip install --no-deps --target FOLDER kadtk==1.1.0 fadtk==1.1.0 frechet-audio-distance==0.3.4
     python tests/evaluation/published_distances.py FOLDER
