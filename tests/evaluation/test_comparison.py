@@ -19,15 +19,15 @@ def sounds(draws: np.random.Generator, clips: int, shift: float = 0.0) -> np.nda
 def test_two_models_that_are_alike_get_a_verdict_as_seldom_as_the_interval_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of 60 verdicts at 5 % there are 8 or more in 1 of 100 cases."""
+    """Of 40 verdicts at 5 % there are 7 or more in 3 of 1000 cases."""
     monkeypatch.setattr(comparison, "RESAMPLES", 200)
     verdicts = {"kad": 0, "frechet": 0}
-    for seed in range(60):
+    for seed in range(40):
         draws = np.random.default_rng(seed)
         sets = sounds(draws, 12), sounds(draws, 12, 0.5), sounds(draws, 12, 0.5)
         for name, found in compare_distances(*sets, paired=True, seed=seed).items():
             verdicts[name] += found["verdict"] is not None
-    assert max(verdicts.values()) < 8, verdicts
+    assert max(verdicts.values()) < 7, verdicts
 
 
 def test_a_model_that_is_clearly_closer_is_called_better_and_the_other_way_round_worse() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import ClapModel, ClapProcessor, EncodecModel
@@ -87,14 +89,26 @@ class Clap:
 def open_clap(name: str, device: torch.device) -> Clap:
     """The CLAP model of a hub id or folder. Raises ModelError where it cannot be had, or lacks weights."""
     try:
-        processor = ClapProcessor.from_pretrained(name)
-        model, loading = ClapModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        folder = name if Path(name).is_dir() else _fetched(name)
+        processor = ClapProcessor.from_pretrained(folder)
+        model, loading = ClapModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} cannot be loaded ({reason})") from error
     if loading["missing_keys"]:
         raise ModelError(f"{name} is no whole CLAP model: it lacks {', '.join(sorted(loading['missing_keys'])[:3])}")
     return Clap(name=name, model=model.to(device).eval().requires_grad_(False), processor=processor)
+
+
+def _fetched(hub_id: str) -> str:
+    """The folder of a model in the local cache, which asks no hub, or once fetched. Raises OSError or ValueError.
+
+    Given the hub id itself, transformers asks for each file, and without a network waits half a minute for each.
+    """
+    try:
+        return snapshot_download(hub_id, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors"])
 
 
 def texts_are_alike(vectors_ND: np.ndarray) -> bool:
