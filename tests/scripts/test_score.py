@@ -124,7 +124,10 @@ def test_clap_adds_distances_and_a_likeness_to_the_caption(
             ("--reference", "other", "--base_sounds", "other", "--tuned_sounds", "other", "--count", "5"),
             "--count has no effect",
         ),
-        (("--clap", "none", "--reference", "other", "--base_sounds", "other", "--tuned_sounds", "data"), "has 4 sounds"),
+        (
+            ("--clap", "none", "--reference", "other", "--base_sounds", "other", "--tuned_sounds", "data"),
+            "has 4 sounds",
+        ),
         (("--reference", "other", "--count", "2"), "--count 2 cannot be used"),
         (("--reference", "other", "--referense", "x"), "--referense is no flag. Did you mean --reference"),
     ],
