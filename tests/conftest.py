@@ -14,7 +14,7 @@ import pytest
 WITH_A_FINISHED_RUN = (
     *("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py"),
     *("tests/whole_runs/test_small_files.py", "tests/whole_runs/test_sharing.py"),
-    "tests/exports/test_step_export.py",
+    *("tests/exports/test_step_export.py", "tests/scripts/test_score.py"),
 )
 
 

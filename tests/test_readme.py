@@ -82,6 +82,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"suite", "cases", "models", "layers", "frames", "rounds", "clips", "clip_seconds"}
     of_others |= {"files"}  # benchmark.py
     of_others |= {"blind", "steps", "rating", "score"}  # report.py
+    of_others |= {"reference", "base_sounds", "tuned_sounds", "count"}  # score.py
     of_others |= {"output", "anonymous", "push_to_hub", "public"}  # prepare_dataset.py
     of_others |= {"part"}  # push_to_hub.py, with repo and public
     for page in PAGES:

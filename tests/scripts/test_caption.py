@@ -16,6 +16,7 @@ from captioning.tempo_and_key import RATE_HZ
 from scripts.caption import main
 from tests.audio_files import write_clip
 from tests.scripts.test_tempo_and_key import loop
+from tests.small_clap import write_small_clap
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,37 +155,7 @@ def test_the_script_runs_by_itself_from_any_folder(folder: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLAP model of random weights, in transformers' layout."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import (
-        ClapAudioConfig,
-        ClapConfig,
-        ClapFeatureExtractor,
-        ClapModel,
-        ClapProcessor,
-        ClapTextConfig,
-        PreTrainedTokenizerFast,
-        set_seed,
-    )
-
-    set_seed(0)
-    folder = tmp_path_factory.mktemp("clap")
-    text = ClapTextConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                          intermediate_size=16, max_position_embeddings=64, projection_dim=8)  # fmt: skip
-    audio = ClapAudioConfig(
-        patch_embeds_hidden_size=8, hidden_size=16, depths=[1, 1], num_attention_heads=[2, 2], num_hidden_layers=2,
-        projection_dim=8, enable_fusion=False,
-    )  # fmt: skip
-    model = ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=8))
-    model.logit_scale_a.data.fill_(9.0)  # random vectors are alike: their differences made large
-    model.save_pretrained(folder)
-    letters = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {chr(c): c for c in range(32, 127)}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
-    ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad"), fast).save_pretrained(folder)
-    return folder
+    return write_small_clap(tmp_path_factory.mktemp("clap"))
 
 
 def test_clap_s_words_are_those_whose_vectors_are_nearest(clap: Path, made: Path) -> None:
