@@ -1,97 +1,135 @@
-"""What a language model generates from: text, melody and codes that are given, put into its cache before `generate`.
+"""What a language model generates from: text, melody and codes that are given, in its cache before the first draw.
 
 A text model attends to the text; the codes that are given but the last lie in the cache. In front of the codes of a
-melody model stand melody and text: these lie in the cache, and all codes that are given are read by `generate`.
+melody model stand melody and text: these lie in the cache, and all codes that are given are read with the first draw.
+
+The rows of a batch are its requests, and behind them the null conditions of those that are guided.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from trainer.model.delay_pattern import inputs_and_labels
 from trainer.model.language_model import LanguageModel
 from trainer.spec.shapes import MELODY_PLACES
 
+if TYPE_CHECKING:
+    from trainer.evaluation.generation import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """R rows of B requests, on the model's device.
+
+    guided       the requests that have a null row, in the order of these rows
+    cache        transformers' keys and values of what stands before `unread_RKN`
+    unread_RKN   (R, K, N) int64: what the decoder reads before the first draw
+    text_RSD     the projected text that a text model attends to; None in a melody model
+    attended_RS  (R, S) bool: the text that a row attends to; None where it is all of it
+    """
+
+    guided: tuple[int, ...]
+    cache: Any
+    unread_RKN: Tensor
+    text_RSD: Tensor | None
+    attended_RS: Tensor | None
+
+
+def text_tokens(request: Request) -> int:
+    """How many places a request's text takes; the null condition is one zero."""
+    return 1 if request.text_SD is None else len(request.text_SD)
+
 
 def read_conditions(
-    model: LanguageModel, text_SD: Tensor | None, melody_C: Tensor | None, given_KS: Tensor, *, guided: bool
-) -> dict[str, Any]:
-    """What the decoder's `generate` takes besides the codes that are given. The model is run, without gradients.
+    model: LanguageModel, requests: Sequence[Request], prefix_BKP: Tensor, *, guidance: float
+) -> Conditions:
+    """The conditions of a batch. The model is run, without gradients.
 
-    text_SD   (S, D) float32, or None for the null condition
-    melody_C  (C,) int64 notes of a melody model, or None for its null melody; None for a text model
-    given_KS  (K, S) int64: the start token, then codes that are given
-    guided    whether the null condition comes as a second row, as transformers has it
+    requests    of a melody model: with texts of one length, since their codes would stand at different places else
+    prefix_BKP  (B, K, P) int64: codes that are given, on the model's device
+    guidance    above 1, the null condition of a request that has text or melody comes as a row of its own
     """
-    text_BSD, mask_BS = _text(model, text_SD, guided=guided)
+    conditioned = [n for n, one in enumerate(requests) if one.text_SD is not None or one.melody_C is not None]
+    guided = tuple(conditioned) if guidance > 1 else ()
+    text_RSD, attended_RS = _text(model, requests, len(guided))
+    given_RKP = torch.cat([prefix_BKP, prefix_BKP[list(guided)]])
+    config = model.decoder.config
+    # The inputs of P + 1 steps, the start token and the delayed codes. The last is what the first draw follows.
+    longer_RKN = nn.functional.pad(given_RKP, (0, 1), value=config.pad_token_id)
+    inputs_RKN, _ = inputs_and_labels(longer_RKN, config.pad_token_id, config.audio_channels)
     if model.audio_enc_to_dec_proj is None:
-        return _attended(model, text_BSD, mask_BS, given_KS)
-    return _in_front(model, text_BSD, melody_C, given_KS)
+        cache = _attended(model, text_RSD, attended_RS, inputs_RKN[..., :-1])
+        return Conditions(
+            guided=guided, cache=cache, unread_RKN=inputs_RKN[..., -1:], text_RSD=text_RSD, attended_RS=attended_RS
+        )
+    cache = _in_front(model, text_RSD, [one.melody_C for one in requests])
+    return Conditions(guided=guided, cache=cache, unread_RKN=inputs_RKN, text_RSD=None, attended_RS=None)
 
 
-def _text(model: LanguageModel, text_SD: Tensor | None, *, guided: bool) -> tuple[Tensor, Tensor]:
-    """The projected text (B, S, D), and where there is text, (B, S) int64.
+def cross_mask(attended_RS: Tensor | None, steps: int) -> Tensor | None:
+    """(R, 1, steps, S) bool. With four axes transformers uses a mask as it is; one with two it reads on the host."""
+    return None if attended_RS is None else attended_RS[:, None, None, :].expand(-1, 1, steps, -1)
 
-    B is 1, or 2 with guidance: then the null condition, which is exactly zero, comes second.
+
+def _text(model: LanguageModel, requests: Sequence[Request], guided: int) -> tuple[Tensor, Tensor | None]:
+    """The projected text (R, S, D), zero behind a shorter one, and which of it each row attends to.
+
+    A null condition is exactly zero, whatever the length: its keys and values are zero too, and need no mask.
     """
-    device, width = model.enc_to_dec_proj.weight.device, model.enc_to_dec_proj.in_features
-    states_BSD = torch.zeros(1, 1, width, device=device) if text_SD is None else text_SD.to(device)[None]
-    mask_BS = torch.full(states_BSD.shape[:2], int(text_SD is not None), device=device)
-    if guided:
-        states_BSD = torch.cat([states_BSD, torch.zeros_like(states_BSD)])
-        mask_BS = torch.cat([mask_BS, torch.zeros_like(mask_BS)])
-    return model.enc_to_dec_proj(states_BSD) * mask_BS[..., None], mask_BS
+    device, projection = model.enc_to_dec_proj.weight.device, model.enc_to_dec_proj
+    lengths = [text_tokens(request) for request in requests]
+    rows, places = len(requests) + guided, max(lengths)
+    states_RSD = torch.zeros(rows, places, projection.in_features)
+    mask_RS = torch.zeros(rows, places, dtype=torch.int64)
+    for row, request in enumerate(requests):
+        if request.text_SD is not None:
+            states_RSD[row, : lengths[row]] = request.text_SD
+            mask_RS[row, : lengths[row]] = 1
+    attended_RS = None
+    if len(set(lengths)) > 1:
+        attended_RS = (mask_RS.bool() | (mask_RS.sum(dim=1, keepdim=True) == 0)).to(device)
+    mask_RS = mask_RS.to(device)
+    return projection(states_RSD.to(device)) * mask_RS[..., None], attended_RS
 
 
-def _attended(model: LanguageModel, text_BSD: Tensor, mask_BS: Tensor, given_KS: Tensor) -> dict[str, Any]:
-    """Of a text model: the text, and a cache with the keys and values of all given steps but the last.
-
-    MusicgenForCausalLM.generate (transformers 5.15 to 5.23) reads only the last of what is given to it.
-    """
+def _attended(model: LanguageModel, text_RSD: Tensor, attended_RS: Tensor | None, inputs_RKP: Tensor) -> Any:
+    """Of a text model: a cache with the keys and values of all given steps but the last."""
     config = model.decoder.config
     # Given here, because what transformers makes for a decoder without encoder (version 5.23) has one list of keys for
     # both attentions.
     cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-    prefix_1KP = given_KS[None, :, 1:]
-    if prefix_1KP.shape[-1]:
-        inputs_1KP, _ = inputs_and_labels(prefix_1KP, config.pad_token_id, config.audio_channels)
+    if inputs_RKP.shape[-1]:
         model.decoder.model(
-            input_ids=inputs_1KP[0].repeat(len(text_BSD), 1),
-            encoder_hidden_states=text_BSD,
-            encoder_attention_mask=mask_BS,
+            input_ids=inputs_RKP.flatten(0, 1),
+            encoder_hidden_states=text_RSD,
+            encoder_attention_mask=cross_mask(attended_RS, inputs_RKP.shape[-1]),
             past_key_values=cache,
             use_cache=True,
         )
-    return {
-        # Given too: transformers would mask the start token, which is the padding token as well.
-        "attention_mask": torch.ones(1, given_KS.shape[1], dtype=torch.int64, device=given_KS.device),
-        "encoder_hidden_states": text_BSD,
-        "encoder_attention_mask": mask_BS,
-        "past_key_values": cache,
-    }
+    return cache
 
 
-def _in_front(
-    model: LanguageModel, text_BSD: Tensor, melody_C: Tensor | None, given_KS: Tensor
-) -> dict[str, Any]:
+def _in_front(model: LanguageModel, text_RSD: Tensor, melodies: Sequence[Tensor | None]) -> Any:
     """Of a melody model: a cache with the keys and values of melody and text.
 
     The null melody is note 0 at all places, and so it is in the row without conditions. Given the prefix itself,
     MusicgenMelodyForCausalLM.generate (transformers 5.23) would put zeros there in place of it, which no model was
     trained with; audiocraft and MusicgenMelodyForConditionalGeneration do as is done here.
     """
-    device, rows = given_KS.device, len(text_BSD)
-    melody_BC = torch.zeros(rows, MELODY_PLACES, dtype=torch.int64, device=device)
-    if melody_C is not None:
-        melody_BC[0] = melody_C.to(device)
-    prefix_BPD = torch.cat([model.melody_states(melody_BC), text_BSD], dim=1)
+    melody_RC = torch.zeros(len(text_RSD), MELODY_PLACES, dtype=torch.int64)
+    for row, melody_C in enumerate(melodies):
+        if melody_C is not None:
+            melody_RC[row] = melody_C
+    melody_RCD = model.melody_states(melody_RC.to(text_RSD.device))
     cache = DynamicCache(config=model.decoder.config)
-    model.decoder.model.decoder(inputs_embeds=prefix_BPD, past_key_values=cache, use_cache=True)
-    # As long as cache and codes together: shorter, and `generate` takes the codes that are given for cached ones.
-    places = prefix_BPD.shape[1] + given_KS.shape[1]
-    mask_1P = torch.ones(1, places, dtype=torch.int64, device=device)
-    return {"attention_mask": mask_1P, "past_key_values": cache}
+    model.decoder.model.decoder(
+        inputs_embeds=torch.cat([melody_RCD, text_RSD], dim=1), past_key_values=cache, use_cache=True
+    )
+    return cache

@@ -1,39 +1,33 @@
-"""Codes from a MusicGen's language model and a prompt, by transformers' own `generate`, and sound from codes."""
+"""Codes from a MusicGen's language model and prompts, and sound from codes."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
-from transformers import (
-    EncodecModel,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    T5EncoderModel,
-)
+from torch import Tensor, nn
+from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from trainer.atomic import replacing
 from trainer.data.codec_windows import reproducible
 from trainer.data.text_states import text_states
 from trainer.errors import ConfigError, ModelError, StorageError
-from trainer.evaluation.conditions import read_conditions
+from trainer.evaluation.conditions import text_tokens
+from trainer.evaluation.decoding import Decoding, largest_delay, make_codes
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, load_codec, load_text_encoder
+from trainer.plan.strategies import BF16_CAPABILITY
 from trainer.spec.shapes import MELODY_PLACES
 
 # For fewer frames transformers leaves the delay pattern out (build_delay_pattern_mask, version 5.23).
 LEAST_FRAMES = 4
+PLAIN = Decoding()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +53,7 @@ class Request:
     """What one sound is generated from. Several are generated at once by `generate_all`, each as if it were alone.
 
     text_SD    (S, D) float32, T5's last hidden states; None is the null condition
-    generator  of its draws, on the CPU, which go on from its state; unused where Sampling is greedy
+    generator  of its draws, on the CPU whatever the device, which go on from its state; unused where Sampling is greedy
     prefix_KT  (K, P) integers in [0, V): codes to go on from, which the result begins with
     melody_C   (C,) integers in [0, 12), the notes of a melody model; None is the null melody
     """
@@ -68,6 +62,23 @@ class Request:
     generator: torch.Generator
     prefix_KT: Tensor | None = None
     melody_C: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """How fast codes are made: those of all codebooks that were drawn, and the seconds that this took in all."""
+
+    codes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def codes_per_second(self) -> float:
+        return self.codes / self.seconds if self.seconds else 0.0
+
+    def add(self, codes: int, since: float) -> None:
+        """Codes that are on the CPU now, and were begun when time.perf_counter() said `since`."""
+        self.codes += codes
+        self.seconds += time.perf_counter() - since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +95,7 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeModel:
-    """All parts of a MusicGen, in float32, frozen and in eval mode, on one device."""
+    """All parts of a MusicGen, frozen and in eval mode, on one device; see load_for_generation for their precision."""
 
     language_model: LanguageModel
     text_encoder: T5EncoderModel
@@ -92,14 +103,30 @@ class WholeModel:
     codec: EncodecModel
 
 
-def load_for_generation(source: Source, device: torch.device) -> WholeModel:
-    """All parts on `device`, each loaded once. Raises ModelError where weights do not fit the configuration."""
+def load_for_generation(
+    source: Source, device: torch.device, precision: Literal["auto", "no", "bf16"] = "no"
+) -> WholeModel:
+    """All parts on `device`, each loaded once. Raises ModelError where weights do not fit the configuration.
+
+    precision  of the language model's linear layers: "no" is float32; "bf16" computes as sounds are made while a run
+               in bf16 trains (trainer/engine/sampling_model.py); "auto" is bf16 on a GPU that has it, float32 elsewhere
+    """
+    language_model = load_language_model(source)
+    if precision == "bf16" or (precision == "auto" and _has_bf16(device)):
+        for module in language_model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
     return WholeModel(
-        language_model=load_language_model(source).to(device).eval().requires_grad_(False),
+        language_model=language_model.to(device).eval().requires_grad_(False),
         text_encoder=load_text_encoder(source).to(device),
         tokenizer=source.load_tokenizer(),
         codec=load_codec(source).to(device),
     )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    # torch.cuda.is_bf16_supported() also says True where bf16 is emulated.
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
 
 
 def generate(
@@ -130,29 +157,52 @@ def generate_all(
     frames: int,
     sampling: Sampling,
     should_stop: Callable[[], bool] | None = None,
+    decoding: Decoding = PLAIN,
+    pace: Pace | None = None,
 ) -> list[Tensor] | None:
-    """The codes (K, frames) of each request, in their order; None where it was stopped. See `generate_codes`.
+    """The codes (K, frames) int64 in [0, V), on the CPU, of each request, in their order; None where it was stopped.
 
-    sampling  without its seed: each request brings its own generator
+    Each is what its request gives alone: on the CPU of one machine bit for bit where there is one request, and with
+    several but for the rounding of larger products. They depend on the arguments alone, and change nothing but the
+    generators: the random states of torch and Python are neither read nor changed. Where linear layers are bf16, it is
+    computed under autocast.
+
+    model        in eval mode
+    frames       of the codec, LEAST_FRAMES or more, those of a prefix included
+    sampling     without its seed: each request brings its own generator
+    should_stop  asked before each step: once it says True, no other is made
+    pace         to which what was made is added
+
+    Requests of a melody model whose texts differ in length are made one length after the other.
+
+    Raises ValueError for fewer frames, for a prefix or melody of another shape or too long, for prefixes of different
+    lengths, and for a melody that the model does not read; ModelError for logits not finite.
     """
-    made = []
+    prefixes = [_prefix(model, frames, request) for request in requests]
+    if len({prefix_KP.shape for prefix_KP in prefixes}) > 1:
+        raise ValueError(f"prefixes of different lengths: {sorted({one.shape[1] for one in prefixes})} frames")
     for request in requests:
-        codes_KT = generate_codes(
+        _check_melody(model, request.melody_C)
+    made: dict[int, Tensor] = {}
+    since = time.perf_counter()
+    for batch in _batches(model, requests):
+        codes_BKT = make_codes(
             model,
-            request.text_SD,
+            [requests[number] for number in batch],
+            torch.stack([prefixes[number] for number in batch]).to(model.enc_to_dec_proj.weight.device),
             frames=frames,
-            sampling=replace(sampling, seed=int(torch.randint(2**62, (), generator=request.generator))),
-            prefix_KT=request.prefix_KT,
+            sampling=sampling,
+            decoding=decoding,
             should_stop=should_stop,
-            melody_C=request.melody_C,
         )
-        if codes_KT is None:
+        if codes_BKT is None:
             return None
-        made.append(codes_KT)
-    return made
+        made.update(zip(batch, codes_BKT.cpu(), strict=True))
+    if pace is not None:
+        pace.add(sum(codes_KT[:, prefixes[n].shape[1] :].numel() for n, codes_KT in made.items()), since)
+    return [made[number] for number in range(len(requests))]
 
 
-@torch.no_grad()
 def generate_codes(
     model: LanguageModel,
     text_SD: Tensor | None,
@@ -163,47 +213,15 @@ def generate_codes(
     should_stop: Callable[[], bool] | None = None,
     melody_C: Tensor | None = None,
 ) -> Tensor | None:
-    """The codes (K, frames) int64 in [0, V), on the CPU, that the model makes of a text; None where it was stopped.
-
-    The result depends on the arguments alone: the random states of torch and Python are neither read nor changed. On
-    the CPU of one machine it is the same bit for bit. A model whose linear layers are bf16 is called under autocast.
-
-    model        in eval mode
-    text_SD      (S, D) float32, T5's last hidden states; None is the null condition
-    frames       of the codec, LEAST_FRAMES or more, those of the prefix included
-    prefix_KT    (K, P) integers in [0, V), P below frames: codes to go on from, which the result begins with
-    should_stop  asked before each token: once it says True, no other is made
-    melody_C     (C,) integers in [0, 12), the notes of a melody model, see `melody_places`; None is the null melody
-
-    Raises ValueError for fewer frames, for a prefix or melody of another shape or too long, and for a melody that the
-    model does not read; ModelError for logits not finite.
-    """
-    decoder = model.decoder
-    given_KS = _given(model, frames, prefix_KT)
-    _check_melody(model, melody_C)
-    # Guidance moves from the null condition to the prompt's; without prompt and melody they are the same.
-    guidance = 1.0 if text_SD is None and melody_C is None else sampling.guidance
-    if should_stop is not None and should_stop():
-        return None
-    # The last codebook comes so many steps later than the first; the start token is one of the steps that are given.
-    steps = 1 + frames + _largest_delay(model)
-    with _forked_random_states(given_KS.device, sampling.seed):
-        conditions = read_conditions(model, text_SD, melody_C, given_KS, guided=guidance > 1)
-        try:
-            codes_1KT = decoder.generate(
-                inputs=given_KS,
-                **conditions,
-                generation_config=_generation_config(
-                    decoder.config.pad_token_id, steps - given_KS.shape[1], sampling, guidance
-                ),
-                logits_processor=LogitsProcessorList([finite := _Finite(given_KS.device)]),
-                stopping_criteria=StoppingCriteriaList([_Asking(should_stop)] if should_stop else []),
-            )
-        except _Stopped:
-            return None
-    if finite.broken:
-        raise ModelError("the model's logits are NaN or infinite: its weights are not usable")
-    return codes_1KT[0].cpu()
+    """The codes (K, frames) of one request by its seed, which is that of `sampling`. See Request and generate_all."""
+    request = Request(
+        text_SD=text_SD,
+        generator=torch.Generator().manual_seed(sampling.seed),
+        prefix_KT=prefix_KT,
+        melody_C=melody_C,
+    )
+    made = generate_all(model, [request], frames=frames, sampling=sampling, should_stop=should_stop)
+    return None if made is None else made[0]
 
 
 def decode(codec: EncodecModel, codes_KT: Tensor) -> np.ndarray:
@@ -259,37 +277,17 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
         raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 
 
-class _Stopped(Exception):
-    """The generation is to end at once, without codes."""
-
-
-class _Asking(StoppingCriteria):
-    """Raises _Stopped once it is asked to: what transformers makes of tokens that end too early are no codes."""
-
-    def __init__(self, should_stop: Callable[[], bool]):
-        self.should_stop = should_stop
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        if self.should_stop():
-            raise _Stopped
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def _largest_delay(model: LanguageModel) -> int:
-    return (model.decoder.num_codebooks - 1) // model.decoder.config.audio_channels
-
-
-def _given(model: LanguageModel, frames: int, prefix_KT: Tensor | None) -> Tensor:
-    """What `generate` goes on from, (K, 1 + P) int64: the start token and the codes that are given."""
-    codebooks, least = model.decoder.num_codebooks, max(LEAST_FRAMES, _largest_delay(model))
+def _prefix(model: LanguageModel, frames: int, request: Request) -> Tensor:
+    """The codes (K, P) int64 that the request goes on from, P may be 0."""
+    codebooks, least = model.decoder.num_codebooks, max(LEAST_FRAMES, largest_delay(model))
     if frames < least:
         raise ValueError(f"{frames} frames are fewer than {least}")
-    prefix_KT = torch.empty(codebooks, 0, dtype=torch.int64) if prefix_KT is None else prefix_KT
+    if request.prefix_KT is None:
+        return torch.empty(codebooks, 0, dtype=torch.int64)
+    prefix_KT = request.prefix_KT
     if prefix_KT.ndim != 2 or len(prefix_KT) != codebooks or not prefix_KT.shape[1] < frames:
         raise ValueError(f"a prefix of shape {tuple(prefix_KT.shape)} for {frames} frames of {codebooks} codebooks")
-    device = model.enc_to_dec_proj.weight.device
-    start_K1 = torch.full((codebooks, 1), model.decoder.config.pad_token_id, device=device)
-    return torch.cat([start_K1, prefix_KT.to(device, torch.int64)], dim=1)
+    return prefix_KT.to("cpu", torch.int64)
 
 
 def _check_melody(model: LanguageModel, melody_C: Tensor | None) -> None:
@@ -301,55 +299,14 @@ def _check_melody(model: LanguageModel, melody_C: Tensor | None) -> None:
         raise ValueError(f"a melody of shape {tuple(melody_C.shape)} for {MELODY_PLACES} places")
 
 
-class _Finite(LogitsProcessor):
-    """Notes whether any logit was not finite, without waiting for the device, and lets the draws go on.
+def _batches(model: LanguageModel, requests: Sequence[Request]) -> list[list[int]]:
+    """The numbers of the requests that are made together.
 
-    To draw from a NaN would raise an error without a name, and on a GPU one after which CUDA can do nothing more.
+    A text model reads texts of any lengths beside each other, by a mask. In front of a melody model's codes stands the
+    text: beside a longer one, a row's codes would stand at other places than alone.
     """
-
-    def __init__(self, device: torch.device):
-        self._broken = torch.zeros((), dtype=torch.bool, device=device)
-
-    @property
-    def broken(self) -> bool:
-        return bool(self._broken)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._broken |= ~scores.isfinite().all()
-        return scores.nan_to_num()
-
-
-def _generation_config(special: int, new_tokens: int, sampling: Sampling, guidance: float) -> GenerationConfig:
-    config = GenerationConfig(
-        bos_token_id=special,
-        pad_token_id=special,
-        decoder_start_token_id=special,
-        guidance_scale=guidance,
-        max_new_tokens=new_tokens,
-        do_sample=not sampling.greedy,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,
-    )
-    if not sampling.greedy:
-        config.temperature, config.top_k = sampling.temperature, sampling.top_k
-    return config
-
-
-@contextmanager
-def _forked_random_states(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside it the random states of the CPU and of `device` start from `seed`; afterwards they are as before.
-
-    So is Python's own, which transformers' decoder draws from at each layer (version 5.23, for its LayerDrop).
-    """
-    pythons = random.getstate()
-    on_gpu = device.type == "cuda"
-    try:
-        with torch.random.fork_rng(devices=[device] if on_gpu else []):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the other GPUs too
-            if on_gpu:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(pythons)
+    batches: dict[int, list[int]] = {}
+    for number, request in enumerate(requests):
+        key = 0 if model.audio_enc_to_dec_proj is None else text_tokens(request)
+        batches.setdefault(key, []).append(number)
+    return list(batches.values())

@@ -21,7 +21,7 @@ class CodePositions(MusicgenSinusoidalPositionalEmbedding):
     @torch.no_grad()
     def forward(self, input_ids: Tensor, past_key_values_length: int = 0) -> Tensor:
         """The rows (T, D) of codes (B, K, T) that stand behind `past_key_values_length` others."""
-        return _rows(self, past_key_values_length, input_ids.shape[-1])
+        return rows_of(self, past_key_values_length, input_ids.shape[-1])
 
 
 class RowPositions(MusicgenMelodySinusoidalPositionalEmbedding):
@@ -30,7 +30,7 @@ class RowPositions(MusicgenMelodySinusoidalPositionalEmbedding):
     @torch.no_grad()
     def forward(self, inputs_embeds: Tensor, past_key_values_length: int = 0) -> Tensor:
         """The rows (P, D) of states (B, P, D) that stand behind `past_key_values_length` others."""
-        return _rows(self, past_key_values_length, inputs_embeds.shape[1])
+        return rows_of(self, past_key_values_length, inputs_embeds.shape[1])
 
 
 def look_up_on_device(decoder: Any) -> None:
@@ -41,7 +41,8 @@ def look_up_on_device(decoder: Any) -> None:
         decoder.embed_positions = made(own.num_positions, own.embedding_dim)
 
 
-def _rows(positions: Any, first: int, count: int) -> Tensor:
+def rows_of(positions: Any, first: int, count: int) -> Tensor:
+    """The rows (count, D) of a table of positions from `first` on; it grows where it is too short."""
     if first + count > len(positions.weights):
         positions.make_weights(first + count, positions.embedding_dim)
     return positions.weights[first : first + count]
