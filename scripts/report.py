@@ -18,15 +18,12 @@ from pathlib import Path
 
 try:
     from listening import command
+    from listening.report_page import write_page
 
-    from trainer.atomic import write_whole
-    from trainer.errors import EXIT_DONE, ConfigError, StorageError, TrainerError
-    from trainer.flags.config import Config
-    from trainer.flags.flag import defaults_of
+    from trainer.errors import EXIT_DONE, ConfigError, TrainerError
     from trainer.flags.paths import expanded
     from trainer.flags.script_parser import ScriptParser
-    from trainer.report.run_facts import RunReader
-    from trainer.report.run_page import PAGE, page_of_run, page_of_runs
+    from trainer.report.run_page import PAGE
     from trainer.run.console import Console
 except ImportError as missing:
     sys.exit(f"error: {missing}. Install the project (bash scripts/setup.sh) and use its Python: .venv/bin/python")
@@ -44,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DONE
         runs = list(map(run_of, request.runs))
         goal = Path(request.output) if request.output else _page_of(runs)
-        write(goal, runs)
+        print(f"the page: {write_page(goal, runs)}")
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -78,21 +75,6 @@ def run_of(name: str) -> Path:
     if not any((folder / one).exists() for one in OF_A_RUN):
         raise ConfigError(f"{name} holds no run: there is none of {', '.join(OF_A_RUN)} in it")
     return folder
-
-
-def write(goal: Path, runs: Sequence[Path]) -> None:
-    """Write the page of one run, or that of several side by side. Raises StorageError."""
-    try:
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        readers = list(map(RunReader, runs))
-        if len(readers) == 1:
-            page = page_of_run(readers[0], goal.parent, defaults_of(Config))
-        else:
-            page = page_of_runs(readers, goal.parent)
-        write_whole(goal, page.encode("utf-8", "replace"), shared=True)  # the run itself may write it just now
-    except OSError as error:
-        raise StorageError(f"the page {goal} cannot be made ({error}): give another --output") from error
-    print(f"the page: {goal}")
 
 
 def _page_of(runs: Sequence[Path]) -> Path:

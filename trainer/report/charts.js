@@ -1,11 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const element = (tag, text, kind) => {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
-};
 (() => {
   const drawing = element("div");
   drawing.innerHTML = "<svg></svg>"; // whose name space looks like a request where it is written out
@@ -16,7 +8,6 @@ const element = (tag, text, kind) => {
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const count = (value) => value.toLocaleString("en");
   const short = (value) => {
     const size = Math.abs(value);
     if (value === 0) return "0";
@@ -149,9 +140,4 @@ const element = (tag, text, kind) => {
   }
   document.getElementById("charts").append(...data.charts.map(draw));
   if (!data.charts.length) document.getElementById("charts").append(element("p", "No step is reported yet.", "soft"));
-
-  const minutes = Math.round((Date.now() / 1000 - data.written) / 60);
-  const written = document.getElementById("written");
-  if (minutes > 2) written.append(" That was " + (minutes < 120 ? count(minutes) + " minutes" : minutes < 2880 ? count(Math.round(minutes / 60)) + " hours"
-    : count(Math.round(minutes / 1440)) + " days") + " ago.");
 })();

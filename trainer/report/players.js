@@ -89,5 +89,5 @@
     if (sound) toggle(sound);
   });
   const view = document.getElementById("scroll");
-  view.scrollLeft = view.scrollWidth; // the newest beside the base model, which stays in view
+  if (data.newest_last) view.scrollLeft = view.scrollWidth; // the newest beside the base model, which stays in view
 })();

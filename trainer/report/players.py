@@ -81,7 +81,8 @@ def grid_of(columns: Sequence[Column], sounds: Sounds, page_folder: Path) -> dic
     prompts = list(dict.fromkeys(prompt for column in columns for prompt in column.sounds))
     waves = sounds.waveforms(_files(columns, prompts))
     embedded = sounds.embedded(
-        list(_files([one for one in columns if one.embedded], prompts)),
+        # Prompt by prompt, so that what a page has room for can be compared.
+        [file for prompt in prompts for file in _files([one for one in columns if one.embedded], [prompt])],
         list(_files([one for one in reversed(columns) if not one.embedded], prompts)),
         waves,
     )

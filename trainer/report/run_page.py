@@ -18,7 +18,7 @@ from trainer.report.run_words import commands_of, differences, end_in_words, lim
 from trainer.report.template import link_to, rendered
 
 PAGE = "report.html"
-STYLES, PROGRAMS = ("base.css", "run_page.css"), ("charts.js", "players.js")
+STYLES, PROGRAMS = ("base.css", "run_page.css"), ("page_data.js", "charts.js", "players.js")
 MOST_POINTS_OF_ALL_RUNS = 16_000  # of one chart
 SMOOTHED_MARK = ", smoothed"
 
@@ -35,7 +35,7 @@ def page_of_run(
         "run_page.html",
         styles=STYLES,
         programs=PROGRAMS,
-        data={"charts": charts_of(facts), "sounds": grid["played"], "written": facts.written},
+        data=_data(charts_of(facts), grid, facts),
         facts=facts,
         name=name_of(facts),
         page=PAGE,
@@ -61,7 +61,7 @@ def page_of_runs(readers: Sequence[RunReader], page_folder: Path) -> str:
         "run_comparison.html",
         styles=STYLES,
         programs=PROGRAMS,
-        data={"charts": _charts_of_runs(runs, names), "sounds": grid["played"], "written": runs[0].written},
+        data=_data(_charts_of_runs(runs, names), grid, runs[0]),
         runs=runs,
         names=names,
         grid=grid,
@@ -70,6 +70,11 @@ def page_of_runs(readers: Sequence[RunReader], page_folder: Path) -> str:
         limits=list(dict.fromkeys(kept)),
         **_formats(runs[0]),
     )
+
+
+def _data(charts: Sequence[Mapping[str, Any]], grid: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+    """What the page's programs read."""
+    return {"charts": charts, "sounds": grid["played"], "written": facts.written, "newest_last": True}
 
 
 def name_of(facts: Facts) -> str:

@@ -17,12 +17,18 @@ STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What tells one row of sounds from another. text: "" is no prompt."""
+    """What tells one row of sounds from another.
+
+    text  "" is no prompt
+    seed  None where the page says it once for all rows
+    row   tells apart rows that have the same prompt
+    """
 
     text: str
-    seed: int
+    seed: int | None
     origin: str
     clip: str
+    row: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
