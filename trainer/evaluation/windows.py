@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.evaluation.generation import Request, Sampling, generate_all
+from trainer.evaluation.decoding import Decoding
+from trainer.evaluation.generation import PLAIN, Pace, Request, Sampling, generate_all
 from trainer.model.language_model import LanguageModel
 
 # Of the published models, at 50 frames a second: trained on 30 s; audiocraft's stride is 18 s.
@@ -39,6 +40,8 @@ def generate_long(
     stride_frames: int = STRIDE_FRAMES,
     melody_at: Callable[[int], Tensor | None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    decoding: Decoding = PLAIN,
+    pace: Pace | None = None,
 ) -> list[Tensor] | None:
     """The codes (K, frames) int64 of each request, in their order, on the CPU; None where it was stopped.
 
@@ -48,7 +51,7 @@ def generate_long(
     window_frames  the most that the model makes at once
     stride_frames  between the beginnings of two windows; the frames that both have are the later one's prefix
     melody_at      the melody (C,) of all requests in the window that begins at a frame; None: each request's own
-    should_stop    as in `generate_all`
+    should_stop, decoding, pace  as in `generate_all`
 
     Raises ValueError for a stride that leaves no prefix, and for a request's prefix that is as long as a window;
     besides that what `generate_all` raises.
@@ -62,7 +65,9 @@ def generate_long(
     for start in window_starts(frames, window_frames, stride_frames):
         asked = [_in_window(one, number, start, whole, melody_at) for number, one in enumerate(requests)]
         end = min(start + window_frames, frames)
-        made = generate_all(model, asked, frames=end - start, sampling=sampling, should_stop=should_stop)
+        made = generate_all(
+            model, asked, frames=end - start, sampling=sampling, should_stop=should_stop, decoding=decoding, pace=pace
+        )
         if made is None:
             return None
         # A window gives back its prefix as it was given.
