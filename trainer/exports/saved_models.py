@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from trainer.exports.audiocraft_config import CONFIG, AudiocraftConfig
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, AudiocraftModel, read_audiocraft, read_codec
 from trainer.exports.first_model import first_model
 from trainer.exports.init_from import find_starting_point, start_from
+from trainer.model.lora import ADAPTER_CONFIG, base_named_by
 from trainer.model.source import CODEC, LANGUAGE_MODEL, TEXT_ENCODER, Source, codec_feature_extractor, open_model
 from trainer.model.stereo import Embeddings, in_stereo
 from trainer.model.weights import current_name, weights_in_memory
@@ -41,32 +44,53 @@ LM_SUFFIXES = (".pt", ".bin", ".th", ".ckpt")
 def open_saved(model: str, *, base: str | None = None) -> Source:
     """The model that `--model` names; the tensors of its language model stay on disk until they are used.
 
-    model  an output_dir, its huggingface/ or audiocraft/, an lm_final.pt or lm_<step>.pt, a checkpoint's folder, or
-           what open_model takes: a folder, a hub id, a short name, debug
-    base   where an lm_*.pt, a checkpoint or audiocraft/ takes T5 and EnCodec from, instead of from the run's own base
+    model  an output_dir, its huggingface/, audiocraft/ or adapter/, an lm_final.pt or lm_<step>.pt, a checkpoint's
+           folder, or what open_model takes: a folder, a hub id, a short name, debug
+    base   where an lm_*.pt, a checkpoint or audiocraft/ takes T5 and EnCodec from, instead of from the run's own base;
+           and what an adapter is put onto, instead of what its run started from
 
     Raises ModelError where there is no such model, or where it is incomplete.
     """
     path = _path_of(model)
     if path.is_dir() and (path / LM_FILE).is_file():
-        return _open_audiocraft(path) if base is None else _with_language_model(path, _open(base, "--base"))
+        return _open_audiocraft(path) if base is None else _with_language_model(path, open_named(base, "--base"))
     if path.is_file() or (path.suffix in LM_SUFFIXES and not path.is_dir()):
         if not path.is_file():
             raise ModelError(f"--model {model}: there is no such file")
         if path.name == LM_FILE and base is None:
             return _open_audiocraft(path.parent)
-        return _with_language_model(path, _base_of_run(path) if base is None else _open(base, "--base"))
+        return _with_language_model(path, _base_of_run(path) if base is None else open_named(base, "--base"))
     if (path / "checkpoint.json").is_file():
         return _open_checkpoint(path, base)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _open_adapter(path, base)
     if base is not None:
         raise ModelError(
-            f"--base {base} is for an lm_*.pt, a checkpoint or an audiocraft/ folder; --model {model} is none:"
-            " leave --base out"
+            f"--base {base} is for an lm_*.pt, a checkpoint, an adapter/ or an audiocraft/ folder; --model {model} is"
+            " none: leave --base out"
         )
     if _is_run(path):
         path = _huggingface_of_run(path)
         model = str(path)
-    return _open(model, "--model")
+    return open_named(model, "--model")
+
+
+def takes_base(model: str) -> bool:
+    """Whether open_saved takes a `base` with this model."""
+    path = _path_of(model)
+    files = (LM_FILE, "checkpoint.json", ADAPTER_CONFIG)
+    return not path.is_dir() and path.suffix in LM_SUFFIXES or any((path / name).is_file() for name in files)
+
+
+def run_of(path: Path) -> Path | None:
+    """The output_dir that a file or folder is, or lies in: in exports/step-7/huggingface too. None where it is in none.
+
+    It is known by its config.json, which names the model that it was trained from.
+    """
+    if not path.exists():
+        return None
+    whole = path.absolute()
+    return next((folder for folder in (path, *whole.parents[:3]) if _flags_of_run(folder) is not None), None)
 
 
 def _path_of(model: str) -> Path:
@@ -77,7 +101,8 @@ def _path_of(model: str) -> Path:
         raise ModelError(f"--model {model}: {error}") from None
 
 
-def _open(model: str, flag: str) -> Source:
+def open_named(model: str, flag: str) -> Source:
+    """open_model, whose errors name the flag that named the model."""
     try:
         return open_model(model)
     except ModelError as error:
@@ -99,33 +124,62 @@ def _huggingface_of_run(path: Path) -> Path:
 
 def _base_of_run(path: Path) -> Source:
     """The model that the run that wrote this lm_*.pt was given as --model_id."""
-    config = path.parent / RUN_CONFIG
-    try:
-        model_id = str(json.loads(config.read_text(encoding="utf-8"))["model_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    run = run_of(path)
+    if run is None:
         raise ModelError(
-            f"{path} holds a language model only, and there is no {config} of a run that names the model it was"
-            " trained from: add --base with that model (small, medium, large, a hub id or a folder), whose T5"
-            " and EnCodec are used"
-        ) from error
-    return _open(model_id, "--base")
+            f"{path} holds a language model only, and there is no {RUN_CONFIG} of a run beside it, nor above, that names"
+            " the model it was trained from: add --base with that model (small, medium, large, a hub id or a folder),"
+            " whose T5 and EnCodec are used"
+        )
+    return open_named(str((_flags_of_run(run) or {})["model_id"]), "--base")
+
+
+def _flags_of_run(folder: Path) -> dict[str, Any] | None:
+    """The flags in a run's config.json; None for a folder that holds none, such as one of Hugging Face."""
+    try:
+        flags = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return flags if isinstance(flags, dict) and "model_id" in flags else None
 
 
 def _open_checkpoint(folder: Path, base: str | None) -> Source:
     """The base of a checkpoint's run with the weights that the run would export from it."""
     try:
-        flags = Checkpoint(folder).run.flags
-        source = _open(base or str(flags["model_id"]), "--base")
-        # What the run did not train, it took from there.
-        start = None if selection_of_flags(flags).everything else flags.get("init_from")
-        point = None if start is None else find_starting_point(str(start))
-        # With --base that may be a stereo model, which needs not be made one.
-        made_stereo = bool(flags.get("stereo")) and source.channels == 1
-        embeddings: Embeddings = "copied" if flags.get("stereo_init") == "copied" else "halved"
-        source = first_model(source, point, embeddings if made_stereo else None)
-        return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
+        return _on_first_model(folder, _first_model(Checkpoint(folder).run.flags, base))
     except (KeyError, CheckpointError) as error:
         raise ModelError(f"--model {folder}: {error}") from error
+
+
+def _open_adapter(folder: Path, base: str | None) -> Source:
+    """What the adapter's run started from, or what the adapter itself names, with the adapter merged."""
+    run, named = run_of(folder), base_named_by(folder)
+    if run is not None:
+        return _on_first_model(folder, _first_model(_flags_of_run(run) or {}, base))
+    if base is None and named is None:
+        raise ModelError(
+            f"{folder} holds an adapter and does not name the model that it was trained on, and there is no"
+            f" {RUN_CONFIG} of a run above: add --base with that model"
+        )
+    return _on_first_model(folder, open_named(base or str(named), "--base"))
+
+
+def _first_model(flags: Mapping[str, Any], base: str | None) -> Source:
+    """What a run with these flags started from, as far as it did not train all of it; `base` instead of --model_id."""
+    source = open_named(base or str(flags["model_id"]), "--base")
+    # What the run did not train, it took from there.
+    start = None if selection_of_flags(flags).everything else flags.get("init_from")
+    point = None if start is None else find_starting_point(str(start))
+    # With --base that may be a stereo model, which needs not be made one.
+    made_stereo = bool(flags.get("stereo")) and source.channels == 1
+    embeddings: Embeddings = "copied" if flags.get("stereo_init") == "copied" else "halved"
+    return first_model(source, point, embeddings if made_stereo else None)
+
+
+def _on_first_model(folder: Path, source: Source) -> Source:
+    """`source` with the trained weights in `folder`."""
+    try:
+        return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
     except ModelError as error:
         raise ModelError(str(error).replace(f"--init_from {folder}", f"--model {folder}")) from error
 

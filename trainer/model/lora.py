@@ -131,6 +131,15 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     return Lora(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(targets)), adapters
 
 
+def base_named_by(folder: Path) -> str | None:
+    """The hub id or folder that an adapter's configuration gives as its base; None where it gives none."""
+    try:
+        named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return named if isinstance(named, str) and named else None
+
+
 def _first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -8,6 +8,7 @@ Source: textual inversion, arXiv 2208.01618, with several vectors per word as in
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from trainer.spec.trainable import TEXT_ROWS, NewWord, Placeholder
 FILE = "text_embedding.safetensors"
 TABLE = TEXT_ENCODER + "shared.weight"
 ROWS = "rows"
+# How Placeholder.tokens are named.
+LEARNED_TOKEN = re.compile(r"<.+:\d+>")
 METADATA = ("placeholder", "tokens", "base_model", "text_encoder")
 
 
@@ -117,6 +120,11 @@ def extended_tokenizer(tokenizer: PreTrainedTokenizerBase, placeholder: Placehol
         model_input_names=tokenizer.model_input_names,
         **tokenizer.special_tokens_map,
     )
+
+
+def learned_tokens(source: Source) -> frozenset[str]:
+    """The tokens of all learned words that the model's tokenizer knows; none of a model as it was published."""
+    return frozenset(name for name in source.load_tokenizer().get_added_vocab() if LEARNED_TOKEN.fullmatch(name))
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder) -> int:
