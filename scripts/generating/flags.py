@@ -9,7 +9,6 @@ from pathlib import Path
 from trainer.errors import ConfigError, DataError
 from trainer.flags.paths import expanded
 from trainer.flags.script_parser import ScriptParser
-from trainer.spec.shapes import MELODY_SECONDS
 
 FORMATS = ("wav", "flac", "mp3")
 # Of the published models, which were trained on 30 s, and of audiocraft 1.3.0, which goes on by 18 s.
@@ -54,8 +53,8 @@ def add_model(parser: ScriptParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--strength", type=float,
-        help=f"how much of the training is heard, 0 to {MOST_STRENGTH:g}: 0 is the base model, 1 the trained one, 0.5 lies"
-        " between them, above 1 is more than was learned; without it 1",
+        help=f"how much of the training is heard, 0 to {MOST_STRENGTH:g}: 0 is the base model, 1 the trained one, 0.5"
+        " lies between them, above 1 is more than was learned; without it 1",
     )  # fmt: skip
     parser.add_argument(
         "--compare", action="store_true",
@@ -88,7 +87,7 @@ def add_length(parser: ScriptParser) -> None:
     )
     parser.add_argument(
         "--window_seconds", type=float,
-        help=f"the most that the model makes at once; without it {WINDOW_SECONDS:g}, which Meta's models were trained on",
+        help=f"the most that the model makes at once; without it {WINDOW_SECONDS:g}, as Meta's models were trained",
     )  # fmt: skip
     parser.add_argument(
         "--stride_seconds", type=float,
@@ -215,9 +214,9 @@ def check_sounds(flags: argparse.Namespace) -> None:
         )
     if flags.continue_seconds > flags.window_seconds - 0.02:
         raise ConfigError(
-            f"--continue_seconds {flags.continue_seconds:g} cannot be used: the model makes {flags.window_seconds:g} s at"
-            " once (--window_seconds), and what it goes on from is part of that. Take less, for a later place in a"
-            " sound from a file that is cut to begin there"
+            f"--continue_seconds {flags.continue_seconds:g} cannot be used: the model makes {flags.window_seconds:g} s"
+            " at once (--window_seconds), and what it goes on from is part of that. Take less; to go on from a later"
+            " place, cut the file to begin there"
         )
 
 

@@ -71,7 +71,8 @@ def generate_long(
         if made is None:
             return None
         # A window gives back its prefix as it was given.
-        whole = [torch.cat([before[:, :start], codes], dim=1) for before, codes in zip(whole or made, made, strict=True)]
+        pairs = zip(whole or made, made, strict=True)
+        whole = [torch.cat([before_KT[:, :start], codes_KT], dim=1) for before_KT, codes_KT in pairs]
     return whole
 
 
