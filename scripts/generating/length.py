@@ -42,7 +42,7 @@ def tell(flags: argparse.Namespace, length: Length) -> None:
         overlap = flags.window_seconds - flags.stride_seconds
         print(
             f"note: {flags.seconds:g} s are made in {len(length.starts)} windows of at most {flags.window_seconds:g} s."
-            f" Each goes on from the last {overlap:g} s of the one before it; the model knows nothing of what was earlier"
+            f" Each goes on from the last {overlap:g} s of the one before it, and knows nothing of what was earlier"
         )
     trained = segment_seconds(flags.model)
     if min(flags.seconds, flags.window_seconds) > trained:
