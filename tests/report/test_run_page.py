@@ -38,7 +38,7 @@ OUR_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "section", "footer", "h1", "h2", "h3", "p"),
     *("dl", "div", "dt", "dd", "data", "small", "span", "bdi", "strong", "em", "ul", "li", "details", "summary", "a"),
     *("table", "thead", "tbody", "tr", "th", "td", "noscript", "button", "audio", "script", "pre", "code", "svg"),
-    *("path", "i"),
+    *("path", "i", "b", "text", "circle"),
 }
 DEFAULTS = defaults_of(Config)
 

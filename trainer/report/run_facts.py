@@ -21,7 +21,7 @@ from trainer.report.run_samples import Samples, Step
 from trainer.report.run_sounds import Sounds
 from trainer.run.checkpoint_folders import complete_checkpoints
 
-START = "run.json"
+START, RECALL, SCORE = "run.json", "recall.json", "score.json"
 RECENT_STEPS = 50  # by whose pace the time that is left is estimated
 QUIET_SECONDS = 300.0  # without a line of metrics, and 20 times the usual pause between two: killed, or stuck
 PAUSE_SECONDS = 1800.0  # between two lines: the run stood still meanwhile
@@ -35,6 +35,7 @@ class Facts:
 
     config, plan, start  config.json, plan.json, run.json
     dataset              dataset.json without its list of files
+    recall, score        recall.json and score.json, which scripts write after the run
     exit_code            what the run ended with; None while it runs
     alive                whether it is known to run
     best                 step and loss of the best validation
@@ -50,6 +51,8 @@ class Facts:
     start: Mapping[str, Any]
     dataset: Mapping[str, Any]
     finished: Mapping[str, Any]
+    recall: Mapping[str, Any]
+    score: Mapping[str, Any]
     exit_code: int | None
     alive: bool
     metrics: Metrics
@@ -152,6 +155,8 @@ class RunReader:
             start=start,
             dataset=self._read_json("dataset.json"),
             finished=self._read_json("finished.json"),
+            recall=self._read_json(RECALL),
+            score=self._read_json(SCORE),
             exit_code=self._exit_code() if exit_code is None else exit_code,
             alive=alive,
             metrics=self.metrics,
@@ -177,7 +182,7 @@ class RunReader:
             known = self._json.get(name)
             if known is None or known[0] != state:
                 self._json[name] = known = (state, _object(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return {}
         return known[1]
 
@@ -190,7 +195,10 @@ def resumes_of(start: Mapping[str, Any]) -> list[int]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; of dataset.json what comes before its list of files. {} where it is none."""
+    """The JSON object in a file; of dataset.json what comes before its list of files. {} where it is none.
+
+    Older versions wrote recall.json as a list of what is now one part of it.
+    """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     # No text inside of JSON can look so, because its quotation marks are escaped.
@@ -198,6 +206,8 @@ def _object(path: Path) -> dict[str, Any]:
         head = head[:at] + b"}"
     try:
         values = json.loads(head)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
+    if path.name == RECALL and isinstance(values, list):
+        values = {"played_back": values}
     return values if isinstance(values, dict) else {}

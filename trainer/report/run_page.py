@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from trainer.report import held_out_score, memorisation
 from trainer.report.curves import MOST_POINTS, chart, series, smoothed, spans_decades
+from trainer.report.overfitting import fit_of
 from trainer.report.players import CLIPS, Column, columns_of, grid_of
-from trainer.report.run_facts import Facts, RunReader
+from trainer.report.run_facts import FINISHED, Facts, RunReader
 from trainer.report.run_metrics import Columns
 from trainer.report.run_sounds import Sounds
 from trainer.report.run_words import commands_of, differences, end_in_words, limits_of, settings_of
@@ -47,6 +49,10 @@ def page_of_run(
         commands=commands_of(facts, defaults),
         limits=limits_of(facts),
         end=end_in_words(facts),
+        fit=fit_of(facts.metrics),
+        exported=facts.finished.get("exported_step") if facts.state == FINISHED else None,
+        score=held_out_score.score_of(facts.score),
+        **_memorisation(facts),
         **_formats(facts),
     )
 
@@ -66,10 +72,26 @@ def page_of_runs(readers: Sequence[RunReader], page_folder: Path) -> str:
         names=names,
         grid=grid,
         left_out=0,
+        judged=_judged_in_brief(runs),
         differences=differences([facts.config for facts in runs]),
         limits=list(dict.fromkeys(kept)),
         **_formats(runs[0]),
     )
+
+
+def _memorisation(facts: Facts) -> dict[str, Any]:
+    found = memorisation.memorisation_of(facts.recall)
+    if found is None:
+        return {"memorisation": None}
+    verdict, drawn = memorisation.verdict_of(found), memorisation.chart_of(found)
+    return {"memorisation": found, "verdict": verdict, "recall_chart": drawn}
+
+
+def _judged_in_brief(runs: Sequence[Facts]) -> list[tuple[str, list[str]]]:
+    """Rows of a table: a title, and a text for each run, "" where it was not measured."""
+    known = [memorisation.in_brief(memorisation.memorisation_of(facts.recall)) for facts in runs]
+    scores = [held_out_score.in_brief(held_out_score.score_of(facts.score)) for facts in runs]
+    return [("training clips played by heart", known), ("distance from held-out music", scores)]
 
 
 def _data(charts: Sequence[Mapping[str, Any]], grid: Mapping[str, Any], facts: Facts) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def rendered(template: str, *, styles: Sequence[str], programs: Sequence[str], d
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "percent": percent}
     return environment.get_template(template).render(
         style=Markup("".join((HERE / name).read_text(encoding="utf-8") for name in styles)),
         program=Markup(program),
@@ -54,6 +54,11 @@ def number(value: float) -> str:
     if float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:,.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as 0.4 % or 71 %; no line ends before the sign."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if 0 < share < 0.1 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def link_to(path: Path, page_folder: Path) -> str:
