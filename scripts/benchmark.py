@@ -17,6 +17,7 @@ from benchmarks import (
     data_sets,
     encoding,
     forecasts,
+    generating,
     padding,
     parts,
     reading,
@@ -84,6 +85,9 @@ def _measured(arguments: argparse.Namespace) -> Iterator[list[Row]]:
         for model in arguments.models or ["small"]
         for frames in arguments.frames
     ]
+    if arguments.suite == "generating":
+        yield from generating.measure(works, arguments.clips, arguments.rounds)
+        return
     stepping = [name for name in arguments.cases if name in steps.CONTESTANTS]
     if stepping:
         for work in works:
@@ -103,7 +107,7 @@ def _measured(arguments: argparse.Namespace) -> Iterator[list[Row]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("gpu",), help="everything that docs/benchmarks.md lists for a GPU")
+    parser.add_argument("--suite", choices=("gpu", "generating"), help="all for a GPU, or how codes are made")
     parser.add_argument("--cases", nargs="+", choices=(*steps.CONTESTANTS, *CASES), default=["step", "bare"])
     parser.add_argument("--models", nargs="+", choices=tuple(KNOWN), help="small; of the suite: small, medium, large")
     parser.add_argument("--layers", type=int, help="only so many layers of the model, for a slow machine")
@@ -116,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="compile the layers (ours alone)")
     parser.add_argument("--rounds", type=int, default=5, help="timed repetitions, after one that is not counted")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="for the case scale")
-    parser.add_argument("--clips", type=int, default=8, help="clips for encode, encode_files and epochs")
+    parser.add_argument("--clips", type=int, default=8, help="clips for encode, encode_files, epochs and generating")
     parser.add_argument("--clip_seconds", type=float, default=10.0, help="their length")
     parser.add_argument("--files", type=int, default=20_000, help="sound files for the case scan")
     parser.add_argument("--out", type=expanded, default="benchmarks", help="folder for benchmark.json and .png")

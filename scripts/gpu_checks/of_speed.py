@@ -6,6 +6,7 @@ from gpu_checks.check import Check
 
 SPEED = "tests/gpu/test_speed.py"
 ENCODING = "tests/gpu/test_encoding_speed.py"
+GENERATING = "tests/gpu/test_generating.py"
 CHECKS_OF_SPEED: tuple[Check, ...] = (
     *(
         Check(
@@ -65,6 +66,21 @@ CHECKS_OF_SPEED: tuple[Check, ...] = (
         test=f"{ENCODING}::test_an_hour_of_audio_is_encoded_in_seconds",
         usual_seconds=75,
         gib=8,
+        alone=True,
+    ),
+    Check(
+        name="generating: equal codes",
+        claim="small's greedy codes are equal: one by one, batched, static, compiled, transformers' own, audiocraft's",
+        test=f"{GENERATING}::test_all_ways_give_the_same_greedy_codes",
+        usual_seconds=120,
+        gib=12,
+    ),
+    Check(
+        name="generating: small",
+        claim="codes per second batched, static, compiled, beside transformers' own generate and audiocraft's",
+        test=f"{GENERATING}::test_the_pace_of_each_way",
+        usual_seconds=240,
+        gib=20,
         alone=True,
     ),
     Check(

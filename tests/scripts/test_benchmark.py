@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from benchmarks import data_sets, encode_each_epoch
+from benchmarks import data_sets, encode_each_epoch, generating
 from benchmarks.steps import of_datasheet
 from benchmarks.work import Work
 
 from scripts import benchmark as script
+from tests.blown_up import blown_up
+from tests.close_codes import equal_steps
 from tests.runs import environ
+from trainer.evaluation.generation import Sampling
 from trainer.exports.export import write_huggingface
 from trainer.model.source import DECODER, PROJECTION, open_model
 from trainer.spec.flops import clip_flops
@@ -80,6 +83,28 @@ def test_saving_is_measured(tmp_path, capsys):
     # Weights and two moments, 4 bytes each; the files' headers come on top.
     assert save["gigabytes"] == pytest.approx(12 * save["parameters_m"] / 1000, rel=0.02)
     assert 0 < save["pause_seconds"] <= save["on_disk_after_seconds"]
+
+
+@pytest.mark.full
+def test_all_that_generate_give_the_same_greedy_codes_and_are_timed(tmp_path, capsys):
+    """What is timed beside each other does the same work: ours in each way, transformers' and audiocraft's."""
+    asked = generating.Asked(
+        model=blown_up(open_model("debug")),
+        text_BSD=torch.randn(3, 7, 512, generator=torch.Generator().manual_seed(0)),
+        frames=40,
+        sampling=Sampling(greedy=True),
+    )
+    made = {name: make() for name, make in generating.ways(asked).items()}
+    for other in made.values():
+        steps = equal_steps(asked.model, asked.text_BSD, made["together"], other, guidance=3.0, close=1e-4)
+        assert sum(steps) > 60
+    flags = ("--suite", "generating", "--frames", "20", "--clips", "3")
+    rows = {row["what"]: row for row in benchmark(tmp_path, capsys, *flags)}
+    assert list(rows) == list(made)
+    assert rows[generating.THEIRS]["codes_of_transformers"] == 1
+    assert all(row["codes_per_second"] > 0 for row in rows.values())
+    with pytest.raises(SystemExit, match="debug-melody reads melodies"):
+        script.main(["--suite", "generating", "--models", "debug-melody", "--out", str(tmp_path)])
 
 
 @pytest.mark.full

@@ -87,14 +87,16 @@ def _logits(decoder: Any, memory: _Memory, codes_RK: Tensor, place_1: Tensor, re
     for k, table in enumerate(inner.embed_tokens[1:], 1):
         embedded_RD = embedded_RD + table(codes_RK[:, k])
     hidden_R1D = embedded_RD[:, None] + memory.positions_LD[place_1]
-    mask = None if reach is not None else (torch.arange(len(memory.positions_LD), device=place_1.device) <= place_1)
+    visible_1L = None
+    if reach is None:
+        visible_1L = (torch.arange(len(memory.positions_LD), device=place_1.device) <= place_1)[None]
     for number, layer in enumerate(inner.layers):
         normed_R1D = layer.self_attn_layer_norm(hidden_R1D)
         keys, values = memory.keys[number], memory.values[number]
         keys.index_copy_(2, place_1, _heads(layer.self_attn, layer.self_attn.k_proj(normed_R1D)))
         values.index_copy_(2, place_1, _heads(layer.self_attn, layer.self_attn.v_proj(normed_R1D)))
         seen = slice(None) if reach is None else slice(reach)
-        hidden_R1D = hidden_R1D + _attend(layer.self_attn, normed_R1D, keys[:, :, seen], values[:, :, seen], mask)
+        hidden_R1D = hidden_R1D + _attend(layer.self_attn, normed_R1D, keys[:, :, seen], values[:, :, seen], visible_1L)
         if memory.text_keys:
             normed_R1D = layer.encoder_attn_layer_norm(hidden_R1D)
             text_keys, text_values = memory.text_keys[number], memory.text_values[number]
