@@ -13,7 +13,7 @@ import pytest
 # Files whose tests share `finished_run`, so that one worker makes it once.
 WITH_A_FINISHED_RUN = (
     *("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py", "tests/scripts/test_generate.py"),
-    "tests/whole_runs/test_small_files.py",
+    *("tests/exports/test_step_export.py", "tests/whole_runs/test_small_files.py"),
 )
 
 

@@ -68,6 +68,7 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     of_others |= {"continue_from", "continue_seconds", "guidance", "temperature", "top_k", "greedy", "prompts"}
     of_others |= {"window_seconds", "stride_seconds", "repeat", "format", "strength", "compare"}
     of_others |= {"precision", "device", "compile"}
+    of_others |= {"step"}  # export.py
     of_others |= {"report", "embed", "strict"}  # scripts/check_dataset.py
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate
     of_others |= {"main_process_ip", "main_process_port"}

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from trainer.exports.audiocraft_config import (
 from trainer.exports.audiocraft_files import CODEC_FILE, LM_FILE, STATE
 from trainer.exports.audiocraft_names import codec_to_audiocraft, lm_to_audiocraft, plain_names
 from trainer.exports.processor_files import PIECES, save_processor, save_tokenizer
+from trainer.exports.strength import weights_at_strength
 from trainer.model.lora import save_adapter
 from trainer.model.new_word import FILE as TEXT_EMBEDDING_FILE
 from trainer.model.new_word import TextEmbedding, with_embedding, write_text_embedding
@@ -69,6 +70,7 @@ class ExportSettings:
     selection        which parameters the run trained
     adapter_card     README.md of adapter/, which is written where the run trained a LoRA
     base_model       the hub id that adapter/ names as its base; None where that has none
+    strength         of what was trained, 0 to 2 (trainer/exports/strength.py)
     """
 
     card: str
@@ -78,6 +80,7 @@ class ExportSettings:
     adapter_card: str = ""
     base_model: str | None = None
     melody_rate: float = 0.0
+    strength: float = 1.0
 
 
 def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, settings: ExportSettings) -> None:
@@ -91,6 +94,9 @@ def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, 
     export is valid, and ModelError where the weights do not fit the source.
     """
     weights = merged(source, trained, settings.selection)
+    if settings.strength != 1:
+        base = source.weights.starting_with(*LANGUAGE_MODEL)
+        weights = weights_at_strength(base, weights, settings.strength, base_name=source.name, tuned_name="the run")
     writers: dict[str, Callable[[Path], None]] = {
         "lm_final.pt": lambda path: write_lm(weights, path),
         "huggingface": lambda path: write_huggingface(source, weights, path, settings.card),
@@ -104,8 +110,11 @@ def export_all(source: Source, trained: Mapping[str, Tensor], output_dir: Path, 
         ),
     }
     if (lora := settings.selection.lora) is not None:
-        base, card = settings.base_model, settings.adapter_card
-        writers["adapter"] = lambda path: write_adapter(trained, lora, path, base, card)
+        # The adapters' product is scaled by alpha / rank: peft then adds them to the base at this strength.
+        scaled = replace(lora, alpha=lora.alpha * settings.strength)
+        writers["adapter"] = lambda path: write_adapter(
+            trained, scaled, path, settings.base_model, settings.adapter_card
+        )
     done: list[str] = []
     for name, write in writers.items():
         try:

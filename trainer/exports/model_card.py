@@ -43,6 +43,7 @@ class CardFacts:
     melody           whether the model reads a melody
     stereo_init      how the embeddings of a mono model, of --init_from or else of the base, became those of two
                      channels (--stereo_init); None where the run started from no model that was made stereo
+    strength         of what was trained (trainer/exports/strength.py); None for the weights as the run made them
     """
 
     base_model: str
@@ -59,6 +60,7 @@ class CardFacts:
     channels: int = 1
     melody: bool = False
     stereo_init: str | None = None
+    strength: float | None = None
 
     @property
     def kind(self) -> str:
@@ -233,6 +235,8 @@ def _dataset(facts: CardFacts) -> str:
 
 def _table(facts: CardFacts) -> str:
     rows: dict[str, object] = {"optimizer steps": facts.steps}
+    if facts.strength is not None:
+        rows["strength"] = f"{facts.strength:g}, where 0 is what the training started from and 1 what it made"
     if facts.validation_loss is not None:
         rows["validation loss (nats)"] = f"{facts.validation_loss:.4f}"
     rows |= {"trained": facts.trained.describe(), **facts.hyperparameters}

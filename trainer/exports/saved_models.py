@@ -79,7 +79,9 @@ def takes_base(model: str) -> bool:
     """Whether open_saved takes a `base` with this model."""
     path = _path_of(model)
     files = (LM_FILE, "checkpoint.json", ADAPTER_CONFIG)
-    return not path.is_dir() and path.suffix in LM_SUFFIXES or any((path / name).is_file() for name in files)
+    if path.is_dir():
+        return any((path / name).is_file() for name in files)
+    return path.suffix in LM_SUFFIXES
 
 
 def run_of(path: Path) -> Path | None:
@@ -127,9 +129,9 @@ def _base_of_run(path: Path) -> Source:
     run = run_of(path)
     if run is None:
         raise ModelError(
-            f"{path} holds a language model only, and there is no {RUN_CONFIG} of a run beside it, nor above, that names"
-            " the model it was trained from: add --base with that model (small, medium, large, a hub id or a folder),"
-            " whose T5 and EnCodec are used"
+            f"{path} holds a language model only, and there is no {RUN_CONFIG} of a run beside it or above that"
+            " names the model it was trained from: add --base with that model (small, medium, large, a hub id or a"
+            " folder), whose T5 and EnCodec are used"
         )
     return open_named(str((_flags_of_run(run) or {})["model_id"]), "--base")
 
@@ -146,7 +148,7 @@ def _flags_of_run(folder: Path) -> dict[str, Any] | None:
 def _open_checkpoint(folder: Path, base: str | None) -> Source:
     """The base of a checkpoint's run with the weights that the run would export from it."""
     try:
-        return _on_first_model(folder, _first_model(Checkpoint(folder).run.flags, base))
+        return with_trained(folder, _first_model(Checkpoint(folder).run.flags, base))
     except (KeyError, CheckpointError) as error:
         raise ModelError(f"--model {folder}: {error}") from error
 
@@ -155,13 +157,13 @@ def _open_adapter(folder: Path, base: str | None) -> Source:
     """What the adapter's run started from, or what the adapter itself names, with the adapter merged."""
     run, named = run_of(folder), base_named_by(folder)
     if run is not None:
-        return _on_first_model(folder, _first_model(_flags_of_run(run) or {}, base))
+        return with_trained(folder, _first_model(_flags_of_run(run) or {}, base))
     if base is None and named is None:
         raise ModelError(
             f"{folder} holds an adapter and does not name the model that it was trained on, and there is no"
             f" {RUN_CONFIG} of a run above: add --base with that model"
         )
-    return _on_first_model(folder, open_named(base or str(named), "--base"))
+    return with_trained(folder, open_named(base or str(named), "--base"))
 
 
 def _first_model(flags: Mapping[str, Any], base: str | None) -> Source:
@@ -176,8 +178,11 @@ def _first_model(flags: Mapping[str, Any], base: str | None) -> Source:
     return first_model(source, point, embeddings if made_stereo else None)
 
 
-def _on_first_model(folder: Path, source: Source) -> Source:
-    """`source` with the trained weights in `folder`."""
+def with_trained(folder: Path, source: Source) -> Source:
+    """`source` with what was trained of it: a checkpoint's folder, or one of peft with an adapter.
+
+    Raises ModelError where it was trained of another model.
+    """
     try:
         return replace(start_from(source, find_starting_point(str(folder))), name=str(folder))
     except ModelError as error:

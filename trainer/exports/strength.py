@@ -7,7 +7,6 @@ read before it is asked for, so that no second copy of a model is needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from trainer.data.dataset import Dataset
-    from trainer.model.new_word import TextEmbedding
     from trainer.model.source import Source
     from trainer.spec.trainable import NewWord
 
@@ -73,7 +72,8 @@ def base_and_tuned(model: str, base: str | None, *, step: int | None = None) -> 
     first knows it as well, by the rows that it started from. Raises TrainerErrors: where there is no such model or
     step, and where the base is not named or no longer there.
     """
-    from trainer.exports.saved_models import open_saved, run_of, takes_base
+    from trainer.exports.saved_models import open_saved, run_of, takes_base, with_trained
+    from trainer.model.lora import ADAPTER_CONFIG
 
     path = Path(model).expanduser()
     run = run_of(path)
@@ -82,13 +82,12 @@ def base_and_tuned(model: str, base: str | None, *, step: int | None = None) -> 
             raise ConfigError(f"--step {step} is for the output_dir of a run, which --model {model} is not")
         path = find_step(run, step).path
     config = _config_beside(path, run)
-    start = _start_of(path, config, base)
+    start = start_of(path, config, base)
     word = None if config is None else config.new_word
-    learned = None if word is None else _embedding_in(path, start, word)
-    if learned is not None:
-        from trainer.model.new_word import with_embedding
-
-        tuned = replace(with_embedding(start, learned), name=str(path))
+    if path.suffix == ".safetensors" or (word is not None and (path / HEADER).is_file()):
+        tuned = _with_word_in(path, start, word)
+    elif any((path / name).is_file() for name in (HEADER, ADAPTER_CONFIG)):
+        tuned = with_trained(path, start)
     else:
         name = model if step is None else str(path)
         tuned = open_saved(name, base=base if takes_base(name) else None)
@@ -107,8 +106,15 @@ def _config_beside(path: Path, run: Path | None) -> Config | None:
         raise ModelError(f"--model {path}: {error}") from error
 
 
-def _start_of(path: Path, config: Config | None, base: str | None) -> Source:
-    """The model that the training started from: `base`, or what the run's flags say, or what an adapter names."""
+def start_of(path: Path, config: Config | None, base: str | None) -> Source:
+    """The model that a training started from: `base`, or what the run's flags say, or what an adapter names.
+
+    path    what the training made; for messages, and for an adapter's own word
+    config  the run's flags; None where they are not known
+    base    see base_and_tuned
+
+    Raises ModelError where nothing names that model, or where it is no longer there.
+    """
     from trainer.exports.saved_models import open_named, run_of
     from trainer.model.lora import base_named_by
     from trainer.model.stereo import in_stereo
@@ -122,8 +128,8 @@ def _start_of(path: Path, config: Config | None, base: str | None) -> Source:
         return in_stereo(source, stereo) if stereo is not None and source.channels == 1 else source
     if config is None:
         raise ModelError(
-            f"nothing says what {path} was trained from: it lies in no output_dir of a run, whose config.json would name"
-            " it. Add --base with that model (small, medium, large, a hub id or a folder)"
+            f"nothing says what {path} was trained from: it lies in no output_dir of a run, whose config.json would"
+            " name it. Add --base with that model (small, medium, large, a hub id or a folder)"
         )
     try:
         return base_of_run(config)
@@ -134,13 +140,19 @@ def _start_of(path: Path, config: Config | None, base: str | None) -> Source:
         ) from error
 
 
-def _embedding_in(path: Path, start: Source, word: NewWord) -> TextEmbedding | None:
-    """The learned word in a checkpoint or a text_embedding*.safetensors; None where it is in a T5's folder."""
-    from trainer.model.new_word import embedding_of, read_text_embedding
+def _with_word_in(path: Path, start: Source, word: NewWord | None) -> Source:
+    """`start` with the learned word of a checkpoint or of a text_embedding*.safetensors."""
+    from trainer.model.new_word import embedding_of, read_text_embedding, with_embedding
 
-    if (path / HEADER).is_file():
-        return embedding_of(start, word.placeholder, Checkpoint(path).weights())
-    return read_text_embedding(path) if path.is_file() else None
+    if word is None:
+        raise ModelError(
+            f"nothing says what the word in {path} started from: it lies in no output_dir of a run. Give that folder"
+        )
+    if path.is_file():
+        embedding = read_text_embedding(path)
+    else:
+        embedding = embedding_of(start, word.placeholder, Checkpoint(path).weights())
+    return replace(with_embedding(start, embedding), name=str(path))
 
 
 def _before_learning(start: Source, word: NewWord) -> Source:

@@ -34,7 +34,7 @@ def saved_steps(run: Path) -> dict[int, SavedStep]:
     found: dict[int, Path] = {}
     exported = OutputDir(root=run).exported_step()
     if exported is not None:  # the checkpoint of a finished run may have been deleted
-        found |= {exported: run / name for name in (FINAL, FILE) if (run / name).is_file()}
+        found.update((exported, run / name) for name in (FINAL, FILE) if (run / name).is_file())
     for name in names_in(run):
         if (match := OF_A_STEP.fullmatch(name)) is not None:
             found[int(match[1] or match[2])] = run / name
@@ -57,6 +57,6 @@ def find_step(run: Path, step: int | None) -> SavedStep:
     if wanted not in found:
         raise ConfigError(
             f"step {wanted} of {run} is not there: it has {', '.join(map(str, found))}. A run keeps its newest two"
-            " checkpoints, the best one with --keep_best 1, and each that --save_step names"
+            " checkpoints, with --keep_best 1 the best one, and with --save_step N an lm_*.pt of every Nth step"
         )
     return found[wanted]
