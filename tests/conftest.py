@@ -12,7 +12,7 @@ import pytest
 
 # Files whose tests share `finished_run`, so that one worker makes it once.
 WITH_A_FINISHED_RUN = (
-    *("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py"),
+    *("tests/evaluation/test_generation.py", "tests/exports/test_init_from.py", "tests/scripts/test_generate.py"),
     *("tests/whole_runs/test_small_files.py", "tests/whole_runs/test_sharing.py"),
     *("tests/exports/test_step_export.py", "tests/scripts/test_score.py"),
 )

@@ -65,9 +65,10 @@ def test_every_flag_that_is_named_anywhere_exists() -> None:
     declared = settings(Config).values()
     of_ours = {"config", *settings(Config), *(alias for one in declared for alias in one.flag.aliases)}
     of_others = {"help", "model", "base", "prompt", "seconds", "text_embedding", "melody"}  # scripts/generate.py
-    of_others |= {"continue_from", "continue_seconds", "guidance", "temperature", "top_k"}
-    of_others |= {"strength", "compare"}  # scripts/generate.py, too
-    of_others |= {"step", "strength"}  # export.py
+    of_others |= {"continue_from", "continue_seconds", "guidance", "temperature", "top_k", "greedy", "prompts"}
+    of_others |= {"window_seconds", "stride_seconds", "repeat", "format", "strength", "compare"}
+    of_others |= {"precision", "device", "compile"}
+    of_others |= {"step"}  # export.py
     of_others |= {"report", "embed", "strict"}  # scripts/check_dataset.py
     of_others |= {"run", "held_out", "sampled", "searched_clips", "wav"}  # recall.py
     of_others |= {"config_file", "num_processes", "num_machines", "machine_rank", "multi_gpu", "cpu"}  # accelerate

@@ -186,7 +186,7 @@ def test_refusals_say_what_would_work(finished_run: Path, tmp_path: Path, capsys
         (("--model", "debug", "--prompts", tmp_path / "no.txt"), 2, ("no.txt cannot be read",)),
         (("--model", "debug"), 2, ("nothing to generate", "--prompt")),
         (("--model", "debug", "--promt", "a"), 2, ("--promt is no flag", "--prompt")),
-        (("--model", "debug", *one, "--seconds", "0"), 2, ("--seconds 0.0", "0.1 to 300")),
+        (("--model", "debug", *one, "--seconds", "0"), 2, ("--seconds 0.0", "0.1 to 3600")),
         (("--model", "debug", *one, "--temperature", "nan"), 2, ("--temperature nan", "above 0")),
         (("--model", "debug", *one, "--device", "tpu9"), 2, ("--device tpu9", "use auto, cpu or cuda")),
         (("--model", "debug", *one, "--output", broken), 4, ("--output", "choose another folder")),

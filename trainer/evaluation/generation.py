@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from trainer.atomic import replacing
-from trainer.data.codec_windows import reproducible
 from trainer.data.text_states import text_states
 from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.evaluation.conditions import text_tokens
 from trainer.evaluation.decoding import Decoding, largest_delay, make_codes
+from trainer.evaluation.sound_pieces import decode_channel
 from trainer.model.language_model import LanguageModel, load_language_model
 from trainer.model.source import Source, load_codec, load_text_encoder
 from trainer.plan.strategies import BF16_CAPABILITY
@@ -230,16 +230,11 @@ def decode(codec: EncodecModel, codes_KT: Tensor) -> np.ndarray:
     Mono, (samples,), where there are as many codebooks as the codec has. Of twice as many, which stand as 1L, 1R, 2L,
     2R and so on, it is stereo, (samples, 2): each channel is decoded by itself.
 
-    Raises ModelError where the sound is not finite.
+    Raises ModelError where the sound is not finite, and what `decode_channel` raises.
     """
     channels = len(codes_KT) // codec.config.num_quantizers
-    codes_KT = codes_KT.to(codec.device, torch.int64)
-    with torch.no_grad(), reproducible(codec.device):
-        decoded = [
-            codec.decode(codes_KT[None, None, channel::channels], audio_scales=[None]).audio_values[0, 0]
-            for channel in range(channels)
-        ]
-    audio = np.stack([of_channel.float().cpu().numpy() for of_channel in decoded], axis=-1)
+    decoded = [decode_channel(codec, codes_KT[channel::channels]) for channel in range(channels)]
+    audio = np.stack([of_channel.numpy() for of_channel in decoded], axis=-1)
     assert len(audio) == codes_KT.shape[1] * codec.config.hop_length
     if not np.isfinite(audio).all():
         raise ModelError("the model generates sound that is NaN or infinite: its weights are not usable")

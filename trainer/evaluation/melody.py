@@ -28,18 +28,33 @@ def melody_of_file(path: Path, blocks: Blocks = audio.stream) -> tuple[np.ndarra
 
     Raises DataError for a file that cannot be decoded, or has samples there that are not numbers.
     """
+    samples_n = first_samples(path, HEARD_SAMPLES, blocks)
+    return notes_of(samples_n)[:MELODY_PLACES], len(samples_n) / SAMPLE_RATE_HZ
+
+
+def first_samples(path: Path, most: int, blocks: Blocks = audio.stream) -> np.ndarray:
+    """The file's first samples in mono, (n,) float32 at 32 kHz, 1 to `most`: 128 KB a second. Raises DataError."""
     held: list[np.ndarray] = []
     samples = 0
     try:
         for block in blocks(path, SAMPLE_RATE_HZ, 1.0, None):
-            held.append(block[: HEARD_SAMPLES - samples])
+            held.append(block[: most - samples])
             samples += len(held[-1])
             if not np.isfinite(held[-1]).all():
                 raise AudioFault("not finite", "NaN or infinite samples: repair or export it again")
-            if samples == HEARD_SAMPLES:
+            if samples == most:
                 break
         if not samples:
             raise AudioFault("empty", "holds no samples: export it again")
     except AudioFault as fault:
         raise DataError(f"{path} gives no melody: {fault}") from fault
-    return notes_of(np.concatenate(held))[:MELODY_PLACES], samples / SAMPLE_RATE_HZ
+    return np.concatenate(held)
+
+
+def notes_of_window(samples_n: np.ndarray, start: int, length: int) -> np.ndarray:
+    """The notes (m,) uint8 of `length` samples from `start` on, of a sound that begins anew wherever it ends.
+
+    m = 1 + length // 4096 of half a second or more. What lies around the window is not heard, as in audiocraft 1.3.0
+    (MusicGen._generate_tokens), so that the notes at its ends may be others than those of the whole sound.
+    """
+    return notes_of(np.take(samples_n, np.arange(start, start + length), mode="wrap"))
