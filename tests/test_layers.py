@@ -53,7 +53,7 @@ WITHOUT_TORCH = (
     *("report.report", "report.settings", "report.rows", "report.figures", "report.mending", "report.page"),
     *("report.plots", "report.excerpts", "report.template", "report.curves", "report.players", "report.reporter"),
     *("report.run_facts", "report.run_metrics", "report.run_samples", "report.run_sounds", "report.run_words"),
-    *("report.comparison_page"),
+    *("report.comparison_page", "report.memorisation", "report.held_out_score", "report.overfitting"),
     *("report.run_page", "report.blind", "report.blind_sides", "report.blind_score"),
     *("data.audio_fault", "data.decoder", "data.raw_file", "data.sndfile_decoder", "data.sound_file"),
     *("data.ffmpeg_decoder", "data.sound_kind", "data.container_length", "data.ogg_pages"),

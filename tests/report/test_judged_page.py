@@ -22,6 +22,7 @@ from trainer.report.held_out_score import score_of
 from trainer.report.memorisation import chart_of, in_brief, memorisation_of, verdict_of
 from trainer.report.run_facts import RunReader
 from trainer.report.run_page import page_of_run, page_of_runs
+from trainer.report.template import percent
 
 HEART, SCORE = "Does it play its clips by heart?", "Measured against held-out music"
 ODD: list[Any] = [
@@ -44,10 +45,19 @@ def test_the_sections_hold_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert float(page.figures["played/after"]) == (3 * 800 + 700) / (4 * 800)
     assert "3 of 4 clips cannot be told from the original" in page.text
     assert page.text.count("no verdict: the interval holds zero") == 1  # the one whose file says null
-    assert "closer to held-out music than the base model" in page.text and "farther from the prompts" in page.text
+    assert "The tuned model is closer to held-out music than the base model" in page.text
+    assert "farther from the prompts" in page.text
     assert "-3.10 to -1.40" in page.text and "few sounds." not in page.text.lower()
     assert page.text.index("at 1.5 s, as the clip at 12.0 s") > 0
     assert "fadtk: &lt;b&gt;it&lt;/b&gt; is not installed" in page.text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1e-4, "under 0.1 %"), (0.004, "0.4 %"), (0.71, "71 %"), (0.9999, "over 99 %"), (1, "100 %")],
+)
+def test_a_share_is_never_shown_as_nothing_or_all_where_it_is_not(share: float, text: str) -> None:
+    assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_a_run_that_was_not_judged_has_no_such_section(tmp_path: Path) -> None:
@@ -102,7 +112,7 @@ def test_the_chart_draws_each_share_at_its_height() -> None:
     assert [name.replace("\N{NO-BREAK SPACE}", " ") for name, _ in drawn["lengths"]] == [
         "caption alone", "+ 1 s", "+ 5 s", "+ 10 s",
     ]  # fmt: skip
-    assert drawn["lines"][-1]["name"] == "chance"
+    assert drawn["lines"][-1]["name"] == "chance, after"
 
 
 @pytest.mark.parametrize(("clips", "generated", "few"), [(60, 120, False), (49, 120, True), (60, 30, True)])
@@ -170,12 +180,13 @@ def test_a_damaged_file_is_no_file(tmp_path: Path, content: bytes) -> None:
 def test_hostile_texts_in_the_files_are_shown_as_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=3, sounds=False)
     judged, measured = recall(), score()
+    judged["remarks"] = HOSTILE
     judged["nearest"] = [judged["nearest"][0] | {"prompt": text, "clip": text} for text in HOSTILE]
     judged["played_back"] = [judged["played_back"][0] | {"clip": text} for text in HOSTILE]
     measured["not_run"] = HOSTILE
     page = page_of(add_judgement(run, recall=judged, score=measured))
     assert set(page.tags) <= OUR_TAGS and page.scripts[1:] == [PROGRAM]
-    assert not page.handlers and not page.links and page.text.count("javascript:alert(1)//</bdi>") == 4
+    assert not page.handlers and not page.links and page.text.count("javascript:alert(1)//</bdi>") == 5
 
 
 def test_several_runs_show_what_is_known_of_each(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import report as report_script
 
 from tests.report.browser import CHROMIUM, Tab, open_page
+from tests.report.judged_runs import add_judgement
 from tests.report.made_runs import add_sounds, made_run
 from tests.report.test_report import HOSTILE
 from trainer.report import run_sounds
@@ -185,3 +186,19 @@ def test_several_runs_are_drawn_over_each_other_and_play_side_by_side(tmp_path: 
         assert titles == ["base model", "one", "one", "two", "two"]
         last = "[...document.querySelectorAll('.play')].pop().click()"
         assert tab.run(HEARD % (0, last)) == pytest.approx(8, abs=0.2)
+
+
+def test_what_judges_a_run_is_drawn_and_readable_on_a_phone_too(tmp_path: Path) -> None:
+    run = add_judgement(made_run(tmp_path / "run"))
+    with shown(tmp_path, run) as tab:
+        for width in (400, 1200):
+            tab.resize(width, 800)
+            assert tab.run("document.documentElement.scrollWidth") <= width
+            box = "document.querySelector('svg.recall').getBoundingClientRect()"
+            assert 250 < tab.run(f"{box}.width") <= width and tab.run(f"{box}.height") > 100
+        lengths = "[...document.querySelectorAll('.recall .drawn')].map((path) => path.getTotalLength())"
+        assert len(tab.run(lengths)) == 5 and min(tab.run(lengths)) > 100
+        name = "(section) => section.getAttribute('aria-labelledby')"
+        named = set(tab.run(f"[...document.querySelectorAll('section[aria-labelledby]')].map({name})"))
+        assert {"fit", "heart", "score"} <= named
+        assert all(tab.run(f"document.getElementById('{one}').tagName") == "H2" for one in named)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.report.json_values import count, number, table, text
+from trainer.report.json_values import count, number, table, texts
 from trainer.report.template import number as shown
 
 FEW_CLIPS = 50
@@ -79,9 +79,9 @@ class Score:
             return ""
         by = f"{main.name} on {main.embedding}"
         if main.better is not None:
-            return f"By {by}, the tuned model is {main.verdict} than the base model is."
+            return f"The tuned model is {main.verdict} than the base model is ({by})."
         why = "the interval of the difference holds zero" if main.verdict == UNSURE else "the file names none"
-        return f"No verdict: {why} ({by}). These sounds do not show that the tuned model is better, or worse."
+        return f"No verdict: {why} ({by}). These sounds show the tuned model neither better nor worse."
 
 
 def in_brief(score: Score | None) -> str:
@@ -100,8 +100,7 @@ def score_of(values: Mapping[str, Any]) -> Score | None:
         embedding = table(table(values.get("embeddings")).get(key))
         found = {**table(embedding.get("distances")), "text": embedding.get("text")}
         measures += [_measure(name, embedding_name, table(found.get(name))) for name in NAMES]
-    listed = values.get("not_run")
-    not_run = [one for one in map(text, listed) if one] if isinstance(listed, list) else []
+    not_run = texts(values.get("not_run"))
     known = [one for one in measures if one is not None]
     if not (known or not_run):
         return None

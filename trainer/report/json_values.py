@@ -42,3 +42,8 @@ def table(value: object) -> Mapping[str, Any]:
 def rows(value: object) -> list[Mapping[str, Any]]:
     """The objects of a list; [] for all else."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def texts(value: object) -> list[str]:
+    """The texts of a list that say something."""
+    return [one for one in map(text, value) if one] if isinstance(value, list) else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.report.json_values import count, number, rows, share, table, text
+from trainer.report.json_values import count, number, rows, share, table, text, texts
 from trainer.report.template import percent
 
 GROUPS, MODELS = ("training", "held out"), ("before", "after")
@@ -53,6 +53,7 @@ class Memorisation:
     lines     training clips before and after, then the held-out ones
     played    clips played back from their captions alone: name, codes and how many of them came back before and after
     nearest   by sampled output: the training clip that is most like it
+    remarks   what a reader must know besides
     """
 
     continued_seconds: float
@@ -60,20 +61,17 @@ class Memorisation:
     lines: Sequence[Line]
     played: Sequence[Mapping[str, Any]]
     nearest: Sequence[Mapping[str, Any]]
+    remarks: Sequence[str]
 
     def line(self, group: str, model: str) -> Line | None:
         """The line of a group and a model; None where it was not measured."""
         return next((one for one in self.lines if (one.group, one.model) == (group, model)), None)
 
-    def chance(self, codebooks: str) -> dict[float, float]:
-        """The mean chance of all lines, by the length of the prompt."""
-        made = {}
-        for length in self.lengths:
-            known = [one for line in self.lines if (one := line.shares.get(length, {}).get(codebooks)) is not None]
-            values = [one.chance for one in known if one.chance is not None]
-            if values:
-                made[length] = sum(values) / len(values)
-        return made
+    def chance(self, length: float) -> float | None:
+        """The mean chance of the trained model after a length of prompt, in the first codebook."""
+        known = [line.shares.get(length, {}).get("first_codebook") for line in self.lines if line.model == "after"]
+        values = [one.chance for one in known if one is not None and one.chance is not None]
+        return sum(values) / len(values) if values else None
 
     def played_share(self, model: str) -> float:
         """Of all codes of the clips that were played back, those that came back."""
@@ -95,6 +93,7 @@ def memorisation_of(recall: Mapping[str, Any]) -> Memorisation | None:
     return Memorisation(
         continued_seconds=number(found.get("continued_seconds")) or 5.0, lengths=lengths, lines=lines, played=played,
         nearest=sorted(nearest, key=lambda one: (one["model"] != "after", -one["equal"])),
+        remarks=texts(recall.get("remarks")),
     )  # fmt: skip
 
 
@@ -225,9 +224,9 @@ def chart_of(found: Memorisation) -> dict[str, Any] | None:
         name = f"{'training clips' if line.group == 'training' else 'held-out clips'}, {line.model}"
         colour, kind = int(line.group == "held out"), "line" if line.model == "after" else "dashed"
         lines.append({"name": name, "colour": colour, "kind": kind, "points": points})
-    chance = [(at[length], _height(value)) for length, value in found.chance("first_codebook").items()]
+    chance = [(at[length], _height(value)) for length in at if (value := found.chance(length)) is not None]
     if chance:
-        lines.append({"name": "chance", "colour": 7, "kind": "dashed", "points": chance})
+        lines.append({"name": "chance, after", "colour": 7, "kind": "dashed", "points": chance})
     return {
         "lines": lines,
         "ticks": [(value, _height(value / 100)) for value in (0, 25, 50, 75, 100)],

@@ -57,8 +57,14 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as 0.4 % or 71 %; no line ends before the sign."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if 0 < share < 0.1 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    """A share in [0, 1] as 0.4 % or 71 %, never as 0 % or 100 % where it is not that; no line ends before the sign."""
+    if 0 < share < 0.0005:
+        text = "under 0.1"
+    elif 0.995 <= share < 1:
+        text = "over 99"
+    else:
+        text = f"{100 * share:.1f}" if 0 < share < 0.1 else f"{100 * share:.0f}"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def link_to(path: Path, page_folder: Path) -> str:
