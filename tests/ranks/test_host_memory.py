@@ -74,13 +74,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {stored: root / stored for stored in MAPPED_COPIES}
 
 
-QUICK = {("fsdp", "safetensors")}
 CASES = [(strategy, "safetensors") for strategy in DEVICE_COPIES] + [("zero2", "pickled"), ("fsdp", "pickled")]
 
 
-@pytest.mark.parametrize(
-    "strategy,stored", [case if case in QUICK else pytest.param(*case, marks=pytest.mark.full) for case in CASES]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("strategy,stored", CASES)
 def test_no_more_than_the_shares_and_one_mapped_file_is_in_host_memory(strategy, stored, folders, tmp_path):
     world_size = 1 if strategy == "single" else 2
     copy = copy_bytes(folders[stored])

@@ -25,7 +25,6 @@ COUNT, SAVED_AFTER = 4, 2
 QUICK = {
     ("ddp", "debug-stereo-melody", 2),
     ("zero2", "debug-melody", 1),
-    ("zero3", "debug-melody", 2),
     ("fsdp", "debug-stereo", 2),
 }
 CASES = [(strategy, kind, accumulation) for strategy in STRATEGIES for kind in KINDS for accumulation in (1, 2)]
