@@ -40,7 +40,7 @@ def recall() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "format": "musicgen-trainer recall", "version": 2, "played_back": played,
-        "memorisation": {"continued_seconds": 5.0, "rows": rows}, "nearest": nearest,
+        "memorisation": {"continued_seconds": 5.0, "rows": rows, "nearest": nearest},
     }  # fmt: skip
 
 

@@ -199,6 +199,8 @@ def test_the_demo_plays_the_examples_back_so_that_they_are_heard(demo: Path, see
         assert snr_db(clip, true) > 55
     assert heard >= 7
     check_memorisation(written["memorisation"])
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")  # made anew by recall.py, from what it wrote
+    assert "By heart." in page and "The training clip that is nearest to what it plays" in page
     said = r"^By heart: .* the trained model continues ([78]) of 8 clips .* and 0 of 2 held-out ones"
     assert re.search(said, shown, re.MULTILINE)
     check_samples(tmp_path / "run")

@@ -87,7 +87,7 @@ def memorisation_of(recall: Mapping[str, Any]) -> Memorisation | None:
     lines = _lines(rows(found.get("rows")))
     lengths = sorted({length for line in lines for length in line.shares})
     played = [made for one in rows(recall.get("played_back")) if (made := _played(one))]
-    nearest = [made for one in rows(recall.get("nearest")) if (made := _nearest(one))]
+    nearest = [made for one in rows(found.get("nearest")) if (made := _nearest(one))]
     if not (lines or played or nearest):
         return None
     return Memorisation(
