@@ -18,6 +18,7 @@ from pathlib import Path
 try:
     from trainer.errors import EXIT_DONE, TrainerError
     from trainer.flags.paths import expanded
+    from trainer.flags.run_config import read_config
     from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     try:
         flags = read_flags(argv)
+        read_config(Path(flags.run), "RUN")  # a wrong folder is told at once: what follows takes seconds to import
         export(flags)
         return EXIT_DONE
     except TrainerError as error:

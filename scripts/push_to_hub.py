@@ -1,6 +1,7 @@
 """Upload what a finished run has trained to the Hugging Face hub: model or adapter, sounds that play, and a card.
 
 python scripts/push_to_hub.py models --repo user/name
+python scripts/push_to_hub.py models/exports/step-2000-strength-0.7 --repo user/name
 
 The repository is a private one, unless --public is given. Stopped at any moment, the same command goes on; run again
 when all is there, it changes nothing. docs/sharing.md says what is uploaded and what is not.
@@ -16,6 +17,7 @@ from pathlib import Path
 try:
     from trainer.errors import EXIT_DONE, EXIT_RESUME, TrainerError
     from trainer.flags.paths import expanded
+    from trainer.flags.run_config import read_config
     from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
@@ -43,7 +45,9 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=expanded, metavar="RUN", help="the output_dir of a finished run")
+    parser.add_argument(
+        "run", type=expanded, metavar="RUN", help="the output_dir of a finished run, or a folder in its exports/"
+    )
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the model repository, made if not there")
     parser.add_argument("--public", action="store_true", help="make a new repository public, or use a public one")
     parser.add_argument(
@@ -57,12 +61,14 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def push(flags: argparse.Namespace) -> None:
     """Ask the hub whether it may be done, and do it. Raises TrainerErrors."""
+    run = Path(flags.run)
+    if not (run / "export.json").is_file():
+        read_config(run, "RUN")  # a wrong folder is told at once: what follows takes seconds to import
     from trainer.exports import hub_upload
     from trainer.model.source import quiet_libraries
     from trainer.wiring import sharing
 
     quiet_libraries()
-    run = Path(flags.run)
     sharing.content_of(run, flags.repo, flags.part)  # what it would be refused for needs no network
     hub_upload.check(flags.repo, public=flags.public)
     sharing.push(run, flags.repo, public=flags.public, part=flags.part)

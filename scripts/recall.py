@@ -30,6 +30,7 @@ try:
     from trainer.atomic import write_whole
     from trainer.errors import EXIT_DONE, ConfigError, StorageError, TrainerError
     from trainer.flags.paths import expanded
+    from trainer.flags.run_config import read_config
     from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         flags = read_flags(argv)
         run = Path(flags.run)
+        read_config(run, "--run")  # a wrong folder is told at once: what follows takes seconds to import
         findings = measure(run, settings_of(flags), wav=flags.wav, device_name=flags.device, held_out=flags.held_out)
         write(run, findings)
         print(in_words(findings), end="\n\n")
@@ -128,9 +130,12 @@ def measure(run: Path, settings: Settings, *, wav: str | None, device_name: str,
 
 def write(run: Path, findings: Findings) -> None:
     """Write RUN/recall.json. Raises StorageError."""
+    from trainer.run.output_dir import OutputDir
+
     content: dict[str, Any] = {
         "format": "musicgen-trainer recall",
         "version": 2,
+        "exported_step": OutputDir(root=run).exported_step(),
         "played_back": list(map(asdict, findings.played_back)),
         "memorisation": {
             "continued_seconds": findings.continued_seconds,

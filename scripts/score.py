@@ -27,6 +27,7 @@ try:
     from trainer.data.sound_kind import SOUND_SUFFIXES
     from trainer.errors import EXIT_DONE, ConfigError, StorageError, TrainerError
     from trainer.flags.paths import expanded
+    from trainer.flags.run_config import read_config
     from trainer.flags.script_parser import ScriptParser
     from trainer.run.console import Console
 except ImportError as missing:
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         flags = read_flags(argv)
         run = Path(flags.run)
+        read_config(run, "RUN")  # a wrong folder is told at once: what follows takes seconds to import
         result = judge(run, flags)
         _write(run, result)
         print(table(result))
@@ -119,6 +121,7 @@ def judge(run: Path, flags: argparse.Namespace) -> dict[str, Any]:
     from trainer.evaluation.score import Ears, clap_or_reason, score
     from trainer.exports.saved_models import open_saved
     from trainer.model.source import load_codec, quiet_libraries
+    from trainer.run.output_dir import OutputDir
     from trainer.wiring.finished_run import base_of_run, config_of_run
 
     quiet_libraries()
@@ -135,7 +138,8 @@ def judge(run: Path, flags: argparse.Namespace) -> dict[str, Any]:
         codec=load_codec(base).to(device), sample_rate_hz=base.sample_rate_hz, channels=base.channels, clap=clap,
         not_run=not_run,
     )  # fmt: skip
-    return score(ears, examples, sounds, seconds=flags.seconds, frames=frames, seed=flags.seed)
+    found = score(ears, examples, sounds, seconds=flags.seconds, frames=frames, seed=flags.seed)
+    return found | {"exported_step": OutputDir(root=run).exported_step()}
 
 
 def reference_of(

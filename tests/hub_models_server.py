@@ -24,6 +24,7 @@ import pytest
 from huggingface_hub import file_download
 
 TOKEN = "hf_SecretOfTheTest"
+SIGNATURE = "SignatureOfTheTest"  # in the address to which a file is sent
 OF_LFS = (".safetensors", ".mp3", ".bin", ".model")
 
 
@@ -138,7 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
     def do_PUT(self) -> None:
-        hub, digest = self.hub, self.path.rpartition("/")[2]
+        hub, digest = self.hub, urlsplit(self.path).path.rpartition("/")[2]
+        if (status := hub.refuse.get("/blobs/")) is not None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            return self._send(status, {"error": "no"})
         with hub.lock:
             waits = hub.hold_after is not None and len(hub.received) >= hub.hold_after
         if waits:
@@ -231,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["oid"] in self.hub.blobs:
             return asked
         where = urlsplit(self.path).path.removesuffix("/batch").lstrip("/")
-        upload = {"href": f"{self.hub.url}/blobs/{asked['oid']}"}
+        upload = {"href": f"{self.hub.url}/blobs/{asked['oid']}?X-Amz-Signature={SIGNATURE}"}
         return {**asked, "actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/{where}/verify"}}}
 
     def _commit(self, name: str, repository: Repository, lines: list[dict[str, Any]]) -> None:

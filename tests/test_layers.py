@@ -36,9 +36,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # What a command line needs before it is known whether anything heavy will run, and what a thread of it needs.
 WITHOUT_TORCH = (
     *("errors", "atomic", "spec.shapes", "spec.trainable", "spec.flops", "spec.model_folder", "spec.trigger"),
-    *("spec.melody_generation", "spec.recipes", "data.heard"),
+    *("spec.melody_generation", "spec.recipes", "data.heard", "model.hub_client"),
     *("flags.config", "flags.flag", "flags.command_line", "flags.contradictions", "flags.paths", "flags.data_flags"),
-    *("flags.sample_flags", "flags.best_flags", "flags.sharing_flags"),
+    *("flags.sample_flags", "flags.best_flags", "flags.sharing_flags", "flags.run_config"),
     *("plan.launcher", "plan.request", "plan.layout", "plan.strategies", "plan.allowed_layouts", "plan.activations"),
     *("plan.exchange", "plan.communication", "plan.reasons"),
     *("plan.memory", "plan.refusal", "plan.plan", "plan.dry_run", "plan.host_memory"),

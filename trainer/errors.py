@@ -7,6 +7,7 @@ the program and shows its traceback.
 from __future__ import annotations
 
 import errno
+import re
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -78,3 +79,19 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return EXIT_STORAGE
     return EXIT_FAILED
+
+
+def in_words(error: BaseException) -> str:
+    """What a library's error and the one that it came from say in their first lines, without signatures."""
+    texts = [str(error)] if error.__cause__ is None else [str(error), str(error.__cause__)]
+    lines = [line.strip().rstrip(".") for text in texts for line in text.splitlines()[:3] if line.strip()]
+    return without_signatures("; ".join(lines)) or type(error).__name__
+
+
+def without_signatures(text: str) -> str:
+    """The text without what is behind a ? in its addresses: there are signatures, by which anybody may write or read
+    the file at that address for an hour or so."""
+    return _QUERY.sub(r"\1", text)
+
+
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -16,11 +18,12 @@ import huggingface_hub.constants as constants
 import pytest
 from huggingface_hub import HfApi
 
-from tests.hub_models_server import TOKEN, Models, Repository, environment, serving, used_by_this_process
+from tests.hub_models_server import SIGNATURE, TOKEN, Models, Repository, environment, serving, used_by_this_process
 from tests.runs import import_path
 from trainer.errors import ConfigError, StorageError
 from trainer.exports import hub_upload
 from trainer.exports.hub_upload import check, upload
+from trainer.model.hub_client import limit_silence
 
 
 @pytest.fixture
@@ -31,12 +34,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path | bytes]:
-    """Four files above LARGE_BYTES, which go one by one, two small ones of LFS, and two of git."""
+    """Four files above 1 MiB, two small ones of LFS, and two of git."""
     draw = random.Random(0)
     made: dict[str, Path | bytes] = {"README.md": b"---\ntags: []\n---\n", "config.json": b"{}"}
     for number in range(4):
         path = tmp_path / f"model-{number}.safetensors"
-        path.write_bytes(draw.randbytes(hub_upload.LARGE_BYTES + number))
+        path.write_bytes(draw.randbytes((1 << 20) + number))
         made[path.name] = path
     return made | {f"samples/0{number}_a_after.mp3": draw.randbytes(900) for number in range(2)}
 
@@ -155,13 +158,51 @@ def test_a_new_repository_is_public_where_that_is_asked_for(hub: Models) -> None
     assert hub.repositories["ann/x"].private is False
 
 
-@pytest.mark.parametrize(("part", "status"), [("/commit/", 403), ("/repos/create", 403), ("/batch", 403)])
-def test_an_upload_that_is_refused_says_why_and_tells_no_token(hub: Models, files, part: str, status: int) -> None:
+REFUSED = [("/commit/", 403), ("/repos/create", 403), ("/batch", 403), ("/blobs/", 403)]
+
+
+@pytest.mark.parametrize(("part", "status"), REFUSED)
+def test_an_upload_that_is_refused_says_why_and_tells_no_token_and_no_signature(
+    hub: Models, files, part: str, status: int
+) -> None:
     hub.refuse = {part: status}
     with pytest.raises(StorageError, match=f"ann/x: it could not be uploaded .*{status}") as refused:
         push(files)
-    assert TOKEN not in str(refused.value)
+    assert TOKEN not in str(refused.value) and SIGNATURE not in str(refused.value)
     assert all(len(one.commits) == 1 for one in hub.repositories.values())
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_upload, "limit_silence", lambda: limit_silence(0.3))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StorageError, match=r"ann/x: the hub does not accept it .*timed out"):
+            check("ann/x", public=False)
+    limit_silence()  # for the tests to come
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("whole", [0, 5])
+def test_ctrl_c_ends_an_upload_whose_connection_has_stalled(tmp_path: Path, files, whole: int) -> None:
+    """Small files too, which the library would send in threads: those are waited for before a process ends."""
+    code = (
+        "from trainer.exports.hub_upload import upload\n"
+        "files = {f'{n}.mp3': bytes([n]) * 900 for n in range(9)}\n"
+        "upload('ann/x', files, is_ours=lambda path: False, public=False, message='step 3')\n"
+    )
+    with serving() as hub:
+        variables = {**os.environ, **environment(hub, tmp_path), "PYTHONPATH": import_path()}
+        hub.hold_after = whole
+        with subprocess.Popen([sys.executable, "-c", code], env=variables, stderr=subprocess.DEVNULL) as process:
+            assert hub.held.wait(60), "no file came"
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            finally:
+                process.kill()
+        assert len(hub.received) == whole and len(hub.repositories["ann/x"].commits) == 1
 
 
 def test_who_changes_the_repository_meanwhile_is_not_overwritten(

@@ -66,7 +66,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 
 def test_the_exported_step_again_is_byte_for_byte_what_the_run_exported(run: Path) -> None:
     assert export.main([str(run)]) == 0
-    assert digests(run / "exports/step-3") == of_the_run(run) and len(of_the_run(run)) > 8
+    assert of_the_run(run / "exports/step-3") == of_the_run(run) and len(of_the_run(run)) > 8
 
 
 def test_a_step_is_the_same_from_its_checkpoint_and_from_its_lm_file_and_half_of_it_the_mean(run: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_run_of_two_processes_exports_on_one_as_it_did(tmp_path: Path) -> None
     checkpoint = newest(tmp_path / "models/checkpoints")
     assert checkpoint is not None and len(list(checkpoint.folder.glob("rank-*"))) == 2
     assert export.main([str(tmp_path / "models")]) == 0
-    assert digests(tmp_path / "models/exports/step-3") == of_the_run(tmp_path / "models")
+    assert of_the_run(tmp_path / "models/exports/step-3") == of_the_run(tmp_path / "models")
 
 
 @pytest.mark.full

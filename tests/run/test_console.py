@@ -173,6 +173,7 @@ def test_warnings_of_libraries_go_to_the_log_and_their_errors_to_both(tmp_path):
         library.warning("Setting accelerator to CPU")
         library.warning("%d", "no number")
         library.error("no space left")
+        library.warning("again: PUT %s", "https://files.example/a/b?X-Amz-Signature=secret&x=1 [Retry 1/5]")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("torch.x is deprecated", FutureWarning, stacklevel=1)
@@ -183,6 +184,7 @@ def test_warnings_of_libraries_go_to_the_log_and_their_errors_to_both(tmp_path):
     log = (tmp_path / "log.txt").read_text()
     assert "WARNING of library" in log and "Setting accelerator to CPU" in log
     assert "FutureWarning: torch.x is deprecated" in log and "no space left" in log and "no number" in log
+    assert "PUT https://files.example/a/b [Retry 1/5]" in log and "secret" not in log
 
 
 def test_what_libraries_do_not_show_is_left_to_their_own_handlers(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,21 +15,23 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import export
 import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
 
+from tests.exports.test_shared_card import RECALL, SCORE
 from tests.hub_models_server import TOKEN, Models, environment, serving, used_by_this_process
 from tests.ranks.launches import ends
 from tests.ranks.launches import start as start_ranks
 from tests.runs import ROOT, assert_bit_equal, environ, final_state, import_path, launch, launch_here
-from trainer.errors import EXIT_USAGE
+from trainer.errors import EXIT_USAGE, ConfigError
 from trainer.exports.model_card import model_card
 from trainer.run.output_dir import OutputDir
 from trainer.wiring.exporting import card_facts, made_in
 from trainer.wiring.finished_run import config_of_run
-from trainer.wiring.sharing import without_paths
+from trainer.wiring.sharing import content_of, without_paths
 
 PUSH = ("--push_to_hub", "ann/x")
 FINISHED = ("--max_steps", "3", "--warmup_steps", "1", "--lr", "1e-3", "--batch_size", "2", "--grad_acc", "1")
@@ -102,6 +105,48 @@ def card_from_its_folder(run: Path) -> str:
 
 def test_the_card_says_of_a_run_what_its_export_said(finished_run: Path) -> None:
     assert card_from_its_folder(finished_run) == (finished_run / "huggingface/README.md").read_text()
+
+
+def card_of(place: Path) -> str:
+    card = content_of(place, "ann/x").files["README.md"]
+    assert isinstance(card, bytes)
+    return card.decode()
+
+
+def test_a_card_has_no_figures_of_another_step(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "models"
+    shutil.copytree(finished_run, run, copy_function=os.link)
+    for step, shown in ((3, True), (2, False)):  # of step 2, as where the run went on after it was judged
+        (run / "score.json").write_text(json.dumps(SCORE | {"exported_step": step}))
+        (run / "recall.json").write_text(json.dumps(RECALL | {"exported_step": step}))
+        card = card_of(run)
+        assert ("KAD, EnCodec" in card, "Memorisation" in card) == (shown, shown)
+    assert "recall.json is left out of the card: it is of step 2, and this is step 3" in capsys.readouterr().out
+    card_file = run / "huggingface/README.md"
+    other = card_file.read_text().replace("| optimizer steps | 3 |", "| optimizer steps | 5 |")
+    card_file.unlink()  # a link to that of the run of all tests
+    card_file.write_text(other)
+    with pytest.raises(ConfigError, match="huggingface is of step 5, and the run exported step 3"):
+        content_of(run, "ann/x")
+
+
+@pytest.mark.full
+def test_an_export_of_another_step_and_strength_is_shared_as_that(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "models"
+    shutil.copytree(finished_run, run, copy_function=os.link)
+    (run / "score.json").write_text(json.dumps(SCORE | {"exported_step": 3}))
+    assert export.main([str(run), "--step", "2", "--strength", "0.5"]) == 0
+    half = run / "exports/step-2-strength-0.5"
+    content, card = content_of(half, "ann/x"), card_of(half)
+    assert content.files["model.safetensors"] == half / "huggingface/model.safetensors"
+    assert "| optimizer steps | 2 |" in card and "| strength | 0.5, " in card and "KAD" not in card
+    assert (content.exported.in_words, content.part) == ("step 2 at strength 0.5", "model")
+    assert export.main([str(run), "--output", str(run)]) == EXIT_USAGE, "its page and figures are of its own export"
+    shutil.move(half, tmp_path / "half")
+    with pytest.raises(ConfigError, match="outside of its run's folder"):
+        content_of(tmp_path / "half", "ann/x")
 
 
 def test_a_configuration_goes_without_the_folder_that_a_part_came_from(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import cast
 
 from trainer.data.prepared import Prepared
 from trainer.data.prepared_about import CARD, CODES, MARKER, MELODY, TABLE, TEXT
-from trainer.errors import ConfigError, StorageError
+from trainer.errors import ConfigError, StorageError, in_words
+from trainer.model.hub_client import limit_silence
 
 PARTS = [f"{kind}/*" for kind in (CODES, TEXT, MELODY)]
 PATTERNS = [MARKER, TABLE, CARD, *PARTS]
@@ -25,9 +26,10 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    limit_silence()
     api = HfApi(endpoint=endpoint)
     # The base of the hub's error is that of the library by which it speaks, from which errors of a connection come.
-    failures = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError))
+    failures = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError))
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         done = api.upload_folder(
@@ -46,8 +48,7 @@ def push(prepared: Prepared, repository: str, *, private: bool, endpoint: str | 
 
 
 def _not_uploaded(prepared: Prepared, repository: str, error: Exception) -> StorageError:
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
     return StorageError(
-        f"--push_to_hub {repository}: it could not be uploaded ({'; '.join(lines[:2])}). {prepared.folder} is complete:"
+        f"--push_to_hub {repository}: it could not be uploaded ({in_words(error)}). {prepared.folder} is complete:"
         " log in with `hf auth login`, with a token that may write, and run the same command again"
     )

@@ -6,20 +6,18 @@ again: the hub keeps them by their digest, and is asked for it before a file is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trainer.errors import ConfigError, StorageError
+from trainer.errors import ConfigError, StorageError, in_words
+from trainer.model.hub_client import limit_silence
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# Files from this size on are sent one after another, before the commit: what is sent whole then stays sent.
-LARGE_BYTES = 1 << 20
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
 
 
@@ -54,6 +52,7 @@ def check(repository: str, *, public: bool) -> None:
     except (HFValidationError, ValueError) as error:
         raise ConfigError(f"{repository} is no name of a repository of the hub: it takes user/name") from error
     _refuse_offline(repository)
+    limit_silence()
     if get_token() is None:
         raise ConfigError(f"{_given(repository)}: there is no token for the hub: {LOG_IN}")
     api = HfApi()
@@ -77,6 +76,7 @@ def upload(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     _refuse_offline(repository)
+    limit_silence()
     api = HfApi()
     with _failures(repository, "it could not be uploaded"):
         url = api.create_repo(repository, private=not public, exist_ok=True)
@@ -85,9 +85,10 @@ def upload(
             CommitOperationAdd(name, str(file) if isinstance(file, Path) else file)
             for name, file in sorted(files.items())
         ]
+        # One after another: what is sent whole then stays sent. Several at once the library sends in threads, for which
+        # Ctrl-C would wait, for as long as a connection stalls.
         for operation in added:
-            if operation.upload_info.size >= LARGE_BYTES:
-                api.preupload_lfs_files(repository, [operation], free_memory=False)
+            api.preupload_lfs_files(repository, [operation], free_memory=False)
         before = api.model_info(repository)
         there = [one.rfilename for one in before.siblings or ()]
         gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in files]
@@ -136,7 +137,7 @@ def _check_repository(api: HfApi, repository: str, *, public: bool) -> None:
     except HfHubHTTPError as error:
         if error.response is None or error.response.status_code != 403:
             raise
-        why = _in_words(error)
+        why = in_words(error)
         raise ConfigError(f"{_given(repository)}: the token may not write there ({why}): {LOG_IN}") from error
 
 
@@ -162,11 +163,4 @@ def _failures(repository: str, what: str) -> Iterator[None]:
     try:
         yield
     except failures as error:
-        raise StorageError(f"{_given(repository)}: {what} ({_in_words(error)})") from error
-
-
-def _in_words(error: BaseException) -> str:
-    """The first lines of an error and of what it came from, without what is behind a ? in an address: signatures."""
-    texts = [str(error)] if error.__cause__ is None else [str(error), str(error.__cause__)]
-    lines = [line.strip().rstrip(".") for text in texts for line in text.splitlines()[:3] if line.strip()]
-    return re.sub(r"(https?://[^\s?]+)\?[^\s'\"]*", r"\1", "; ".join(lines)) or type(error).__name__
+        raise StorageError(f"{_given(repository)}: {what} ({in_words(error)})") from error

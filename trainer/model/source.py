@@ -218,10 +218,16 @@ def quiet_libraries() -> None:
 
     transformers warns that token 2048 is outside the vocabulary, which is how MusicGen is made, and draws progress bars
     of saving. bitsandbytes says, when peft imports it, that it lacks a fast product for CPUs, which nothing here uses.
+    DeepSpeed says, when transformers imports it, that there is no GPU, also in programs that use neither.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)  # its level it sets itself
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 def load_codec(source: Source) -> EncodecModel:

@@ -5,6 +5,7 @@ While a `Console` is entered it stands in for sys.stdout and sys.stderr:
 - Characters that the console's encoding lacks are escaped.
 - A console that is gone (a closed terminal, a pipe without a reader) is written to no more; all else goes on.
 - Every whole line goes to the log file too (trainer/run/log_file.py); frames of progress bars do not.
+- Addresses in what libraries log lose what is behind a ?, where signatures are.
 - Warnings of libraries go to the log file alone, because a person who looks at a run can do nothing about them. Their
   errors are shown.
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
+from trainer.errors import without_signatures
 from trainer.run.log_file import LogFile
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # pipe without a reader, closed terminal, closed descriptor
@@ -54,6 +56,8 @@ class Console:
     def __enter__(self) -> Console:
         global _entered
         _open_standard_descriptors()
+        self._records = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(self._record)
         self._before = sys.stdout, sys.stderr, warnings.showwarning, logging.getLoggerClass()
         self._streams = [_Stream(sys.stdout, self), _Stream(sys.stderr, self)]
         sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in self._streams)
@@ -74,6 +78,7 @@ class Console:
         self._log.close(SETTLE_SECONDS)
         sys.stdout, sys.stderr, warnings.showwarning, loggers = self._before
         logging.setLoggerClass(loggers)
+        logging.setLogRecordFactory(self._records)
         _entered = None
 
     def log(self, text: str) -> None:
@@ -97,6 +102,17 @@ class Console:
         if behind_bar:
             self._bar_on = None
         return f"\n{text}" if behind_bar and not text.startswith("\n") else text
+
+    def _record(self, *given: Any, **named: Any) -> logging.LogRecord:
+        """What is logged. huggingface_hub names the whole address of a file when it asks for it again."""
+        record = self._records(*given, **named)
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # the library's arguments do not fit its own text
+            return record
+        if (plain := without_signatures(text)) != text:
+            record.msg, record.args = plain, ()
+        return record
 
     def _log_warning(self, message: Warning | str, category: type[Warning], filename: str, lineno: int,
                      file: TextIO | None = None, line: str | None = None) -> None:  # fmt: skip

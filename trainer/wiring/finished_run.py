@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from trainer.data.table_scan import TableSettings
 from trainer.errors import CheckpointError, ConfigError, ModelError
 from trainer.flags.config import Config, config_from_dict
+from trainer.flags.run_config import read_config
 from trainer.run.checkpoint import Checkpoint, newest
 from trainer.run.checkpoint_folders import HEADER
 from trainer.run.output_dir import HUB_DATASETS, OutputDir
@@ -30,13 +30,7 @@ def config_of_run(run: Path, flag: str = "--run") -> Config:
 
     flag  by which the person named the folder
     """
-    try:
-        config = config_from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{flag} {run} is no output_dir of a run: its config.json cannot be read ({error})"
-        ) from error
-    return with_stems_of_run(run, config)
+    return with_stems_of_run(run, read_config(run, flag))
 
 
 def with_stems_of_run(run: Path, config: Config) -> Config:

@@ -13,6 +13,8 @@ from trainer.model.new_word import FILE
 from trainer.run.checkpoint_folders import HEADER, complete_checkpoints
 from trainer.run.output_dir import OutputDir
 
+# In a folder of scripts/export.py: which step that is, at which strength, and its validation loss.
+EXPORTED = "export.json"
 # What --save_step writes beside the checkpoints.
 OF_A_STEP = re.compile(r"(?:lm_(\d+)\.pt|text_embedding_(\d+)\.safetensors)")
 

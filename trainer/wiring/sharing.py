@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +21,13 @@ from trainer.evaluation import samples
 from trainer.exports import hub_upload
 from trainer.exports.export import OUR_NAME
 from trainer.exports.model_card import CardFacts, Shared, adapter_base, adapter_card, model_card
+from trainer.exports.saved_models import run_of
 from trainer.exports.shared_card import SoundRow, figures_of, sounds_section
 from trainer.report.run_sounds import Sounds
 from trainer.run.output_dir import HUB_DATASETS, OutputDir
 from trainer.wiring.exporting import card_facts, made_in
 from trainer.wiring.finished_run import config_of_run
+from trainer.wiring.saved_steps import EXPORTED
 
 if TYPE_CHECKING:
     from trainer.engine import Ranks
@@ -54,29 +56,32 @@ def push_at_end(config: Config) -> None:
     """Upload the finished run as --push_to_hub says. Where that fails it is a warning: the run is complete."""
     if config.push_to_hub is None:
         return
+    again = f"python scripts/push_to_hub.py {shlex.quote(config.output_dir)} --repo {config.push_to_hub}"
+    again += " --public" if config.public else ""
     try:
         push(Path(config.output_dir), config.push_to_hub, public=config.public)
-    except TrainerError as error:
-        again = f"python scripts/push_to_hub.py {shlex.quote(config.output_dir)} --repo {config.push_to_hub}"
-        print(
-            f"warning: the run is complete, but not uploaded: {error}. To try again:\n  {again}"
-            f"{' --public' if config.public else ''}",
-            file=sys.stderr,
-        )
+    except (TrainerError, OSError) as error:
+        print(f"warning: the run is complete, but not uploaded: {error}. To try again:\n  {again}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"the run is complete, but its upload was stopped. To go on with it:\n  {again}", file=sys.stderr)
+        raise
 
 
-def push(run: Path, repository: str, *, public: bool, part: Part | None = None) -> Pushed:
+def push(place: Path, repository: str, *, public: bool, part: Part | None = None) -> Pushed:
     """Make the model repository hold what the run has exported; says what was done. Raises TrainerErrors.
 
     part  the whole model, or a LoRA's adapter alone; None for the adapter where others find what it fits, else the
           model
     """
-    content = content_of(run, repository, part)
+    content = content_of(place, repository, part)
     for name in content.unread:
-        print(f"{run / name} is left out of the card: it is none that this version writes")
+        print(f"{content.exported.run / name} is left out of the card: it is none that this version writes")
     size = f"{content.size_bytes / 1e6:.1f} MB"
-    print(f"uploading the {content.part} of step {content.step}, {size} with sounds and card, to {repository} ...")
-    message = f"{content.part} of step {content.step}"
+    message = f"{content.part} of {content.exported.in_words}"
+    print(
+        f"uploading the {message}, {size} with sounds and card, to {repository} ... (this may be stopped: what was sent"
+        " is kept)"
+    )
     done = hub_upload.upload(repository, content.files, is_ours=is_ours, public=public, message=message)
     seen = "a private repository" if done.private else "a public repository"
     print(f"{'uploaded' if done.changed else 'nothing to upload, all of it is there'}: {done.url} ({seen})")
@@ -93,11 +98,11 @@ def is_ours(path: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a repository is to hold: files by path, whose part and step that is, and what could not be told."""
+    """What a repository is to hold: files by path, of what they are, and what could not be told."""
 
     files: Mapping[str, Path | bytes]
     part: Part
-    step: int
+    exported: Exported
     unread: tuple[str, ...]
 
     @property
@@ -105,17 +110,21 @@ class Content:
         return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
 
-def content_of(run: Path, repository: str, part: Part | None = None) -> Content:
-    """The files of a repository for the finished run. Raises ConfigError for a folder that has no such."""
+def content_of(place: Path, repository: str, part: Part | None = None) -> Content:
+    """The files of a repository for a finished run, or for a folder in which scripts/export.py has put a step of one.
+
+    Raises ConfigError for a folder that has no such.
+    """
+    exported = exported_at(place)
+    run = exported.run
     folder, config = OutputDir(root=run), config_of_run(run, "RUN")
-    step = folder.exported_step()
-    if step is None:
-        raise ConfigError(f"{run} is not finished, so that nothing of it is exported: run its command again")
-    part = _part_of(config, run, part)
-    loss = folder.read_json(folder.finished.name).get("validation_loss")
-    facts = card_facts(config, made_in(folder), step, loss if isinstance(loss, float) else None)
-    sounds, section = _sounds(folder.samples, step, repository, facts)
-    figures = figures_of(_json(run / "score.json"), _json(run / "recall.json"))
+    part = _part_of(config, place, part)
+    _check_step(place / FOLDERS[part] / CARD, exported)
+    facts = card_facts(config, made_in(folder), exported.step, exported.validation_loss)
+    facts = replace(facts, strength=None if exported.strength == 1 else exported.strength)
+    # Sounds and figures of a run are of its models at full strength.
+    sounds, section = ({}, "") if exported.strength != 1 else _sounds(folder.samples, exported.step, repository, facts)
+    figures = figures_of(*(_judged(run / name, exported) for name in ("score.json", "recall.json")))
     losses = [] if facts.validation_loss is None else [
         {"type": "loss", "value": round(facts.validation_loss, 4), "name": "validation loss (nats)"}
     ]  # fmt: skip
@@ -126,10 +135,56 @@ def content_of(run: Path, repository: str, part: Part | None = None) -> Content:
         results=[*losses, *figures.results],
     )
     card = (adapter_card if part == "adapter" else model_card)(facts, shared)
-    files = {path.name: without_paths(path) for path in _exported(run / FOLDERS[part])}
+    files = {path.name: without_paths(path) for path in _exported(place / FOLDERS[part])}
     return Content(
-        files=files | sounds | {CARD: card.encode()}, part=part, step=step, unread=tuple(figures.unread)
+        files=files | sounds | {CARD: card.encode()}, part=part, exported=exported, unread=tuple(figures.unread)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What is in a folder of exports: of which run, after which step, and how strong (trainer/exports/strength.py)."""
+
+    run: Path
+    step: int
+    strength: float
+    validation_loss: float | None
+
+    @property
+    def in_words(self) -> str:
+        return f"step {self.step}" + ("" if self.strength == 1 else f" at strength {self.strength:g}")
+
+
+def exported_at(place: Path) -> Exported:
+    """What a run's folder holds, or one of scripts/export.py. Raises ConfigError where that cannot be known."""
+    folder = OutputDir(root=place)
+    if (said := folder.read_json(EXPORTED)) and (run := run_of(place)) is None:
+        raise ConfigError(
+            f"{place} was exported to a place outside of its run's folder, where the run's files are, which the card"
+            f" tells of: export step {said.get('step')} again without --output"
+        )
+    if not said:
+        config_of_run(place, "RUN")
+        run, said = place, folder.read_json(folder.finished.name) | {"step": folder.exported_step()}
+    step, loss = said.get("step"), said.get("validation_loss")
+    if run is None or not isinstance(step, int):
+        raise ConfigError(f"{place} is not finished, so that nothing of it is exported: run its command again")
+    return Exported(
+        run=run,
+        step=step,
+        strength=float(str(said.get("strength", 1.0))),
+        validation_loss=loss if isinstance(loss, float) else None,
+    )
+
+
+def _judged(path: Path, exported: Exported) -> object:
+    """What a judging tool has found of just these weights; None where it has not, which is said."""
+    values = _json(path)
+    of_step = values.get("exported_step", exported.step) if isinstance(values, dict) else exported.step
+    if values is None or (exported.strength == 1 and of_step == exported.step):
+        return values
+    print(f"{path} is left out of the card: it is of step {of_step}, and this is {exported.in_words}")
+    return None
 
 
 def _part_of(config: Config, run: Path, part: Part | None) -> Part:
@@ -142,6 +197,19 @@ def _part_of(config: Config, run: Path, part: Part | None) -> Part:
     if not (run / FOLDERS[part] / CARD).is_file():
         raise ConfigError(f"{run / FOLDERS[part]} is not there, or is none that a run has exported")
     return part
+
+
+def _check_step(card: Path, exported: Exported) -> None:
+    """Raise ConfigError where the card beside the weights says another step than the run: its figures are not theirs.
+
+    A run that was killed between its last two files has such, and so has one in whose place something was copied.
+    """
+    found = re.search(r"^\| optimizer steps \| (\d+) \|$", card.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is not None and int(found[1]) != exported.step:
+        raise ConfigError(
+            f"{card.parent} is of step {found[1]}, and the run exported step {exported.step}: if it was stopped while"
+            " it exported, run its command again"
+        )
 
 
 def _exported(folder: Path) -> list[Path]:

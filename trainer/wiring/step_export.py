@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import StorageError
+from trainer.errors import ConfigError, StorageError
 from trainer.exports.audiocraft_files import read_audiocraft
 from trainer.exports.export import export_all, export_text
 from trainer.exports.init_from import FINAL
+from trainer.exports.saved_models import run_of
 from trainer.exports.strength import check_strength, embedding_at_strength
 from trainer.model.lora import ADAPTER_CONFIG, read_adapter
 from trainer.model.new_word import embedding_of, read_text_embedding
@@ -21,7 +22,7 @@ from trainer.run.output_dir import OutputDir
 from trainer.spec.trainable import EVERYTHING, Selection
 from trainer.wiring.exporting import card_facts, export_settings, made_in
 from trainer.wiring.finished_run import base_and_tuned, config_of_run, start_of
-from trainer.wiring.saved_steps import SavedStep, find_step
+from trainer.wiring.saved_steps import EXPORTED, SavedStep, find_step
 
 if TYPE_CHECKING:
     from trainer.flags.config import Config
@@ -45,18 +46,28 @@ def export_step(
     config, folder = config_of_run(run, "RUN"), OutputDir(root=run)
     saved = find_step(run, step)
     place = _folder_of(run, saved.step, strength) if output is None else output
-    facts = card_facts(config, made_in(folder), saved.step, _validation_loss(folder, saved.step))
-    if strength != 1:  # weights that no validation has seen
-        facts = replace(facts, strength=strength, validation_loss=None)
+    if run_of(place) == place:
+        raise ConfigError(
+            f"--output {place} is the output_dir of a run, whose page, sounds and figures are of what the run exported"
+            " itself: give another folder, or leave --output out"
+        )
+    # No validation has seen weights of another strength.
+    loss = _validation_loss(folder, saved.step) if strength == 1 else None
+    facts = card_facts(config, made_in(folder), saved.step, loss)
+    if strength != 1:
+        facts = replace(facts, strength=strength)
     settings = replace(export_settings(config, facts), strength=strength)
     try:
         place.mkdir(parents=True, exist_ok=True)
+        (place / EXPORTED).unlink(missing_ok=True)
         if config.new_word is not None:
             _export_word(config, saved, start_of(saved.path, config, base), place, settings.card, strength)
         else:
             start, _ = base_and_tuned(str(run), base, step=saved.step)  # which compares the two
             trained, selection = _trained_in(run, config, saved)
             export_all(start, trained, place, replace(settings, selection=selection))
+        said = {"step": saved.step, "strength": strength, "validation_loss": loss}
+        OutputDir(root=place).write_json(EXPORTED, said)
     except OSError as error:
         raise StorageError(f"{place} cannot be written ({error}): choose another --output") from error
     except StorageError as error:
