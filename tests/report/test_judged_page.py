@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import generate
 import pytest
+import recall as recall_script
+import score as score_script
 from listening.report_page import remake_report
 
 from tests.report.judged_runs import EQUAL, LENGTHS, add_judgement, recall, score, shares
@@ -17,11 +21,13 @@ from tests.report.made_runs import made_run
 from tests.report.pages import Page
 from tests.report.test_report import HOSTILE
 from tests.report.test_run_page import DEFAULTS, OUR_TAGS, PROGRAM
+from trainer.errors import EXIT_DONE, EXIT_RESUME
 from trainer.report.held_out_score import in_brief as score_in_brief
 from trainer.report.held_out_score import score_of
 from trainer.report.memorisation import chart_of, in_brief, memorisation_of, verdict_of
 from trainer.report.run_facts import RunReader
 from trainer.report.run_page import page_of_run, page_of_runs
+from trainer.report.run_words import commands_of
 from trainer.report.template import percent
 
 HEART, SCORE = "Does it play its clips by heart?", "Measured against held-out music"
@@ -181,8 +187,8 @@ def test_hostile_texts_in_the_files_are_shown_as_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=3, sounds=False)
     judged, measured = recall(), score()
     judged["remarks"] = HOSTILE
-    found = judged["memorisation"]
-    found["nearest"] = [found["nearest"][0] | {"prompt": text, "clip": text} for text in HOSTILE]
+    near = judged["memorisation"]["nearest"]
+    judged["memorisation"]["nearest"] = [near[0] | {"prompt": text, "clip": text} for text in HOSTILE]
     judged["played_back"] = [judged["played_back"][0] | {"clip": text} for text in HOSTILE]
     measured["not_run"] = HOSTILE
     page = page_of(add_judgement(run, recall=judged, score=measured))
@@ -215,3 +221,28 @@ def test_the_page_is_made_again_with_what_was_added_and_warns_where_it_cannot_be
     said = capsys.readouterr()
     assert said.err.startswith("warning: the page") and not said.out
     assert json.loads((run / "recall.json").read_text()) == recall()
+
+
+def test_a_finished_run_names_the_commands_that_judge_it_until_they_have_run(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "my run", steps=20)
+    config = json.loads((run / "config.json").read_bytes())
+    (run / "config.json").write_text(json.dumps(config | {"output_dir": str(run)}))
+    (run / "finished.json").write_text(json.dumps({"step": 20}))
+
+    def told(exit_code: int) -> list[list[str]]:
+        commands = commands_of(RunReader(run).read(exit_code=exit_code), DEFAULTS)
+        return [shlex.split(command)[1:] for _, command in commands if command.startswith("python ")]
+
+    [compared] = [words[1:] for words in told(EXIT_DONE) if "--compare" in words]
+    assert generate.read_flags(compared).compare and generate.read_flags(compared).model == str(run)
+    judging = {words[0]: words[1:] for words in told(EXIT_DONE)}
+    assert recall_script.read_flags(judging["scripts/recall.py"]).run == str(run)
+    assert score_script.read_flags(judging["scripts/score.py"]).run == str(run)
+    stopped = " ".join(word for words in told(EXIT_RESUME) for word in words)
+    assert "recall.py" not in stopped and "score.py" not in stopped and "--compare" not in stopped
+    add_judgement(run)
+    assert {"scripts/recall.py", "scripts/score.py"}.isdisjoint({words[0] for words in told(EXIT_DONE)})
+    (run / "score.json").unlink()
+    without = [text for text in (run / "metrics.jsonl").read_text().splitlines(True) if "validation" not in text]
+    (run / "metrics.jsonl").write_text("".join(without))  # nothing was held out: score.py would refuse it
+    assert "scripts/score.py" not in {words[0] for words in told(EXIT_DONE)}

@@ -10,7 +10,7 @@ import pytest
 from tests.report.made_runs import line, made_run, validation
 from tests.report.pages import Page
 from tests.report.test_run_page import DEFAULTS
-from trainer.report.overfitting import FALLS, LEVEL, RISES, TOO_FEW, noise_of, trend_of
+from trainer.report.overfitting import FALLS, LEVEL, RISES, TOO_FEW, has_fallen, noise_of, trend_of
 from trainer.report.run_facts import RunReader
 from trainer.report.run_page import page_of_run
 
@@ -48,6 +48,13 @@ def test_a_curve_that_settles_is_level_and_a_change_that_nobody_hears_is_none() 
     assert trend_of(np.array([3.0, 2.0, 9.0, 10.0])) == TOO_FEW
 
 
+def test_a_loss_that_never_fell_is_told_from_one_that_has_settled() -> None:
+    told = [has_fallen(noisy(np.full(40, 4.0), seed)) for seed in range(400)]
+    assert sum(told) <= 0.05 * len(told)
+    assert all(has_fallen(noisy(3 + 4 * np.exp(-np.arange(40) / 3), seed)) for seed in range(100))
+    assert not has_fallen(np.array([4.0, 3.0, 2.0, 1.0]))  # four, of which nothing is said
+
+
 def page_with(run: Path, losses: dict[int, float], **settings: object) -> Page:
     made_run(run, sounds=False)
     lines = [line(step) + (validation(step, losses[step]) if step in losses else "") for step in range(1, 201)]
@@ -74,5 +81,9 @@ def test_the_page_says_that_a_run_is_too_short_or_that_nothing_was_held_out(tmp_
     falling = page_with(tmp_path / "falling", {step: 5 - step / 100 for step in range(20, 201, 20)})
     assert "The validation loss still falls" in falling.text and "rises" not in falling.text.split("Too long")[1][:900]
     assert float(falling.figures["fit/200/step"]) == 200 and "last and lowest" in falling.text
+    unmoved = page_with(tmp_path / "unmoved", {step: 3.5 for step in range(20, 201, 20)}).text
+    assert "is what it was at the first validation" in unmoved and "stays where it is" not in unmoved
+    settled = page_with(tmp_path / "settled", {step: 3 + 4 * np.exp(-step / 20) for step in range(5, 201, 5)}).text
+    assert "stays where it is" in settled and "is what it was" not in settled
     assert "no clip is held out" in page_with(tmp_path / "none", {}).text
     assert "was validated 2 times" in page_with(tmp_path / "few", {50: 3.0, 100: 4.0}).text

@@ -92,7 +92,9 @@ def memorisation_of(recall: Mapping[str, Any]) -> Memorisation | None:
         return None
     return Memorisation(
         continued_seconds=number(found.get("continued_seconds")) or 5.0, lengths=lengths, lines=lines, played=played,
-        nearest=sorted(nearest, key=lambda one: (one["model"] != "after", -one["equal"])),
+        nearest=sorted(
+            nearest, key=lambda one: (one["model"] != "after", -(one["first_codebook"] or 0.0), -one["equal"])
+        ),
         remarks=texts(recall.get("remarks")),
     )  # fmt: skip
 
@@ -138,6 +140,7 @@ def _nearest(row: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     return {
         "prompt": text(row.get("prompt")), "clip": text(row.get("clip")), "model": model, "equal": equal,
+        "first_codebook": share(row.get("first_codebook")),
         "chance": share(row.get("chance")), "output_seconds": number(row.get("output_seconds")),
         "clip_seconds": number(row.get("clip_seconds")),
     }  # fmt: skip

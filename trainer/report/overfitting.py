@@ -44,11 +44,13 @@ class Fit:
     state    RISES since the lowest, FALLS to the end, LEVEL, TOO_FEW validations to say, NONE at all
     validations  how many there were
     moments  the first validation, the lowest and the last one, each once
+    has_fallen  whether the loss has fallen since the first validations by more than chance
     """
 
     state: str
     validations: int
     moments: Sequence[Moment]
+    has_fallen: bool
 
 
 def fit_of(metrics: Metrics) -> Fit:
@@ -57,7 +59,7 @@ def fit_of(metrics: Metrics) -> Fit:
     known = np.isfinite(steps) & np.isfinite(losses)
     steps, losses = steps[known], losses[known]
     if not len(losses):
-        return Fit(state=NONE, validations=0, moments=())
+        return Fit(state=NONE, validations=0, moments=(), has_fallen=False)
     at = {0: "first", len(losses) - 1: "last"}
     lowest = int(losses.argmin())
     at[lowest] = f"{at[lowest]} and {LOWEST}" if lowest in at else LOWEST
@@ -67,7 +69,7 @@ def fit_of(metrics: Metrics) -> Fit:
                validation=float(losses[place]))
         for place in sorted(at)
     ]  # fmt: skip
-    return Fit(state=trend_of(losses), validations=len(losses), moments=moments)
+    return Fit(state=trend_of(losses), validations=len(losses), moments=moments, has_fallen=has_fallen(losses))
 
 
 def trend_of(losses: np.ndarray) -> str:
@@ -78,11 +80,23 @@ def trend_of(losses: np.ndarray) -> str:
     """
     if len(losses) < FEWEST:
         return TOO_FEW
-    means = np.convolve(losses, np.full(AVERAGED, 1 / AVERAGED), "valid")
-    least = max(NOISES * noise_of(losses), LEAST_CHANGE * abs(float(means.min())))
+    means, least = _means_and_least_change(losses)
     if means[-1] - means.min() > least:
         return RISES
     return FALLS if means[2 * (len(means) - 1) // 3] - means[-1] > least else LEVEL
+
+
+def has_fallen(losses: np.ndarray) -> bool:
+    """Whether the mean of AVERAGED losses in a row was ever below the first one by what counts as a change."""
+    if len(losses) < FEWEST:
+        return False
+    means, least = _means_and_least_change(losses)
+    return bool(means[0] - means.min() > least)
+
+
+def _means_and_least_change(losses: np.ndarray) -> tuple[np.ndarray, float]:
+    means = np.convolve(losses, np.full(AVERAGED, 1 / AVERAGED), "valid")
+    return means, max(NOISES * noise_of(losses), LEAST_CHANGE * abs(float(means.min())))
 
 
 def noise_of(losses: np.ndarray) -> float:

@@ -57,6 +57,9 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
         if melody:
             why = f"{why} --melody FILE besides names a sound whose melody the music follows."
         made.append((why, _listen(folder, asked)))
+        why = "Hear what the training has changed: the same prompt and seed by the base model too, on one page."
+        made.append((why, f"{_listen(folder, asked)} --compare"))
+        made += _judging(facts, folder)
     if facts.checkpoint is not None and facts.checkpoint != exported:
         checkpoint = f"{folder}/checkpoints/step-{facts.checkpoint:08d}"
         made.append((f"Hear the checkpoint of step {facts.checkpoint:,}.", _listen(checkpoint, asked)))
@@ -68,6 +71,18 @@ def commands_of(facts: Facts, defaults: Mapping[str, object]) -> list[tuple[str,
         kind = "MusicgenMelodyForConditionalGeneration" if melody else "MusicgenForConditionalGeneration"
         lines = f"from transformers import {kind}\nmodel = {kind}.from_pretrained({name})"
         made.append(("Load the exported model in Python.", lines))
+    return made
+
+
+def _judging(facts: Facts, folder: str) -> list[tuple[str, str]]:
+    """The commands that judge a finished run by numbers, as far as this page does not show what they found."""
+    made = []
+    if not facts.recall:
+        why = "Does it play its clips by heart? What this finds is shown on this page."
+        made.append((why, f"python scripts/recall.py --run {shlex.quote(folder)}"))
+    if not facts.score and facts.best is not None:  # a run that held no clips out is refused
+        why = "Is what it makes closer to music that it never learned from? What this finds is shown on this page."
+        made.append((why, f"python scripts/score.py {shlex.quote(folder)}"))
     return made
 
 

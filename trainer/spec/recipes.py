@@ -24,7 +24,7 @@ META_RATE, META_BATCH = 1e-4, 192
 # The rates at which somebody has trained, or that follow from it (docs/recipes.md). A new word's depends on the
 # embeddings of its T5, by which the run judges it (trainer/model/new_word.py).
 RATES = {LORA: (3e-5, 4e-4), WHOLE: (3e-6, 1e-4)}
-# Steps of a new word; textual inversion took 5,000 for three to five pictures (arXiv 2208.01618, section 4.2).
+# Steps of a new word; textual inversion took 5,000 for three to five pictures (arXiv 2208.01618).
 WORD_STEPS = (200, 5000)
 WORD_VALIDATION_STEPS, WORD_SAMPLE_STEPS = 50, 100
 
