@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from generating import work
 from generating.files import write_sound
 
 from scripts import generate as script
 from tests.blown_up import tones
+from tests.runs import launch_here
 from trainer.data.text_states import text_states
-from trainer.errors import EXIT_RESUME
+from trainer.errors import EXIT_RESUME, StorageError
 from trainer.evaluation.continuation import codes_of_beginning
 from trainer.evaluation.generation import Request, Sampling, decode, load_for_generation
+from trainer.evaluation.in_batches import bytes_of_sound
 from trainer.evaluation.windows import generate_long
 from trainer.model.source import open_model
 
@@ -98,6 +102,35 @@ def test_a_format_keeps_a_sound(kind: str, tmp_path: Path) -> None:
         assert abs(read - expected)[1000:-1000].max() < (0.05 * loudest if kind == "mp3" else 2**-15)
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, most[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written .*choose another --output"):
+            write_sound(tmp_path / f"a.{kind}", tones(1.0).numpy(), 32_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert os.listdir(tmp_path) == [] and "Exception ignored" not in capsys.readouterr().err
+
+
+def test_on_a_cpu_no_more_sounds_are_made_at_once_than_its_memory_has_room_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine in whose 80 % are the model's weights and the keys and values of two sounds and a half."""
+    model = load_for_generation(open_model("debug"), torch.device("cpu"))
+    parts = (model.language_model, model.text_encoder, model.codec)
+    weights = sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    memory = int((weights + 2.5 * bytes_of_sound(model.language_model, 15, 3.0)) / 0.8)
+    monkeypatch.setattr(work, "host_memory_bytes", lambda: memory)
+    asked = ("--model", "debug", "--prompt", "rock", "--repeat", "3", "--seconds", "0.3", "--device", "cpu")
+    assert run_script(*asked, "--output", tmp_path) == 0
+    assert "note: this machine's memory has room for 2 sounds at once (--batch_size 2)" in capsys.readouterr().out
+    assert len(os.listdir(tmp_path)) == 3
+
+
 def test_base_and_tuned_stand_beside_each_other(finished_run: Path, tmp_path: Path) -> None:
     one = ("--prompt", "slow rock", "--prompt", "", "--seconds", "0.3", "--output")
     assert run_script("--model", finished_run, *one, tmp_path, "--compare", "--strength", "0.5") == 0
@@ -113,6 +146,25 @@ def test_base_and_tuned_stand_beside_each_other(finished_run: Path, tmp_path: Pa
     assert len(sounds) == 3
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("slow rock", "base", "tuned", "strength-0.5"))
+
+
+@pytest.mark.full
+def test_a_learned_word_is_compared_with_the_rows_that_it_started_from(tmp_path: Path) -> None:
+    word = ("--tune_text", "1", "--placeholder", "<my-style>", "--lr", "0.5", "--code_views", "1")
+    launch_here(tmp_path, *word, "--max_steps", "2", "--batch_size", "2", "--grad_acc", "1")
+    file = tmp_path / "models" / "text_embedding.safetensors"
+    flags = ("--model", "debug", "--text_embedding", file, "--seconds", "0.3", "--output")
+    prompts = ("--prompt", "a song in <my-style>", "--prompt", "rock")
+    assert run_script(*flags, tmp_path / "both", *prompts, "--compare") == 0
+    assert run_script(*flags, tmp_path / "alone", *prompts) == 0
+    names = ("01_a_song_in_my_style.wav", "02_rock.wav")
+    base, tuned, alone = (
+        [(tmp_path / folder / name).read_bytes() for name in names] for folder in ("both/base", "both/tuned", "alone")
+    )
+    assert tuned == alone and base[0] != tuned[0] and base[1] == tuned[1]  # the word is nowhere in the second
+    assert "<my-style>" in (tmp_path / "both" / "comparison.html").read_text("utf-8").replace("&lt;", "<").replace(
+        "&gt;", ">"
+    )
 
 
 @pytest.mark.full
@@ -185,6 +237,13 @@ def test_flags_without_an_effect_and_out_of_range_are_refused(
         (("--compare", "--strength", "1"), 2, ("--strength 1 has no effect with --compare",)),
         (("--compare",), 1, ("nothing says what debug was trained from", "--base")),
         (("--seconds", "60", "--continue_from", EXAMPLE, "--continue_seconds", "31"), 2, ("the model makes 30 s",)),
+        (("--seconds", "0.13", "--continue_from", EXAMPLE, "--continue_seconds", "0.11"), 2, ("0.04 less than",)),
+        (
+            ("--seconds", "2", "--window_seconds", "0.53", "--continue_from", EXAMPLE, "--continue_seconds", "0.51"),
+            2, ("the model makes 0.53 s",),
+        ),
+        (("--prompt", "caf\udce9"), 2, (r"--prompt 'caf\udce9' is no text in UTF-8",)),
+        (("--output", "/proc/self"), 4, ("--output /proc/self cannot be used",)),
         (("--text_embedding", EXAMPLE, "--compare"), 1, ("arcade_meadow.wav",)),
     ]
     for arguments, exit_code, parts in cases:
