@@ -12,6 +12,7 @@ from trainer.atomic import write_whole
 from trainer.errors import StorageError
 from trainer.evaluation import samples
 from trainer.evaluation.generation import write_wav
+from trainer.run.signals import held_back
 
 MP3_BITS_PER_SECOND = 192_000
 # libsndfile goes by a level from 0 (most bits per second) to 1 (fewest), of MPEG-1's 320 to 32 kbit/s (libsndfile 1.2,
@@ -25,18 +26,19 @@ def write_sound(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
     audio  (samples,) or (samples, 2) float32; where a sample exceeds 1, all of it is turned down until none does. FLAC
            and WAV have the same 16-bit values
 
-    Raises StorageError.
+    Ctrl-C acts once the file is whole. Raises StorageError.
     """
     try:
-        match path.suffix:
-            case ".wav":
-                write_wav(path, audio, sample_rate_hz)
-            case ".flac":
-                samples.write_sound(path, audio, sample_rate_hz)
-            case ".mp3":
-                write_whole(path, _mp3(audio / max(float(abs(audio).max(initial=0.0)), 1.0), sample_rate_hz))
-            case other:
-                raise ValueError(f"no sound is written as {other}")
+        with held_back():
+            match path.suffix:
+                case ".wav":
+                    write_wav(path, audio, sample_rate_hz)
+                case ".flac":
+                    samples.write_sound(path, audio, sample_rate_hz)
+                case ".mp3":
+                    write_whole(path, _mp3(audio / max(float(abs(audio).max(initial=0.0)), 1.0), sample_rate_hz))
+                case other:
+                    raise ValueError(f"no sound is written as {other}")
     except (OSError, soundfile.LibsndfileError) as error:
         raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 

@@ -207,12 +207,13 @@ def check_sounds(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--continue_from {flags.continue_from}: there is no such file")
     if flags.continue_seconds is None:
         flags.continue_seconds = CONTINUED_SECONDS
-    if not 0.02 <= flags.continue_seconds <= flags.seconds - 0.02:
+    # Two frames: both lengths are rounded to whole ones, and one must be left to make.
+    if not 0.02 <= flags.continue_seconds <= flags.seconds - 0.04:
         raise ConfigError(
             f"--continue_seconds {flags.continue_seconds:g} cannot be used with --seconds {flags.seconds:g}, which is"
-            " the length of all: it takes 0.02 or more, and less than --seconds"
+            " the length of all: it takes 0.02 or more, and 0.04 less than --seconds at most"
         )
-    if flags.continue_seconds > flags.window_seconds - 0.02:
+    if flags.continue_seconds > flags.window_seconds - 0.04:
         raise ConfigError(
             f"--continue_seconds {flags.continue_seconds:g} cannot be used: the model makes {flags.window_seconds:g} s"
             " at once (--window_seconds), and what it goes on from is part of that. Take less; to go on from a later"
@@ -245,6 +246,11 @@ def prompts_of(flags: argparse.Namespace) -> list[str]:
         if not lines:
             raise DataError(f"--prompts {flags.prompts} is empty: write one prompt a line")
         prompts += lines
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # bytes of the command line that the terminal's encoding does not know
+            raise ConfigError(f"--prompt {prompt!r} is no text in UTF-8: give it in a file, by --prompts") from None
     if not prompts:
         raise ConfigError('nothing to generate: give --prompt "..." (it may be repeated) or --prompts FILE')
     return prompts

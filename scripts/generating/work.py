@@ -16,8 +16,10 @@ from generating.files import write_sound
 from generating.heard_melody import melody_of
 from generating.length import Length, length_of, tell
 from generating.progress import Steps
+from trainer.atomic import check_operations
 from trainer.data.text_states import text_states
-from trainer.errors import MemoryShortError, StorageError
+from trainer.engine.compiled import compiles
+from trainer.errors import ConfigError, MemoryShortError, StorageError
 from trainer.evaluation.continuation import codes_of_beginning
 from trainer.evaluation.decoding import Decoding
 from trainer.evaluation.generation import (
@@ -29,10 +31,11 @@ from trainer.evaluation.generation import (
     device_of,
     load_for_generation,
 )
-from trainer.evaluation.in_batches import in_batches
+from trainer.evaluation.in_batches import bytes_of_sound, in_batches
 from trainer.evaluation.samples import file_name
 from trainer.evaluation.windows import generate_long
 from trainer.model.source import quiet_libraries
+from trainer.plan.host_memory import bytes_of_a_process, host_memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ def make_all(flags: argparse.Namespace, prompts: Sequence[str]) -> None:
     quiet_libraries()
     device = device_of(flags.device)
     output = made_folder(Path(flags.output))
+    if flags.compile and not compiles(device):
+        raise ConfigError("--compile 1 cannot be used on this machine, for the reason above: leave it out")
     models = models_of(flags, output, prompts)
     source = models[-1].source
     length = length_of(flags, source.frame_rate_hz)
@@ -97,7 +102,10 @@ def make(
     folder = made_folder(heard.folder)
     model = load_for_generation(heard.source, device, {"fp32": "no"}.get(flags.precision, flags.precision))
     pace, files = Pace(), []
-    for one, codes_KT in codes_of(model, heard, asked, flags, length, melody_at, pace):
+    most = most_at_once(model, flags, length, device)
+    if most < min(flags.batch_size, len(asked)):
+        print(f"note: this machine's memory has room for {most} sounds at once (--batch_size {most})")
+    for one, codes_KT in codes_of(model, heard, asked, flags, length, melody_at, pace, most=most):
         audio = decode(model.codec, codes_KT)
         path = folder / one.name
         write_sound(path, audio, heard.source.sample_rate_hz)
@@ -117,8 +125,10 @@ def codes_of(
     length: Length,
     melody_at: Callable[[int], Tensor | None] | None,
     pace: Pace,
+    *,
+    most: int,
 ) -> Iterator[tuple[Asked, Tensor]]:
-    """Each sound with its codes (K, frames), as soon as those that are made together with it are made."""
+    """Each sound with its codes (K, frames), as soon as those that are made together with it, `most`, are made."""
     prefix_KT = None
     if flags.continue_from is not None:
         beginning = Path(flags.continue_from)
@@ -139,7 +149,7 @@ def codes_of(
         decoding=Decoding(static_cache=bool(flags.compile), compiled=bool(flags.compile)),
         pace=pace,
     )
-    most, done = flags.batch_size, 0
+    done = 0
     while done < len(asked):
         batch = asked[done : done + most]
         requests = [
@@ -161,10 +171,25 @@ def codes_of(
         done += len(batch)
 
 
+def most_at_once(model: WholeModel, flags: argparse.Namespace, length: Length, device: torch.device) -> int:
+    """How many sounds are begun with at once: --batch_size, or as many as the memory has room for on a CPU.
+
+    A GPU says by itself when its memory does not suffice. On a CPU the system ends the program instead.
+    """
+    if device.type != "cpu":
+        return flags.batch_size
+    parts = (model.language_model, model.text_encoder, model.codec)
+    weights = sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    frames = min(length.frames, length.window_frames)
+    room = bytes_of_a_process(host_memory_bytes(), 1) - weights
+    return max(1, min(flags.batch_size, room // bytes_of_sound(model.language_model, frames, flags.guidance)))
+
+
 def made_folder(folder: Path) -> Path:
-    """The folder, made where it is not there. Raises StorageError."""
+    """The folder, made where it is not there, and found to take files. Raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_operations(folder, whole_files_only=True)
     except OSError as error:
-        raise StorageError(f"--output {folder} cannot be made ({error}): choose another folder") from error
+        raise StorageError(f"--output {folder} cannot be used ({error}): choose another folder") from error
     return folder

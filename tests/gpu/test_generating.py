@@ -26,7 +26,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 SOUNDS, FRAMES = 4, 100
-CLOSE = 0.02  # float32 of products without TF32, through small's layers with peaked attention
+# Gaps of the two likeliest codes in float32, through small's layers with peaked attention, are within 0.007 of those in
+# float64 (a CPU, 2026-11-28). None of these sounds' first 47, 20, 45 and 24 steps has one below 0.05.
+CLOSE = 0.04
 
 
 def test_all_ways_give_the_same_greedy_codes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -12,16 +13,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from generating import work
 from generating.files import write_sound
 
 from scripts import generate as script
 from tests.blown_up import tones
+from tests.runs import launch_here
 from trainer.data.text_states import text_states
-from trainer.errors import EXIT_RESUME
+from trainer.errors import EXIT_RESUME, StorageError
 from trainer.evaluation.continuation import codes_of_beginning
 from trainer.evaluation.generation import Request, Sampling, decode, load_for_generation
+from trainer.evaluation.in_batches import bytes_of_sound
 from trainer.evaluation.windows import generate_long
 from trainer.model.source import open_model
+from trainer.run.signals import interruptible
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "arcade_meadow.wav"
 WINDOWS = ("--seconds", "1.2", "--window_seconds", "0.6", "--stride_seconds", "0.4")
@@ -88,14 +93,43 @@ def test_mp3_of_two_prompts_at_once_has_the_length_and_the_sound_of_the_wav(tmp_
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
 def test_a_format_keeps_a_sound(kind: str, tmp_path: Path) -> None:
-    sound = np.stack([tones(1.0).numpy(), 3 * tones(1.0, (440.0, 220.0)).numpy()], axis=1)[:32_000]
+    sound = np.stack([tones(1.0).numpy(), 5 * tones(1.0, (440.0, 220.0)).numpy()], axis=1)[:32_000]
     for channels in (sound, sound[:, 0]):
         write_sound(tmp_path / f"a.{kind}", channels, 32_000)
         read, rate = soundfile.read(tmp_path / f"a.{kind}")
         expected = channels / max(1.0, abs(channels).max())  # turned down as a whole
         assert rate == 32_000 and read.shape == channels.shape
         loudest = abs(expected).max()
-        assert abs(read - expected)[1000:-1000].max() < (0.05 * loudest if kind == "mp3" else 2**-15)
+        assert abs(read - expected)[1000:-1000].max() < (0.05 * loudest if kind == "mp3" else 1.01 * 2**-15)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, most[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written .*choose another --output"):
+            write_sound(tmp_path / f"a.{kind}", tones(1.0).numpy(), 32_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert os.listdir(tmp_path) == [] and "Exception ignored" not in capsys.readouterr().err
+
+
+def test_on_a_cpu_no_more_sounds_are_made_at_once_than_its_memory_has_room_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine in whose 80 % are the model's weights and the keys and values of two sounds and a half."""
+    model = load_for_generation(open_model("debug"), torch.device("cpu"))
+    parts = (model.language_model, model.text_encoder, model.codec)
+    weights = sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    memory = int((weights + 2.5 * bytes_of_sound(model.language_model, 15, 3.0)) / 0.8)
+    monkeypatch.setattr(work, "host_memory_bytes", lambda: memory)
+    asked = ("--model", "debug", "--prompt", "rock", "--repeat", "3", "--seconds", "0.3", "--device", "cpu")
+    assert run_script(*asked, "--output", tmp_path) == 0
+    assert "note: this machine's memory has room for 2 sounds at once (--batch_size 2)" in capsys.readouterr().out
+    assert len(os.listdir(tmp_path)) == 3
 
 
 def test_base_and_tuned_stand_beside_each_other(finished_run: Path, tmp_path: Path) -> None:
@@ -113,6 +147,25 @@ def test_base_and_tuned_stand_beside_each_other(finished_run: Path, tmp_path: Pa
     assert len(sounds) == 3
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("slow rock", "base", "tuned", "strength-0.5"))
+
+
+@pytest.mark.full
+def test_a_learned_word_is_compared_with_the_rows_that_it_started_from(tmp_path: Path) -> None:
+    word = ("--tune_text", "1", "--placeholder", "<my-style>", "--lr", "0.5", "--code_views", "1")
+    launch_here(tmp_path, *word, "--max_steps", "2", "--batch_size", "2", "--grad_acc", "1")
+    file = tmp_path / "models" / "text_embedding.safetensors"
+    flags = ("--model", "debug", "--text_embedding", file, "--seconds", "0.3", "--output")
+    prompts = ("--prompt", "a song in <my-style>", "--prompt", "rock")
+    assert run_script(*flags, tmp_path / "both", *prompts, "--compare") == 0
+    assert run_script(*flags, tmp_path / "alone", *prompts) == 0
+    names = ("01_a_song_in_my_style.wav", "02_rock.wav")
+    base, tuned, alone = (
+        [(tmp_path / folder / name).read_bytes() for name in names] for folder in ("both/base", "both/tuned", "alone")
+    )
+    assert tuned == alone and base[0] != tuned[0] and base[1] == tuned[1]  # the word is nowhere in the second
+    assert "<my-style>" in (tmp_path / "both" / "comparison.html").read_text("utf-8").replace("&lt;", "<").replace(
+        "&gt;", ">"
+    )
 
 
 @pytest.mark.full
@@ -141,6 +194,21 @@ def test_ctrl_c_ends_it_at_once_and_leaves_whole_files(tmp_path: Path, capsys: p
     names = os.listdir(tmp_path)
     assert 1 <= len(names) < 40
     assert all(soundfile.info(tmp_path / name).frames == 64_000 for name in names if name.endswith(".wav"))
+
+
+@pytest.mark.parametrize("kind", ["mp3", "wav"])
+def test_ctrl_c_while_a_file_is_written_is_not_lost_and_leaves_it_whole(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """libsndfile's callbacks are the first Python code that runs then, and what they raise reaches nobody."""
+    sound = tones(30.0).numpy()
+    write_sound(tmp_path / f"whole.{kind}", sound, 32_000)
+    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        write_sound(tmp_path / f"a.{kind}", sound, 32_000)
+        time.sleep(5)
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()
+    assert "Exception ignored" not in capsys.readouterr().err
 
 
 @pytest.mark.full
@@ -185,6 +253,13 @@ def test_flags_without_an_effect_and_out_of_range_are_refused(
         (("--compare", "--strength", "1"), 2, ("--strength 1 has no effect with --compare",)),
         (("--compare",), 1, ("nothing says what debug was trained from", "--base")),
         (("--seconds", "60", "--continue_from", EXAMPLE, "--continue_seconds", "31"), 2, ("the model makes 30 s",)),
+        (("--seconds", "0.13", "--continue_from", EXAMPLE, "--continue_seconds", "0.11"), 2, ("0.04 less than",)),
+        (
+            ("--seconds", "2", "--window_seconds", "0.53", "--continue_from", EXAMPLE, "--continue_seconds", "0.51"),
+            2, ("the model makes 0.53 s",),
+        ),
+        (("--prompt", "caf\udce9"), 2, (r"--prompt 'caf\udce9' is no text in UTF-8",)),
+        (("--output", "/proc/self"), 4, ("--output /proc/self cannot be used",)),
         (("--text_embedding", EXAMPLE, "--compare"), 1, ("arcade_meadow.wav",)),
     ]
     for arguments, exit_code, parts in cases:

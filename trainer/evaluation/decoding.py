@@ -65,7 +65,9 @@ def make_codes(
         decode: Callable[[Tensor], Tensor] = _Decoder(model, conditions)
         if decoding.static_cache:
             decode = StaticDecoder(model, conditions, steps - prefix_BKP.shape[-1], compiled=decoding.compiled)
-        draws = Draws(sampling, [one.generator for one in requests], conditions.guided, prefix_BKP.device)
+        # On the device from here on: a list as an index is copied there at each step, which waits for all before it.
+        guided_G = torch.tensor(conditions.guided, dtype=torch.int64).to(prefix_BKP.device)
+        draws = Draws(sampling, [one.generator for one in requests], guided_G)
         inputs_RKN = conditions.unread_RKN
         for step in range(prefix_BKP.shape[-1], steps):
             if should_stop is not None and should_stop():
@@ -75,7 +77,7 @@ def make_codes(
             given_BK = pattern_BKS[..., step]
             next_BK = torch.where(given_BK == TO_BE_MADE, made_BK, given_BK)
             pattern_BKS[..., step] = next_BK
-            inputs_RKN = torch.cat([next_BK, next_BK[list(conditions.guided)]])[..., None]
+            inputs_RKN = torch.cat([next_BK, next_BK.index_select(0, guided_G)])[..., None]
     if draws.broken:
         raise ModelError("the model's logits are NaN or infinite: its weights are not usable")
     return _without_delay(pattern_BKS, frames, model.decoder.config.audio_channels)

@@ -19,13 +19,12 @@ class Draws:
     generator is in the state of the request's (processors and warpers of version 5.23: guidance, temperature, top-k).
     """
 
-    def __init__(
-        self, sampling: Sampling, generators: Sequence[torch.Generator], guided: Sequence[int], device: torch.device
-    ):
-        """guided: the requests whose logits are guided, in the order of their null rows, which follow the first B."""
+    def __init__(self, sampling: Sampling, generators: Sequence[torch.Generator], guided_G: Tensor):
+        """guided_G: int64, on the logits' device: the requests with a null row, in the order of these rows, which
+        follow the first B."""
         self._sampling, self._generators = sampling, generators
-        self._guided = torch.tensor(guided, dtype=torch.int64).to(device)
-        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+        self._guided_G = guided_G
+        self._broken = torch.zeros((), dtype=torch.bool, device=guided_G.device)
 
     @property
     def broken(self) -> bool:
@@ -57,8 +56,8 @@ class Draws:
         logits_BKV, null_GKV = logits_RKV[:requests], logits_RKV[requests:]
         if not len(null_GKV):
             return logits_BKV
-        guided_GKV = null_GKV + (logits_BKV[self._guided] - null_GKV) * self._sampling.guidance
-        return logits_BKV.index_copy(0, self._guided, guided_GKV)
+        guided_GKV = null_GKV + (logits_BKV[self._guided_G] - null_GKV) * self._sampling.guidance
+        return logits_BKV.index_copy(0, self._guided_G, guided_GKV)
 
 
 def drawn(probabilities_BKV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -74,4 +73,6 @@ def drawn(probabilities_BKV: Tensor, generators: Sequence[torch.Generator]) -> T
     q_BKV = torch.empty(probabilities_BKV.shape, pin_memory=on_gpu)
     for q_KV, generator in zip(q_BKV, generators, strict=True):
         q_KV.exponential_(1, generator=generator)
-    return (probabilities_BKV / q_BKV.to(probabilities_BKV.device, non_blocking=True)).argmax(dim=-1)
+    # Pinned memory is not used again before the copy is done (torch's caching host allocator sees to that). Of other
+    # memory nobody says so for other devices than CUDA's: Apple's reads it where it lies, later.
+    return (probabilities_BKV / q_BKV.to(probabilities_BKV.device, non_blocking=on_gpu)).argmax(dim=-1)

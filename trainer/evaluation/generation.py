@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EncodecModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from trainer.atomic import replacing
+from trainer.atomic import write_whole
 from trainer.data.text_states import text_states
 from trainer.errors import ConfigError, ModelError, StorageError
 from trainer.evaluation.conditions import text_tokens
@@ -265,9 +266,11 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate_hz: int) -> None:
     Raises StorageError.
     """
     peak = float(abs(audio).max(initial=0.0))
+    # In memory, because from inside libsndfile an error of the disk reaches nobody.
+    made = io.BytesIO()
     try:
-        with replacing(path) as partial, partial.open("wb") as file:
-            soundfile.write(file, audio / max(peak, 1.0), sample_rate_hz, "PCM_16", format="WAV")
+        soundfile.write(made, audio / max(peak, 1.0), sample_rate_hz, "PCM_16", format="WAV")
+        write_whole(path, made.getvalue())
     except (OSError, soundfile.LibsndfileError) as error:
         raise StorageError(f"{path} cannot be written ({error}): choose another --output") from error
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from trainer.errors import MemoryShortError
+from trainer.evaluation.decoding import largest_delay
 from trainer.evaluation.generation import Request
+from trainer.model.language_model import LanguageModel
+from trainer.spec.shapes import MELODY_PLACES
 
 
 def in_batches(
@@ -54,3 +57,15 @@ def in_batches(
             torch.cuda.empty_cache()
         on_smaller(most)
     return made
+
+
+def bytes_of_sound(model: LanguageModel, frames: int, guidance: float) -> int:
+    """The memory of the keys and values that a sound of so many frames needs when it ends, a text's left out.
+
+    Of small, guided, in float32: 0.6 GB for 30 s; of large 2.4 GB.
+    """
+    config = model.decoder.config
+    places = frames + largest_delay(model) + (0 if model.audio_enc_to_dec_proj is None else MELODY_PLACES)
+    rows = 2 if guidance > 1 else 1
+    value_bytes = model.decoder.lm_heads[0].weight.element_size()
+    return rows * 2 * config.num_hidden_layers * config.hidden_size * places * value_bytes

@@ -22,6 +22,8 @@ from trainer.model.positions import rows_of
 
 # A compiled step is made for shapes: lengths are rounded up to these, so that few are made.
 PLACES_BLOCK, TEXT_BLOCK = 256, 32
+# Each model, number of sounds and length has one; above torch's own limit of 8, steps would run uncompiled.
+MOST_GRAPHS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class StaticDecoder:
 @functools.cache
 def _compiled_logits() -> Callable[..., Tensor]:
     """One for all models and batches: torch compiles it again for other shapes, and remembers those that it has."""
+    torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     return torch.compile(_logits, mode="reduce-overhead", dynamic=False)
 
 
@@ -140,7 +143,9 @@ def _memory(
             )  # fmt: skip
             if length := read.get_seq_length():
                 room[:, :, :length] = getattr(read.layers[number], held)
-            torch._dynamo.mark_static_address(room)  # else CUDA graphs are left out, because the step writes to it
+            # Else CUDA graphs are left out, because the step writes to it. With a guard, the next batch's memory, which
+            # lies elsewhere, would be compiled anew; so it is only recorded anew.
+            torch._dynamo.mark_static_address(room, guard=False)
             all_of_a_kind.append(room)
         if text_RSD is not None:
             text_keys.append(_heads(layer.encoder_attn, layer.encoder_attn.k_proj(text_RSD)))

@@ -100,6 +100,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Requests that come inside the block act at its end. In the main thread only.
+
+    For C code that calls Python back, as libsndfile does where it writes to a Python file: what a handler raises there
+    is printed and lost, and with it the bytes that were to be written.
+    """
+    came: list[int] = []
+    previous = {number: signal.signal(number, lambda which, frame: came.append(which)) for number in _heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def time_limit(minutes: float | None, *, since: float) -> Iterator[None]:
     """Inside the block SIGALRM comes when `minutes` have passed since time.monotonic() was `since`; None for never.
 
