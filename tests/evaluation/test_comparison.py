@@ -94,6 +94,8 @@ def test_no_resample_has_one_clip_alone_and_too_few_clips_are_refused() -> None:
     three, four = np.eye(3), np.eye(4)[:, :3]
     with pytest.raises(ValueError, match="3 embeddings of the base and 4"):
         compare_distances(four, three, four, paired=False, seed=0)
+    with pytest.raises(ValueError, match="half of the pairs of reference embeddings are equal"):
+        compare_distances(np.ones((4, 3)), four, four, paired=True, seed=0)
 
 
 def test_zero_in_the_interval_is_no_verdict() -> None:

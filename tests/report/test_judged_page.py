@@ -181,7 +181,8 @@ def test_hostile_texts_in_the_files_are_shown_as_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=3, sounds=False)
     judged, measured = recall(), score()
     judged["remarks"] = HOSTILE
-    judged["nearest"] = [judged["nearest"][0] | {"prompt": text, "clip": text} for text in HOSTILE]
+    found = judged["memorisation"]
+    found["nearest"] = [found["nearest"][0] | {"prompt": text, "clip": text} for text in HOSTILE]
     judged["played_back"] = [judged["played_back"][0] | {"clip": text} for text in HOSTILE]
     measured["not_run"] = HOSTILE
     page = page_of(add_judgement(run, recall=judged, score=measured))

@@ -44,7 +44,8 @@ def compare_distances(
     seed    of the resamples
 
     The kernel's bandwidth is the reference's, the same for both and in all resamples. Raises ValueError for fewer than
-    LEAST_CLIPS rows, or other numbers of base and tuned: a Fréchet distance grows as embeddings get fewer.
+    LEAST_CLIPS rows, for a reference that has no bandwidth, and for other numbers of base and tuned: a Fréchet distance
+    grows as embeddings get fewer.
 
     It grows the more, the more a model's sounds vary, so that of few clips a model that always plays nearly the same is
     nearer than one that varies as the music does. No resample of these clips shows that whole error. KAD, which is
@@ -52,11 +53,13 @@ def compare_distances(
     """
     if len(base_MD) != len(tuned_MD):
         raise ValueError(f"{len(base_MD)} embeddings of the base and {len(tuned_MD)} of the tuned model")
+    bandwidth = median_distance(reference_ND)
+    if bandwidth == 0:
+        raise ValueError("half of the pairs of reference embeddings are equal, so that they have no distance")
     draws = np.random.default_rng(seed)
     of_reference = resamples(draws, len(reference_ND))
     of_base = resamples(draws, len(base_MD))
     of_tuned = of_base if paired else resamples(draws, len(tuned_MD))
-    bandwidth = median_distance(reference_ND)
     reference = Weighted(rows_ND=reference_ND, weights_RN=of_reference)
     sets = [Weighted(rows_ND=base_MD, weights_RN=of_base), Weighted(rows_ND=tuned_MD, weights_RN=of_tuned)]
     exact = kernel_audio_distances(
