@@ -126,6 +126,9 @@ def judge(run: Path, flags: argparse.Namespace) -> dict[str, Any]:
 
     quiet_libraries()
     config, device = config_of_run(run, "RUN"), device_of(flags.device)
+    given = None
+    if flags.base_sounds is not None:
+        given = given_sounds(Path(flags.base_sounds), Path(flags.tuned_sounds), flags.seconds)
     clap, not_run = clap_or_reason(flags.clap or CLAP, device)  # first, since it says at once what is not there
     base, tuned = base_and_tuned(str(run), flags.base)
     # The data know no word of --tune_text, which `base` has.
@@ -133,10 +136,7 @@ def judge(run: Path, flags: argparse.Namespace) -> dict[str, Any]:
     examples, clips, remarks = reference_of(run, config, start, device, flags.reference)
     not_run += remarks
     frames = round(flags.seconds * base.frame_rate_hz)
-    if flags.base_sounds is not None:
-        sounds = given_sounds(Path(flags.base_sounds), Path(flags.tuned_sounds), flags.seconds)
-    else:
-        sounds = made_sounds(run, base, tuned, examples, clips, device, frames, flags)
+    sounds = given or made_sounds(run, base, tuned, examples, clips, device, frames, flags)
     ears = Ears(
         codec=load_codec(base).to(device), sample_rate_hz=base.sample_rate_hz, channels=base.channels, clap=clap,
         not_run=not_run,

@@ -127,6 +127,7 @@ def test_music_is_better_than_noise_and_the_same_sounds_are_equal(here: Path) ->
         assert one["difference"] == [0, 0, 0] and one["verdict"] is None
 
 
+@pytest.mark.full
 def test_a_sound_that_is_shorter_than_a_frame_is_refused_and_named(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
