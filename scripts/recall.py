@@ -11,7 +11,8 @@ Three things are measured, and written to RUN/recall.json and RUN/report.html (d
   and how many to 80 % or more. Clips that were not trained on, those that validated in the run, are the control.
 - Captions are played as a listener would hear them, and the training clip is searched that comes nearest.
 
-Before the training means: the model that --model_id named, with --stereo 1 made stereo.
+Before the training means: what the run started from, the model of --model_id or the weights of --init_from, with
+--stereo 1 made stereo, and with --tune_text 1 with the new word as it was before it was learned.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
         flags = read_flags(argv)
         run = Path(flags.run)
         read_config(run, "--run")  # a wrong folder is told at once: what follows takes seconds to import
-        findings = measure(run, settings_of(flags), wav=flags.wav, device_name=flags.device, held_out=flags.held_out)
+        findings = measure(
+            run, settings_of(flags), wav=flags.wav, device_name=flags.device, held_out=flags.held_out,
+            base_name=flags.base,
+        )  # fmt: skip
         write(run, findings)
         print(in_words(findings), end="\n\n")
         remake_report(run)
@@ -79,6 +83,10 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of which clips are drawn, and of the sampling")
     parser.add_argument(
         "--wav", metavar="FOLDER", type=expanded, help="write each clip's own codes and the generated ones as sound"
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", type=expanded,
+        help="what the run started from, where that is no longer where the run found it: a folder or a hub id",
     )
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     return parser.parse_args(argv)
@@ -109,22 +117,24 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     )
 
 
-def measure(run: Path, settings: Settings, *, wav: str | None, device_name: str, held_out: str | None) -> Findings:
+def measure(
+    run: Path, settings: Settings, *, wav: str | None, device_name: str, held_out: str | None, base_name: str | None
+) -> Findings:
     """What the run's model knows by heart. Raises TrainerErrors."""
     from trainer.evaluation import recall
     from trainer.evaluation.generation import device_of
-    from trainer.exports.saved_models import open_saved
     from trainer.model.source import quiet_libraries
     from trainer.spec.melody_generation import check_melody_generation
-    from trainer.wiring.finished_run import base_of_run, config_of_run, data_of_run
+    from trainer.wiring.finished_run import base_and_tuned, config_of_run, data_of_run, start_of
 
     quiet_libraries()
     config = config_of_run(run)
     device = device_of(device_name)
-    base, trained = base_of_run(config), open_saved(str(run))
+    base, trained = base_and_tuned(str(run), base_name)
     if trained.melody:
         check_melody_generation(f"--run {run}, a run of the melody model {config.model_id},")
-    data = data_of_run(run, config, base, device, held_out=None if held_out is None else Path(held_out))
+    start = start_of(run, config, base_name)  # the data know no word of --tune_text, which `base` has
+    data = data_of_run(run, config, start, device, held_out=None if held_out is None else Path(held_out))
     return recall.measure(data, base, trained, device, settings, wav=None if wav is None else Path(wav))
 
 
@@ -198,7 +208,10 @@ def meaning(rows: Sequence[Row]) -> str:
     held_out = [row for row in after if row.group != "training"]
     known = max((row for row in after if row.group == "training"), key=_by_heart)
     control = next((row for row in held_out if row.prompt_seconds == known.prompt_seconds), None)
-    by_heart = "By heart:" if known.first_codebook.partial else "Nothing is known by heart: even"
+    share, share_of_control = (0.0 if row is None else row.first_codebook.partial for row in (known, control))
+    by_heart = "By heart:" if share else "Nothing is known by heart: even"
+    if share_of_control >= share / 2 > 0:
+        by_heart = "No verdict:"
     given = f"after {known.prompt_seconds:g} s of a clip" if known.prompt_seconds else "from captions alone"
     said = (
         f"{by_heart} {given} the trained model continues {_count(known)} clips that it was trained"
@@ -225,13 +238,16 @@ def near(findings: Findings) -> str:
             f"{one.clip_seconds:>5.1f} s{one.first_codebook:>8.1%}{one.equal:>8.1%}{one.chance:>8.1%}"
         )
     after = [one for one in findings.nearest if one.model == "after"]
-    copies = sum(one.first_codebook >= MUCH for one in after)
-    lines.append(f"{copies} of {len(after)} outputs after the training repeat half of a clip's first codebook or more")
+    copies = sum(one.first_codebook >= MUCH > one.first_codebook_chance for one in after)
+    lines.append(
+        f"{copies} of {len(after)} outputs after the training repeat half of a clip's first codebook or more, which"
+        " played backwards they do not"
+    )
     return "\n".join(lines)
 
 
 def _by_heart(row: Row) -> tuple[float, float]:
-    return row.first_codebook.partial, row.first_codebook.equal
+    return row.first_codebook.partial * row.clips, row.first_codebook.equal
 
 
 def _count(row: Row) -> str:

@@ -86,6 +86,10 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         "--clap", metavar="MODEL", type=expanded, default=None,
         help="a CLAP model, by hub id or folder; none leaves it out; default: laion/clap-htsat-unfused, where it is",
     )  # fmt: skip
+    parser.add_argument(
+        "--base", metavar="MODEL", type=expanded,
+        help="what the run started from, where that is no longer where the run found it: a folder or a hub id",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     flags = parser.parse_args(argv)
     _check(flags)
@@ -119,55 +123,63 @@ def judge(run: Path, flags: argparse.Namespace) -> dict[str, Any]:
     from trainer.evaluation.embeddings import CLAP
     from trainer.evaluation.generation import device_of
     from trainer.evaluation.score import Ears, clap_or_reason, score
-    from trainer.exports.saved_models import open_saved
     from trainer.model.source import load_codec, quiet_libraries
     from trainer.run.output_dir import OutputDir
-    from trainer.wiring.finished_run import base_of_run, config_of_run
+    from trainer.wiring.finished_run import base_and_tuned, config_of_run, start_of
 
     quiet_libraries()
     config, device = config_of_run(run, "RUN"), device_of(flags.device)
-    clap, not_run = clap_or_reason(flags.clap or CLAP, device)  # first, since it says at once what is not there
-    base = base_of_run(config)
-    examples = reference_of(run, config, base, device, flags.reference)
-    frames = round(flags.seconds * base.frame_rate_hz)
+    given = None
     if flags.base_sounds is not None:
-        sounds = given_sounds(Path(flags.base_sounds), Path(flags.tuned_sounds), flags.seconds)
-    else:
-        sounds = made_sounds(run, base, open_saved(str(run)), examples, device, frames, flags)
+        given = given_sounds(Path(flags.base_sounds), Path(flags.tuned_sounds), flags.seconds)
+    clap, not_run = clap_or_reason(flags.clap or CLAP, device)  # first, since it says at once what is not there
+    base, tuned = base_and_tuned(str(run), flags.base)
+    # The data know no word of --tune_text, which `base` has.
+    start = start_of(run, config, flags.base)
+    examples, clips, remarks = reference_of(run, config, start, device, flags.reference)
+    not_run += remarks
+    frames = round(flags.seconds * base.frame_rate_hz)
+    sounds = given or made_sounds(run, base, tuned, examples, clips, device, frames, flags)
     ears = Ears(
         codec=load_codec(base).to(device), sample_rate_hz=base.sample_rate_hz, channels=base.channels, clap=clap,
         not_run=not_run,
     )  # fmt: skip
-    found = score(ears, examples, sounds, seconds=flags.seconds, frames=frames, seed=flags.seed)
+    found = score(ears, examples, clips, sounds, seconds=flags.seconds, frames=frames, seed=flags.seed)
     return found | {"exported_step": OutputDir(root=run).exported_step()}
 
 
 def reference_of(
     run: Path, config: Config, base: Source, device: torch.device, folder: str | None
-) -> Examples:
-    """The clips that were held out, or those of a folder, which is encoded into the run's cache.
+) -> tuple[Examples, list[int], list[str]]:
+    """The clips that were held out, or those of a folder, which is encoded into the run's cache; which of them, by
+    index, are not trained on too; and what is to be said of the others.
 
     Raises ConfigError where nothing was held out, and TrainerErrors as where sounds cannot be read.
     """
+    from trainer.data.held_out import trained_on_too
     from trainer.flags.config import Config
+    from trainer.spec.dataset_path import is_hub_id
     from trainer.wiring.finished_run import data_of_run
 
-    if folder is None:
-        if config.validation_folder is None and config.validation_share == 0:
-            raise ConfigError(
-                f"RUN {run} held no clips out, and those that it was trained on would praise a model that learned them"
-                " by heart: give sounds with captions by --reference, or train with --validation 0.1"
-            )
-        examples = data_of_run(run, config, base, device).validation
-        assert examples is not None, "a run without held-out clips is refused by data_of_run"
-        return examples
-    other = replace(
-        config,
-        **{name: getattr(Config, name) for name in ("dataset_split", "dataset_config", "dataset_revision")},
-        **{name: getattr(Config, name) for name in ("validation", "validation_split")},
-        dataset_path=folder,
-    )
-    return data_of_run(run, other, base, device).train
+    if folder is None and config.validation_folder is None and config.validation_share == 0:
+        raise ConfigError(
+            f"RUN {run} held no clips out, and those that it was trained on would praise a model that learned them"
+            " by heart: give sounds with captions by --reference, or train with --validation 0.1"
+        )
+    if folder is not None and not is_hub_id(config.dataset_path) and not Path(config.dataset_path).exists():
+        of_dataset = ("dataset_split", "dataset_config", "dataset_revision", "validation", "validation_split")
+        other = replace(config, **{name: getattr(Config, name) for name in of_dataset}, dataset_path=folder)
+        examples: Examples | None = data_of_run(run, other, base, device).train
+        assert examples is not None
+        remark = f"whether held-out clips are trained on too: --dataset {config.dataset_path} is not there"
+        return examples, list(range(len(examples.names))), [remark]
+    data = data_of_run(run, config, base, device, held_out=None if folder is None else Path(folder))
+    examples = data.validation
+    assert examples is not None, "a run without held-out clips is refused by data_of_run"
+    alike = trained_on_too(data.train, examples)
+    names = ", ".join(examples.names[clip] for clip in alike[:3]) + (" ..." if len(alike) > 3 else "")
+    remarks = [f"{len(alike)} of the held-out clips, whose music is trained on ({names})"] if alike else []
+    return examples, sorted(set(range(len(examples.names))).difference(alike)), remarks
 
 
 def given_sounds(base: Path, tuned: Path, seconds: float) -> Sounds:
@@ -191,6 +203,7 @@ def made_sounds(
     base: Source,
     tuned: Source,
     examples: Examples,
+    clips: Sequence[int],
     device: torch.device,
     frames: int,
     flags: argparse.Namespace,
@@ -204,10 +217,10 @@ def made_sounds(
     if tuned.melody:
         check_melody_generation(f"RUN {run}, a run of a melody model,")
     sampling = Sampling(guidance=flags.guidance, top_k=flags.top_k, seed=flags.seed)
-    prompts = prompts_of(examples, flags.count, flags.seed)
+    prompts = prompts_of(examples, clips, flags.count, flags.seed)
     made = {
         name: make_sounds(
-            source, examples, prompts, run / FOLDER / name, device, frames=frames, sampling=sampling
+            source, examples, clips, prompts, run / FOLDER / name, device, frames=frames, sampling=sampling
         )
         for name, source in (("base", base), ("tuned", tuned))
     }

@@ -20,12 +20,12 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['generated']} sounds of each model, of up to {result['seconds']:g} s, against {result['clips']}"
         " held-out clips. Value [95 % interval]; distances: smaller is closer, likeness: larger is better",
-        f"{'':<44}{'base':<26}{'tuned':<26}{'tuned - base':<28}",
+        f"{'':<44}{'base':<26} {'tuned':<26} {'tuned - base'}",
     ]
     for ears, name, row in _rows(result["embeddings"]):
-        figures = "".join(f"{in_words(row[key]):<26}" for key in ("base", "tuned"))
+        figures = "".join(f"{in_words(row[key]):<26} " for key in ("base", "tuned"))
         words = WORDS.get((name, row["verdict"]), UNDECIDED)
-        lines.append(f"{EARS[ears] + ', ' + FIGURES[name]:<44}{figures}{in_words(row['difference'], '+'):<28}{words}")
+        lines.append(f"{EARS[ears] + ', ' + FIGURES[name]:<44}{figures}{in_words(row['difference'], '+'):<28} {words}")
     if result["few"]:
         lines.append(
             f"warning: {min(result['clips'], result['generated'])} clips are few. Under 50, intervals are wide, and"

@@ -66,9 +66,24 @@ def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:
     assert (value - low) / half == pytest.approx(1, abs=0.18) and (high - value) / half == pytest.approx(1, abs=0.18)
 
 
-def test_an_interval_is_around_its_value_whatever_resampling_adds() -> None:
+def test_an_interval_is_around_its_value_and_reaches_to_the_value_less_its_bias() -> None:
     value, low, high = interval(1.0, np.array([3.0, 4.0, 5.0]))
-    assert low < value < high and low + high == pytest.approx(2)
+    # Of 3, 4 and 5 the middle 95 % are 3.05 to 4.95, 0.95 to each side; they are 3 above the value.
+    assert (value, low, high) == pytest.approx((1.0, 1 - 0.95 - 3, 1 + 0.95))
+    assert interval(7.0, np.array([3.0, 4.0, 5.0])) == pytest.approx([7.0, 7 - 0.95, 7 + 0.95 + 3])
+
+
+def test_of_few_clips_a_model_that_varies_too_little_is_not_called_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuned model's sounds are drawn as the music's are, those of the base vary less. In 256 values, by the plain
+    Fréchet distance, the base would be nearer in each of these cases."""
+    monkeypatch.setattr(comparison, "RESAMPLES", 40)
+    for seed, (clips, spread) in enumerate([(20, 0.6), (20, 0.8), (50, 0.6), (50, 0.8)]):
+        draws = np.random.default_rng(seed)
+        music, base, tuned = (scale * draws.standard_normal((clips, 256)) for scale in (1.0, spread, 1.0))
+        found = compare_distances(music, base, tuned, paired=True, seed=seed)
+        assert found["frechet"]["difference"][1] > 0, "the distances themselves say otherwise"
+        assert found["kad"]["difference"][0] < 0 and found["kad"]["verdict"] != "worse"
+        assert found["frechet"]["verdict"] is None
 
 
 def test_no_resample_has_one_clip_alone_and_too_few_clips_are_refused() -> None:
@@ -79,6 +94,8 @@ def test_no_resample_has_one_clip_alone_and_too_few_clips_are_refused() -> None:
     three, four = np.eye(3), np.eye(4)[:, :3]
     with pytest.raises(ValueError, match="3 embeddings of the base and 4"):
         compare_distances(four, three, four, paired=False, seed=0)
+    with pytest.raises(ValueError, match="half of the pairs of reference embeddings are equal"):
+        compare_distances(np.ones((4, 3)), four, four, paired=True, seed=0)
 
 
 def test_zero_in_the_interval_is_no_verdict() -> None:

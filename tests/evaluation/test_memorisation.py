@@ -186,6 +186,9 @@ def test_the_sentence_says_by_heart_where_training_clips_are_continued_and_held_
     assert "Nothing is known by heart" in said(row("training", 5, 8, 0, 0.02), row("held out", 5, 2, 0, 0.02))
     assert "held-out" not in said(known)
     assert "as anybody would guess" in said(known, row("held out", 5, 2, 0.5, 0.8))
+    assert "No verdict: after 1 s" in said(known, row("held out", 1, 2, 0.5, 0.8))
+    # Two clips of two are fewer than six of eight.
+    assert "after 1 s of a clip" in said(known, row("training", 10, 2, 1, 1))
 
 
 @pytest.mark.parametrize(

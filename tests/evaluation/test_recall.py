@@ -1,4 +1,4 @@
-"""What scripts/recall.py says of how like two sounds are."""
+"""What scripts/recall.py says of how like two sounds are, on the console and in its file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.recall import table, write
+from scripts.recall import near, table, write
 from tests.synthetic import HEADER
 from trainer.evaluation.memorisation import Clip, Row, Shares, trained_cells
 from trainer.evaluation.recall import Findings, Near, Recall, equal_codes, snr_db
@@ -64,6 +64,45 @@ def test_melodies_are_heard_as_the_run_heard_them_whatever_auto_comes_to_here(tm
         saver.wait()
         assert with_stems_of_run(tmp_path, auto) == replace(auto, stems=stems)
     assert with_stems_of_run(tmp_path, replace(auto, stems="mix")).stems == "mix"
+
+
+def test_what_is_written_is_what_the_page_shows(tmp_path: Path) -> None:
+    share = Shares(exact=0, partial=0.5, equal=0.75, chance=0.0625)
+    row = Row(group="training", model="after", prompt_seconds=5, clips=2, first_codebook=share, all_codebooks=share)
+    one = Near(
+        model="after", prompt="slow rock", clip="rock.wav", output_seconds=1.5, clip_seconds=12.0, seconds=5.0,
+        first_codebook=0.625, equal=0.5, chance=0.25, first_codebook_chance=0.375,
+    )  # fmt: skip
+    played = Recall(
+        clip="a.wav", caption="", codes=100, before=1, after=90, snr_before_db=-3.04, snr_after_db=None
+    )
+    findings = Findings(
+        played_back=(played,), rows=(row,), nearest=(one,), continued_seconds=5, searched_clips=7, training_clips=9,
+        remarks=("said besides",),
+    )  # fmt: skip
+    write(tmp_path, findings)
+    found = memorisation_of(json.loads((tmp_path / "recall.json").read_text()))
+    assert found is not None and found.remarks == ["said besides"] and found.played_share("after") == 0.9
+    line = found.line("training", "after")
+    assert line is not None and line.shares[5]["first_codebook"].chance == 0.0625
+    assert (found.searched, found.training_clips) == (7, 9)
+    [shown] = found.nearest
+    expected = asdict(one)
+    assert shown == {name: expected[name] for name in shown} and len(shown) == len(expected) - 1  # without seconds
+
+
+def test_an_output_that_is_as_near_backwards_repeats_no_clip() -> None:
+    def said(forwards: float, backwards: float) -> str:
+        one = Near(
+            model="after", prompt="", clip="a.wav", output_seconds=0, clip_seconds=0, seconds=5, equal=0, chance=0,
+            first_codebook=forwards, first_codebook_chance=backwards,
+        )  # fmt: skip
+        return near(Findings(
+            played_back=(), rows=(), nearest=(one,), continued_seconds=5, searched_clips=1, training_clips=1, remarks=()
+        ))  # fmt: skip
+
+    assert "1 of 1 outputs" in said(0.5, 0.1) and "0 of 1 outputs" in said(0.49, 0.1)
+    assert "0 of 1 outputs" in said(0.9, 0.9)  # silence, say
 
 
 def test_the_table_counts_the_clips_that_cannot_be_told_from_the_true_ones() -> None:

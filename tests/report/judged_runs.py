@@ -35,13 +35,13 @@ def recall() -> dict[str, Any]:
     ]  # fmt: skip
     nearest = [
         {"prompt": prompt, "clip": "rock/slow.wav", "output_seconds": 1.5, "clip_seconds": 12.0, "seconds": 5.0,
-         "first_codebook": 1.4 * equal, "equal": equal, "chance": 0.02, "model": model}
+         "equal": equal, "first_codebook": equal + 0.125, "first_codebook_chance": 0.03, "chance": 0.02, "model": model}
         for model, equal in (("before", 0.05), ("after", 0.625)) for prompt in ("slow rock", "fast metal")
     ]  # fmt: skip
     return {
         "format": "musicgen-trainer recall", "version": 2, "played_back": played,
         "memorisation": {
-            "continued_seconds": 5.0, "rows": rows, "nearest": nearest, "searched_clips": 10, "training_clips": 10,
+            "continued_seconds": 5.0, "rows": rows, "nearest": nearest, "searched_clips": 10, "training_clips": 40,
         },
         "remarks": [],
     }  # fmt: skip

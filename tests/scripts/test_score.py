@@ -11,15 +11,16 @@ from typing import Any
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from scripts.score import main
-from tests.runs import few_clips
+from tests.runs import EXAMPLES, few_clips
 from tests.small_clap import write_small_clap
-from trainer.evaluation.generation import decode
+from trainer.errors import DataError
+from trainer.evaluation.embeddings import sound_of_file
 from trainer.evaluation.samples import write_sound
-from trainer.model.source import load_codec
-from trainer.wiring.finished_run import base_of_run, config_of_run, data_of_run
+from trainer.model.source import load_codec, open_model
 
 OTHERS = ("metal_chaosland", "metal_war_of_freedom", "rock_feelings_guitar", "arcade_meadow")
 SECONDS = 1.0
@@ -27,10 +28,13 @@ SECONDS = 1.0
 
 @pytest.fixture(scope="module")
 def folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a finished run with its clips and cache, and other/, clips that it was not trained on."""
+    """A copy of a finished run with its clips and cache, and other/, 2 s of each of four clips that it was not trained
+    on."""
     copy = tmp_path_factory.mktemp("scored") / "run"
     shutil.copytree(finished_run.parent, copy)
-    few_clips(copy / "other", OTHERS)
+    for path in few_clips(copy / "other", OTHERS).glob("*.wav"):
+        sound, rate_hz = soundfile.read(path, dtype="int16")
+        soundfile.write(path, sound[: 2 * rate_hz], rate_hz)
     return copy
 
 
@@ -76,30 +80,63 @@ def test_a_run_is_scored_and_a_second_call_says_the_same_and_makes_only_what_is_
     assert set(stamps()) == set(made) and lost.read_bytes() != sound
 
 
-def test_sounds_of_the_clips_themselves_are_better_than_noise_and_the_same_sounds_are_equal(here: Path) -> None:
-    config = config_of_run(Path("models"))
-    source = base_of_run(config)
-    data = data_of_run(Path("models"), config, source, torch.device("cpu"))
+def test_what_was_trained_on_is_no_reference_under_any_name(here: Path) -> None:
+    """other/ and a renamed training clip beside it: three short sounds are generated, and judged against four clips."""
+    shutil.copytree("other", "mixed", dirs_exist_ok=True)
+    for suffix in (".wav", ".txt"):
+        shutil.copy(f"data/metal_madness{suffix}", f"mixed/renamed{suffix}")
+    found = score("--reference", "mixed", "--count", "3", "--clap", "none")
+    assert (found["clips"], found["generated"]) == (4, 3)
+    assert found["not_run"][1] == "1 of the held-out clips, whose music is trained on (renamed.wav)"
+    assert not [path for path in stamps() if "aggressive" in path]  # its caption is no prompt
+
+
+@pytest.mark.full
+def test_without_the_dataset_it_is_said_that_nobody_knows_what_was_trained_on(here: Path) -> None:
+    Path("data").rename("away")
+    try:
+        found = score("--reference", "other", "--count", "3", "--clap", "none")
+    finally:
+        Path("away").rename("data")
+    assert found["clips"] == 4
+    assert found["not_run"][1].startswith("whether held-out clips are trained on too: --dataset")
+
+
+@pytest.mark.full
+def test_music_is_better_than_noise_and_the_same_sounds_are_equal(here: Path) -> None:
+    """Other seconds of the held-out clips, as the codec makes them of its codes, and noise as loud."""
+    source = open_model("debug")
     codec, draws = load_codec(source), np.random.default_rng(0)
-    for clip in range(data.clips):
-        for start in (0, 2, 4):
-            codes_KT = torch.from_numpy(data.train.codes.crop(clip, 0, start, 50).astype("int64"))
-            sound = decode(codec, codes_KT)
-            name = f"{clip}_{start}.flac"
+    for name in OTHERS:
+        for start in (1, 3):
+            sound = sound_of_file(EXAMPLES / f"{name}.wav", source.sample_rate_hz, 1, start + 1.0)[-32_000:]
             Path("played").mkdir(exist_ok=True)
             Path("noise").mkdir(exist_ok=True)
-            write_sound(Path("played") / name, sound, source.sample_rate_hz)
+            sound = codec(torch.from_numpy(sound)[None, None]).audio_values[0, 0].detach().numpy()
+            write_sound(Path("played") / f"{name}_{start}.flac", sound, source.sample_rate_hz)
             loud = np.float32(10 * np.abs(sound).max()) * draws.standard_normal(len(sound)).astype(np.float32)
-            write_sound(Path("noise") / name, loud, source.sample_rate_hz)
-    sounds = ("--reference", "data", "--clap", "none")
+            write_sound(Path("noise") / f"{name}_{start}.flac", loud, source.sample_rate_hz)
+    sounds = ("--reference", "other", "--clap", "none")
     found = score(*sounds, "--base_sounds", "noise", "--tuned_sounds", "played")
-    assert found["not_run"] == ["clap: left out by --clap none"] and found["generated"] == 9
+    assert found["not_run"] == ["clap: left out by --clap none"] and found["generated"] == 8
     distances = found["embeddings"]["encodec"]["distances"]
     assert distances["frechet"]["verdict"] == "better" and distances["kad"]["verdict"] != "worse"
-    assert distances["kad"]["difference"][0] < 0  # of three clips, its interval may hold zero
+    assert distances["kad"]["difference"][0] < 0  # of four clips, its interval may hold zero
     equal = score(*sounds, "--base_sounds", "played", "--tuned_sounds", "played")
     for one in equal["embeddings"]["encodec"]["distances"].values():
         assert one["difference"] == [0, 0, 0] and one["verdict"] is None
+
+
+@pytest.mark.full
+def test_a_sound_that_is_shorter_than_a_frame_is_refused_and_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("short").mkdir()
+    for number in range(3):
+        write_sound(Path("short") / f"{number}.flac", np.full(639, 0.1, np.float32), 32_000)
+    flags = ("--clap", "none", "--base_sounds", "short", "--tuned_sounds", "short")
+    score("--reference", "other", *flags, expect=DataError.exit_code)
+    assert "short/0.flac cannot be judged: its 639 samples" in capsys.readouterr().err
 
 
 @pytest.mark.full

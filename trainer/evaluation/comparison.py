@@ -27,7 +27,7 @@ Verdict = Literal["better", "worse"]
 
 class Compared(TypedDict):
     """A figure of both models and its change, each [value, low, high] with a 95 % interval; the verdict is None where
-    the interval of the change holds zero."""
+    the interval of the change holds zero, and of a Fréchet distance also where KAD's change has the other sign."""
 
     base: list[float]
     tuned: list[float]
@@ -44,15 +44,22 @@ def compare_distances(
     seed    of the resamples
 
     The kernel's bandwidth is the reference's, the same for both and in all resamples. Raises ValueError for fewer than
-    LEAST_CLIPS rows, or other numbers of base and tuned: a Fréchet distance grows as embeddings get fewer.
+    LEAST_CLIPS rows, for a reference that has no bandwidth, and for other numbers of base and tuned: a Fréchet distance
+    grows as embeddings get fewer.
+
+    It grows the more, the more a model's sounds vary, so that of few clips a model that always plays nearly the same is
+    nearer than one that varies as the music does. No resample of these clips shows that whole error. KAD, which is
+    unbiased, does not have it: where the two differ in sign, the Fréchet distance gets no verdict.
     """
     if len(base_MD) != len(tuned_MD):
         raise ValueError(f"{len(base_MD)} embeddings of the base and {len(tuned_MD)} of the tuned model")
+    bandwidth = median_distance(reference_ND)
+    if bandwidth == 0:
+        raise ValueError("half of the pairs of reference embeddings are equal, so that they have no distance")
     draws = np.random.default_rng(seed)
     of_reference = resamples(draws, len(reference_ND))
     of_base = resamples(draws, len(base_MD))
     of_tuned = of_base if paired else resamples(draws, len(tuned_MD))
-    bandwidth = median_distance(reference_ND)
     reference = Weighted(rows_ND=reference_ND, weights_RN=of_reference)
     sets = [Weighted(rows_ND=base_MD, weights_RN=of_base), Weighted(rows_ND=tuned_MD, weights_RN=of_tuned)]
     exact = kernel_audio_distances(
@@ -61,7 +68,10 @@ def compare_distances(
     kad = compared(exact[:, 0], kernel_audio_distances(sets, reference, bandwidth), smaller_is_better=True)
     plain = gaussian_of(reference_ND)
     values = np.array([frechet_distance(gaussian_of(rows_ND), plain) for rows_ND in (base_MD, tuned_MD)])
-    return {"kad": kad, "frechet": compared(values, _frechet_resampled(sets, reference), smaller_is_better=True)}
+    frechet = compared(values, _frechet_resampled(sets, reference), smaller_is_better=True)
+    if frechet["difference"][0] * kad["difference"][0] < 0:
+        frechet["verdict"] = None
+    return {"kad": kad, "frechet": frechet}
 
 
 def compare_means(base_M: np.ndarray, tuned_M: np.ndarray, *, seed: int) -> Compared:
@@ -91,13 +101,16 @@ def compared(values: np.ndarray, resampled: np.ndarray, *, smaller_is_better: bo
 
 
 def interval(value: float, resampled: np.ndarray) -> list[float]:
-    """[value, low, high]: the middle 95 % of the resamples, moved so that their mean is the value.
+    """[value, low, high]: the middle 95 % of the resamples, moved so that their mean is the value, and widened to the
+    same around the value less its bias.
 
     A resample has fewer different clips than there are, by which Fréchet distances grow: without being moved their
-    interval may lie beside the value.
+    interval may lie beside the value. By as much as the resamples are above the value on average, the value is above
+    that of very many clips, to the first order. KAD's resamples are as large as its value, so that it is not widened.
     """
-    low, high = np.quantile(resampled, (LOW, HIGH)) - resampled.mean()
-    return [value, value + float(low), value + float(high)]
+    low, high = (float(edge) for edge in np.quantile(resampled, (LOW, HIGH)) - resampled.mean())
+    bias = float(resampled.mean()) - value
+    return [value, value + low - max(bias, 0.0), value + high - min(bias, 0.0)]
 
 
 def resamples(draws: np.random.Generator, rows: int) -> np.ndarray:

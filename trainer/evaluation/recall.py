@@ -7,7 +7,6 @@ does (trainer/evaluation/memorisation.py); and how near does what a listener wou
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from transformers import EncodecModel
 
 from trainer.data.batches import Examples
 from trainer.data.dataset import Dataset
+from trainer.data.held_out import trained_on_too
 from trainer.errors import DataError
 from trainer.evaluation.generation import Sampling, decode, write_wav
 from trainer.evaluation.memorisation import (
@@ -93,8 +93,8 @@ class Near:
     seconds         of the place
     first_codebook  share of equal codes there, in [0, 1], in the first codebook of each channel, by which is searched
     equal           the same of all codebooks
-    chance          `equal` of the nearest place to the same output played backwards, whose codes are the same and which
-                    is no copy
+    chance, first_codebook_chance  `equal` and `first_codebook` of the nearest place to the same output played
+                    backwards, whose codes are the same and which is no copy
     """
 
     model: str
@@ -106,6 +106,7 @@ class Near:
     first_codebook: float
     equal: float
     chance: float
+    first_codebook_chance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,7 @@ def held_out_clips(data: Dataset, settings: Settings) -> tuple[list[Clip], list[
     whose codes are those of a training clip, under another name, is no control, and left out."""
     others, remarks, drawn = data.validation, [], []
     if others is not None:
-        trained_on = {_digest(data.train, clip) for clip in range(data.clips)}
-        alike = [clip for clip in range(len(others.names)) if _digest(others, clip) in trained_on]
+        alike = trained_on_too(data.train, others)
         drawn = [clip_of(others, clip) for clip in chosen(others, settings.clips, settings.seed, alike)]
         if alike:
             names = ", ".join(others.names[clip] for clip in alike[:3]) + (" ..." if len(alike) > 3 else "")
@@ -193,11 +193,6 @@ def held_out_clips(data: Dataset, settings: Settings) -> tuple[list[Clip], list[
             " and what anybody would guess look alike"
         )
     return drawn, remarks
-
-
-def _digest(examples: Examples, clip: int) -> bytes:
-    codes = examples.codes.crop(clip, 0, 0, int(examples.codes.frames[clip, 0]))
-    return hashlib.blake2b(codes.tobytes(), digest_size=16).digest()
 
 
 def sampled(asked: Prompted, clips: Sequence[Clip], frames: int, seed: int) -> list[Tensor]:
@@ -239,7 +234,7 @@ def nearest_clips(
                     model=model, prompt=clip.caption, clip=examples.names[searched[match.clip]],
                     output_seconds=match.output_frame / frame_rate_hz, clip_seconds=match.clip_frame / frame_rate_hz,
                     seconds=match.frames / frame_rate_hz, first_codebook=match.first_codebook, equal=match.equal,
-                    chance=backwards.equal,
+                    chance=backwards.equal, first_codebook_chance=backwards.first_codebook,
                 )
             )  # fmt: skip
     return rows

@@ -86,41 +86,44 @@ def clap_or_reason(name: str, device: torch.device) -> tuple[Clap | None, list[s
 
 
 def score(
-    ears: Ears, examples: Examples, sounds: Sounds, *, seconds: float, frames: int, seed: int
+    ears: Ears, examples: Examples, clips: Sequence[int], sounds: Sounds, *, seconds: float, frames: int, seed: int
 ) -> dict[str, Any]:
     """What score.json holds, see docs/score.md.
 
-    examples  the held-out clips, of each of which the first `frames` are heard
-    seed      of the resamples
+    clips   those of the examples that were held out, by index, of each of which the first `frames` are heard
+    seed    of the resamples
 
-    Raises DataError for too few clips or sounds, and for a sound that cannot be read.
+    Raises DataError for too few clips or sounds, for clips that are all alike, and for a sound that cannot be read.
     """
-    clips, made = len(examples.captions), len(sounds.base)
-    if min(clips, made) < LEAST_CLIPS:
+    count, made = len(clips), len(sounds.base)
+    if min(count, made) < LEAST_CLIPS:
         raise DataError(
-            f"{clips} held-out clips and {made} sounds of each model cannot be judged: at least {LEAST_CLIPS} of each"
+            f"{count} held-out clips and {made} sounds of each model cannot be judged: at least {LEAST_CLIPS} of each"
             " are needed, and 50 to say much. Give a folder of other clips by --reference, or hold out more"
         )
-    reference = ears.embeddings(_with_bar(_held_out(ears, examples, frames), clips, "hearing held-out clips"))
+    reference = ears.embeddings(_with_bar(_held_out(ears, examples, clips, frames), count, "hearing held-out clips"))
     base, tuned = (
         ears.embeddings(_with_bar(_read(ears, paths, sounds.seconds), made, f"hearing {whose}"))
         for whose, paths in (("the base model", sounds.base), ("the tuned model", sounds.tuned))
     )
-    found: dict[str, dict[str, Any]] = {
-        name: {
-            "distances": compare_distances(
-                reference[name], base[name], tuned[name], paired=sounds.paired, seed=seed
-            )
+    try:
+        found: dict[str, dict[str, Any]] = {
+            name: {
+                "distances": compare_distances(
+                    reference[name], base[name], tuned[name], paired=sounds.paired, seed=seed
+                )
+            }
+            for name in reference
         }
-        for name in reference
-    }
+    except ValueError as error:
+        raise DataError(f"the held-out clips cannot be compared with ({error}): give clips that differ") from error
     not_run = list(ears.not_run)
     if ears.clap is not None:
         text, why_not = _text_score(ears.clap, sounds.captions, base["clap"], tuned["clap"], seed)
         found["clap"] |= {"model": ears.clap.name} | ({} if text is None else {"text": text})
         not_run += why_not
     return {
-        "format": FORMAT, "version": VERSION, "clips": clips, "generated": made, "few": min(clips, made) < FEW,
+        "format": FORMAT, "version": VERSION, "clips": count, "generated": made, "few": min(count, made) < FEW,
         "seconds": seconds, "embeddings": found, "not_run": not_run,
     }  # fmt: skip
 
@@ -130,9 +133,9 @@ def seconds_of_prompts(examples: Examples, prompts: Sequence[Prompt], frames: in
     return [min(frames, int(examples.codes.frames[prompt.clip, 0])) / rate_hz for prompt in prompts]
 
 
-def _held_out(ears: Ears, examples: Examples, frames: int) -> Iterator[np.ndarray]:
+def _held_out(ears: Ears, examples: Examples, clips: Sequence[int], frames: int) -> Iterator[np.ndarray]:
     """The beginning of each clip, as the codec makes it of its codes, and as loud as it is written to a file."""
-    for clip in range(len(examples.captions)):
+    for clip in clips:
         length = min(frames, int(examples.codes.frames[clip, 0]))
         codes_KT = torch.from_numpy(examples.codes.crop(clip, 0, 0, length).astype("int64"))
         sound = decode(ears.codec, codes_KT)
@@ -141,7 +144,10 @@ def _held_out(ears: Ears, examples: Examples, frames: int) -> Iterator[np.ndarra
 
 def _read(ears: Ears, paths: Sequence[Path], seconds: Sequence[float]) -> Iterator[np.ndarray]:
     for path, length in zip(paths, seconds, strict=True):
-        yield sound_of_file(path, ears.sample_rate_hz, ears.channels, length)
+        sound = sound_of_file(path, ears.sample_rate_hz, ears.channels, length)
+        if len(sound) < ears.codec.config.hop_length:
+            raise DataError(f"{path} cannot be judged: its {len(sound)} samples are less than a frame of the codec")
+        yield sound
 
 
 def _with_bar(sounds: Iterable[np.ndarray], total: int, about: str) -> Iterator[np.ndarray]:

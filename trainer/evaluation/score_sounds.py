@@ -8,6 +8,7 @@ A call that was stopped goes on behind the last sound that is complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -43,9 +44,9 @@ class Prompt:
     caption: str
 
 
-def prompts_of(examples: Examples, count: int, seed: int) -> list[Prompt]:
-    """`count` clips, or all, in an order drawn by the seed: a larger count begins with those of a smaller one."""
-    order = np.random.default_rng(seed).permutation(len(examples.captions))[:count]
+def prompts_of(examples: Examples, clips: Sequence[int], count: int, seed: int) -> list[Prompt]:
+    """`count` of the clips, or all, in an order drawn by the seed: a larger count begins with what a smaller one is."""
+    order = np.random.default_rng(seed).permutation(np.array(clips, np.int64))[:count]
     return [
         Prompt(number=number, clip=int(clip), caption=examples.captions[clip] or "")
         for number, clip in enumerate(order, start=1)
@@ -55,6 +56,7 @@ def prompts_of(examples: Examples, count: int, seed: int) -> list[Prompt]:
 def make_sounds(
     source: Source,
     examples: Examples,
+    clips: Sequence[int],
     prompts: Sequence[Prompt],
     folder: Path,
     device: torch.device,
@@ -64,6 +66,7 @@ def make_sounds(
 ) -> list[Path]:
     """The sound file of each prompt, of so many frames; those that `folder` has already are not made again.
 
+    clips     from which the prompts were drawn, by index
     sampling  the prompt with number n draws from the seed `sampling.seed` + n, whatever the model: base and tuned
               model have the same draws
 
@@ -72,8 +75,10 @@ def make_sounds(
     about = {
         "format": "musicgen-trainer score sounds", "version": 1, "model": source.probe(),
         "codec": source.codec_identity(), "text": source.text_identity(), "frames": frames, **asdict(sampling),
-        "clips": [list(pair) for pair in zip(examples.names, examples.captions, strict=True)],
+        "clips": [[examples.names[clip], examples.captions[clip]] for clip in clips],
     }  # fmt: skip
+    if source.melody:
+        about["melodies"] = _melodies_digest(examples, clips)
     paths = [folder / f"{prompt.number:04d}_{file_name(1, prompt.caption, 'flac')[3:]}" for prompt in prompts]
     try:
         _begin(folder, about)
@@ -129,6 +134,14 @@ def _make(
             write_sound(path, decode(codec, codes_KT), source.sample_rate_hz)
     del model, codec
     free_unused(device)
+
+
+def _melodies_digest(examples: Examples, clips: Sequence[int]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for clip in clips:
+        notes = _melody(examples, clip)
+        digest.update(b"none" if notes is None else notes.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _melody(examples: Examples, clip: int) -> torch.Tensor | None:

@@ -53,6 +53,7 @@ class Memorisation:
     lines     training clips before and after, then the held-out ones
     played    clips played back from their captions alone: name, codes and how many of them came back before and after
     nearest   by sampled output: the training clip that is most like it
+    searched, training_clips  among how many clips that was looked for, and of how many; None where the file is silent
     remarks   what a reader must know besides
     """
 
@@ -61,6 +62,8 @@ class Memorisation:
     lines: Sequence[Line]
     played: Sequence[Mapping[str, Any]]
     nearest: Sequence[Mapping[str, Any]]
+    searched: int | None
+    training_clips: int | None
     remarks: Sequence[str]
 
     def line(self, group: str, model: str) -> Line | None:
@@ -92,9 +95,8 @@ def memorisation_of(recall: Mapping[str, Any]) -> Memorisation | None:
         return None
     return Memorisation(
         continued_seconds=number(found.get("continued_seconds")) or 5.0, lengths=lengths, lines=lines, played=played,
-        nearest=sorted(
-            nearest, key=lambda one: (one["model"] != "after", -(one["first_codebook"] or 0.0), -one["equal"])
-        ),
+        nearest=sorted(nearest, key=lambda one: (one["model"] != "after", -one["first_codebook"])),
+        searched=count(found.get("searched_clips")), training_clips=count(found.get("training_clips")),
         remarks=texts(recall.get("remarks")),
     )  # fmt: skip
 
@@ -135,12 +137,12 @@ def _played(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _nearest(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    equal, model = share(row.get("equal")), text(row.get("model"))
-    if equal is None or model not in MODELS:
+    equal, first, model = share(row.get("equal")), share(row.get("first_codebook")), text(row.get("model"))
+    if equal is None or first is None or model not in MODELS:
         return None
     return {
         "prompt": text(row.get("prompt")), "clip": text(row.get("clip")), "model": model, "equal": equal,
-        "first_codebook": share(row.get("first_codebook")),
+        "first_codebook": first, "first_codebook_chance": share(row.get("first_codebook_chance")),
         "chance": share(row.get("chance")), "output_seconds": number(row.get("output_seconds")),
         "clip_seconds": number(row.get("clip_seconds")),
     }  # fmt: skip
