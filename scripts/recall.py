@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code (see trainer/errors.py)."""
     try:
         flags = read_flags(argv)
+        check_numbers(flags)
         run = Path(flags.run)
         read_config(run, "--run")  # a wrong folder is told at once: what follows takes seconds to import
         findings = measure(
@@ -96,10 +97,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
     """Shows defaults, and the description as it is written."""
 
 
-def settings_of(flags: argparse.Namespace) -> Settings:
-    """What is measured. Raises ConfigError for numbers that cannot be."""
-    from trainer.evaluation.recall import Settings
-
+def check_numbers(flags: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers that cannot be."""
     for name, least in (("clips", 1), ("sampled", 0), ("searched_clips", 1), ("seed", 0)):
         if getattr(flags, name) < least:
             raise ConfigError(f"--{name} {getattr(flags, name)} is too few: use {least} or more")
@@ -107,6 +106,12 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         raise ConfigError(f"--continued_seconds {flags.continued_seconds:g}: use 0.1 to 30")
     if not all(0 <= seconds <= 30 for seconds in flags.prompt_seconds):
         raise ConfigError(f"--prompt_seconds {' '.join(f'{one:g}' for one in flags.prompt_seconds)}: each is 0 to 30")
+
+
+def settings_of(flags: argparse.Namespace) -> Settings:
+    """What is measured."""
+    from trainer.evaluation.recall import Settings
+
     return Settings(
         clips=flags.clips,
         prompt_seconds=tuple(sorted(set(flags.prompt_seconds))),

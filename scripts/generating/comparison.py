@@ -46,12 +46,18 @@ def models_of(flags: argparse.Namespace, output: Path, prompts: Sequence[str]) -
     if not flags.compare:
         assert between is not None
         return [Heard(source=between, folder=output, title=between.name, remark="")]
-    models = [Heard(source=base, folder=output / "base", title="base", remark=base.name)]
+    models = [Heard(source=base, folder=output / "base", title="base", remark=_shown(base))]
     if between is not None:
         name, remark = f"strength-{flags.strength:g}", "of what was learned, of which tuned has 1"
         models.append(Heard(source=between, folder=output / name, title=name, remark=remark))
-    models.append(Heard(source=tuned, folder=output / "tuned", title="tuned", remark=tuned.name))
+    models.append(Heard(source=tuned, folder=output / "tuned", title="tuned", remark=_shown(tuned)))
     return models
+
+
+def _shown(source: Source) -> str:
+    """Its name, of a folder the last two parts: the page may be sent to somebody."""
+    path = Path(source.name)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else source.name
 
 
 def write_page(

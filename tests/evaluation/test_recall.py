@@ -118,27 +118,3 @@ def test_the_table_counts_the_clips_that_cannot_be_told_from_the_true_ones() -> 
     assert lines[5].split() == ["all", "300", "1.00%", "99.33%"]
     assert lines[6] == "2 of 3 clips cannot be told from the true ones after the training"
     assert "Infinity" not in json.dumps([asdict(one) for one in rows])
-
-
-def test_the_page_of_the_run_reads_all_parts_of_the_file_that_is_written(tmp_path: Path) -> None:
-    shares = Shares(exact=0.5, partial=1.0, equal=0.9, chance=None)
-    row = Row(
-        group="training", model="after", prompt_seconds=1.0, clips=2, first_codebook=shares, all_codebooks=shares
-    )
-    near = Near(
-        model="after", prompt="slow rock", clip="a.wav", output_seconds=1.5, clip_seconds=2.0, seconds=5.0,
-        first_codebook=0.75, equal=0.5, chance=0.25,
-    )  # fmt: skip
-    played = Recall(
-        clip="a.wav", caption="", codes=100, before=1, after=100, snr_before_db=-3.0, snr_after_db=None
-    )
-    findings = Findings(
-        played_back=(played,), rows=(row,), nearest=(near,), continued_seconds=4.0, searched_clips=2, training_clips=2,
-        remarks=("one is left out",),
-    )  # fmt: skip
-    write(tmp_path, findings)
-    found = memorisation_of(json.loads((tmp_path / "recall.json").read_bytes()))
-    assert found is not None and found.continued_seconds == 4.0 and list(found.remarks) == ["one is left out"]
-    [line], [shown], [clip] = found.lines, found.nearest, found.played
-    assert (line.shares[1.0]["first_codebook"].partial, line.clips[1.0], clip["after"]) == (1.0, 2, 100)
-    assert {name: shown[name] for name in shown} == {name: getattr(near, name) for name in shown}

@@ -177,7 +177,8 @@ def test_the_pipeline_and_the_cards_code_make_stereo(tmp_path: Path, monkeypatch
     assert made["sampling_rate"] == 32_000 and made["audio"].shape == (2, 6400)
     assert made["audio"].std(axis=1).min() > 0 and (made["audio"][0] != made["audio"][1]).any()
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", in_transformers("rock", channels=2, melody=False), re.DOTALL)
+    shown = in_transformers("rock", channels=2, melody=False, model="models/huggingface")
+    (code,) = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("10 * 50", "10"), names)
     assert names["audio"].shape == (1, 2, 6400)

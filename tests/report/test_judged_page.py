@@ -71,6 +71,17 @@ def test_a_run_that_was_not_judged_has_no_such_section(tmp_path: Path) -> None:
     assert HEART not in page.text and SCORE not in page.text
 
 
+@pytest.mark.parametrize("exported, shown", [(3, True), (6, False)])
+def test_figures_of_a_step_that_is_no_longer_exported_are_not_shown(tmp_path: Path, exported: int, shown: bool) -> None:
+    run = add_judgement(
+        made_run(tmp_path / "run", steps=3, sounds=False), recall=recall() | {"exported_step": 3},
+        score=score() | {"exported_step": 3},
+    )  # fmt: skip
+    (run / "finished.json").write_text(json.dumps({"step": 6, "exported_step": exported}))
+    page = page_of(run)
+    assert (HEART in page.text) == shown and (SCORE in page.text) == shown
+
+
 def test_the_list_of_older_versions_still_tells_what_was_played_back(tmp_path: Path) -> None:
     page = page_of(add_judgement(made_run(tmp_path / "run", sounds=False), recall=recall()["played_back"], score={}))
     assert HEART in page.text and "played/after" in page.figures

@@ -35,7 +35,8 @@ class Facts:
 
     config, plan, start  config.json, plan.json, run.json
     dataset              dataset.json without its list of files
-    recall, score        recall.json and score.json, which scripts write after the run
+    recall, score        recall.json and score.json, which scripts write after the run, unless of a step that is no
+                         longer the exported one
     exit_code            what the run ended with; None while it runs
     alive                whether it is known to run
     best                 step and loss of the best validation
@@ -148,15 +149,16 @@ class RunReader:
         start = self._read_json(START)
         checkpoints = complete_checkpoints(self.root / "checkpoints")
         kept = self._read_json("best.json").get("step")
+        finished = self._read_json("finished.json")
         return Facts(
             root=self.root,
             config=self._read_json("config.json"),
             plan=self._read_json("plan.json"),
             start=start,
             dataset=self._read_json("dataset.json"),
-            finished=self._read_json("finished.json"),
-            recall=self._read_json(RECALL),
-            score=self._read_json(SCORE),
+            finished=finished,
+            recall=_if_of_exported(self._read_json(RECALL), finished),
+            score=_if_of_exported(self._read_json(SCORE), finished),
             exit_code=self._exit_code() if exit_code is None else exit_code,
             alive=alive,
             metrics=self.metrics,
@@ -185,6 +187,14 @@ class RunReader:
         except (FileNotFoundError, IsADirectoryError):
             return {}
         return known[1]
+
+
+def _if_of_exported(judged: dict[str, Any], finished: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script found of the run's model; {} where that was another step than the one that is exported now, as of a
+    run that was trained on since."""
+    exported = finished.get("exported_step", finished.get("step"))
+    judged_step = judged.get("exported_step")
+    return judged if None in (exported, judged_step) or exported == judged_step else {}
 
 
 def resumes_of(start: Mapping[str, Any]) -> list[int]:
