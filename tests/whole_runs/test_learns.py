@@ -121,7 +121,7 @@ def test_four_clips_are_played_back_from_their_captions_without_one_wrong_code(t
 def check_by_heart(run: Path, others: Path) -> None:
     """After a second of a clip, each is continued exactly, and a clip of another folder no more than by chance."""
     settings = Settings(prompt_seconds=(1,), sampled=1)
-    found = recall.measure(run, settings, wav=None, device_name="cpu", held_out=str(others))
+    found = recall.measure(run, settings, wav=None, device_name="cpu", held_out=str(others), base_name=None)
     assert [row.after for row in found.played_back] == [600] * 4 and found.remarks == ()
     rows = {(row.group, row.model): row for row in found.rows}
     assert [row.clips for row in rows.values()] == [4, 4, 2, 2]
@@ -294,7 +294,7 @@ def test_adapters_alone_play_two_clips_back_without_one_wrong_code(tmp_path: Pat
     flags = ("--init_from", str(tmp_path / "base.pt"), "--lora_rank", "32")
     run = learn(tmp_path, FOUR[2:], seconds=3, steps=300, lr="3e-3", flags=flags)
     settings = Settings(clips=2, prompt_seconds=(0, 1), sampled=0)
-    found = recall.measure(run, settings, wav=None, device_name="cpu", held_out=None)
+    found = recall.measure(run, settings, wav=None, device_name="cpu", held_out=None, base_name=None)
     rows = found.played_back
     assert all(row.all_codebooks.exact == (row.model == "after") for row in found.rows) and len(found.rows) == 4
     assert [row.after for row in rows] == [row.codes for row in rows] == [600, 600]
