@@ -15,6 +15,7 @@ from scripts.recall import near, table, write
 from tests.synthetic import HEADER
 from trainer.evaluation.memorisation import Clip, Row, Shares, trained_cells
 from trainer.evaluation.recall import Findings, Near, Recall, equal_codes, snr_db
+from trainer.exports.shared_card import figures_of
 from trainer.flags.config import Config
 from trainer.model.delay_pattern import IGNORED, inputs_and_labels
 from trainer.report.memorisation import memorisation_of
@@ -66,9 +67,11 @@ def test_melodies_are_heard_as_the_run_heard_them_whatever_auto_comes_to_here(tm
     assert with_stems_of_run(tmp_path, replace(auto, stems="mix")).stems == "mix"
 
 
-def test_what_is_written_is_what_the_page_shows(tmp_path: Path) -> None:
+def test_what_is_written_is_what_the_page_and_the_card_show(tmp_path: Path) -> None:
     share = Shares(exact=0, partial=0.5, equal=0.75, chance=0.0625)
     row = Row(group="training", model="after", prompt_seconds=5, clips=2, first_codebook=share, all_codebooks=share)
+    alone = replace(share, chance=None)  # of one clip there is no other one to compare with
+    only = replace(row, group="held out", clips=1, first_codebook=alone, all_codebooks=alone)
     one = Near(
         model="after", prompt="slow rock", clip="rock.wav", output_seconds=1.5, clip_seconds=12.0, seconds=5.0,
         first_codebook=0.625, equal=0.5, chance=0.25, first_codebook_chance=0.375,
@@ -77,11 +80,14 @@ def test_what_is_written_is_what_the_page_shows(tmp_path: Path) -> None:
         clip="a.wav", caption="", codes=100, before=1, after=90, snr_before_db=-3.04, snr_after_db=None
     )
     findings = Findings(
-        played_back=(played,), rows=(row,), nearest=(one,), continued_seconds=5, searched_clips=7, training_clips=9,
-        remarks=("said besides",),
+        played_back=(played,), rows=(row, only), nearest=(one,), continued_seconds=5, searched_clips=7,
+        training_clips=9, remarks=("said besides",),
     )  # fmt: skip
     write(tmp_path, findings)
-    found = memorisation_of(json.loads((tmp_path / "recall.json").read_text()))
+    written = json.loads((tmp_path / "recall.json").read_text())
+    card = figures_of(None, written)
+    assert not card.unread and "| held out | after | 5 s | 1 | 0.0 % | 50.0 % | 75.0 % | - |" in card.section
+    found = memorisation_of(written)
     assert found is not None and found.remarks == ["said besides"] and found.played_share("after") == 0.9
     line = found.line("training", "after")
     assert line is not None and line.shares[5]["first_codebook"].chance == 0.0625

@@ -20,7 +20,9 @@ from tests.small_clap import write_small_clap
 from trainer.errors import DataError
 from trainer.evaluation.embeddings import sound_of_file
 from trainer.evaluation.samples import write_sound
+from trainer.exports.shared_card import figures_of
 from trainer.model.source import load_codec, open_model
+from trainer.report.held_out_score import score_of
 
 OTHERS = ("metal_chaosland", "metal_war_of_freedom", "rock_feelings_guitar", "arcade_meadow")
 SECONDS = 1.0
@@ -47,7 +49,11 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def score(*flags: str, expect: int = 0) -> dict[str, Any]:
     assert main(["models", "--seconds", str(SECONDS), *flags]) == expect
-    return json.loads(Path("models/score.json").read_text()) if expect == 0 else {}
+    if expect != 0:
+        return {}
+    written = json.loads(Path("models/score.json").read_text())
+    assert not figures_of(written, None).unread and score_of(written) is not None  # the card's reader and the page's
+    return written
 
 
 def stamps() -> dict[str, int]:

@@ -122,7 +122,7 @@ def _recall(recall: object) -> Read:
     rows = []
     for row in _of_format(recall, "musicgen-trainer recall", 2)["memorisation"]["rows"]:
         first = row["first_codebook"]
-        shares = [f"{100 * float(first[name]):.1f} %" for name in ("exact", "partial", "equal", "chance")]
+        shares = [_share(first[name]) for name in ("exact", "partial", "equal", "chance")]
         cells = [row["group"], row["model"], f"{float(row['prompt_seconds']):g} s", int(row["clips"]), *shares]
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     if not rows:
@@ -141,6 +141,11 @@ def _of_format(values: object, name: str, version: int) -> dict[str, Any]:
     if not isinstance(values, dict) or (values["format"], values["version"]) != (name, version):
         raise ValueError(f"no {name} of version {version}")
     return values
+
+
+def _share(found: float | None) -> str:
+    """Chance is not known where there is one clip of a kind alone."""
+    return "-" if found is None else f"{100 * float(found):.1f} %"
 
 
 def _interval(found: Sequence[float]) -> str:
