@@ -45,7 +45,7 @@ def learned(folder: Path, *flags: str) -> tuple[str, list[dict[str, float]]]:
         "--output_dir", run,
     )  # fmt: skip
     python(ROOT / "scripts/recall.py", "--run", run, "--device", "cpu")
-    return said, json.loads((run / "recall.json").read_text())
+    return said, json.loads((run / "recall.json").read_text())["played_back"]
 
 
 def test_two_clips_of_one_caption_are_played_back_from_their_melody_files(tmp_path: Path) -> None:
